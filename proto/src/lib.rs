@@ -1,0 +1,28 @@
+//! The words of Bonafide: what two of its processes must agree on.
+//!
+//! Every type here is parsed once, at the door, into a form that cannot be wrong. Wire messages
+//! (`wire`) never travel further than [`convert`].
+
+pub mod clock;
+pub mod convert;
+pub mod endpoint;
+pub mod fingerprint;
+pub mod flow;
+pub mod name;
+pub mod record;
+pub mod refusal;
+pub mod svid;
+pub mod tls;
+
+/// Generated from `proto/*.proto`.
+pub mod wire {
+    #![allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used, unreachable_pub)]
+    /// The daemons of one host.
+    pub mod node {
+        tonic::include_proto!("bonafide.node.v1");
+    }
+    /// The authority and its nodes.
+    pub mod authority {
+        tonic::include_proto!("bonafide.authority.v1");
+    }
+}
