@@ -1,1 +1,1 @@
-//! 
+//! The certificate authority: root role and node role.

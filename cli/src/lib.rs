@@ -1,1 +1,1 @@
-//! 
+//! bonafide, what an operator types.

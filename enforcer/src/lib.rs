@@ -1,1 +1,1 @@
-//! 
+//! Captures, decides, encrypts, relays, records.

@@ -1,1 +1,1 @@
-//! 
+//! Knows which program is behind a socket.

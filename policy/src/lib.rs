@@ -1,1 +1,1 @@
-//! 
+//! The policy language and the decision.

@@ -258,10 +258,21 @@ mod tests {
             assert_eq!(good.parse::<SpiffeId>().unwrap().to_string(), good);
         }
         for bad in [
-            "", "https://example.org/web", "spiffe://example.org", "spiffe://example.org/", "spiffe:///x",
-            "spiffe://Example.org/x", "spiffe://example.org/a//b", "spiffe://example.org/a/", "spiffe://example.org/../b",
-            "spiffe://example.org/a?q", "spiffe://example.org/a#f", "spiffe://user@example.org/a", "spiffe://example.org:80/a",
-            "spiffe://example.org/%41", "SPIFFE://example.org/a",
+            "",
+            "https://example.org/web",
+            "spiffe://example.org",
+            "spiffe://example.org/",
+            "spiffe:///x",
+            "spiffe://Example.org/x",
+            "spiffe://example.org/a//b",
+            "spiffe://example.org/a/",
+            "spiffe://example.org/../b",
+            "spiffe://example.org/a?q",
+            "spiffe://example.org/a#f",
+            "spiffe://user@example.org/a",
+            "spiffe://example.org:80/a",
+            "spiffe://example.org/%41",
+            "SPIFFE://example.org/a",
         ] {
             assert!(bad.parse::<SpiffeId>().is_err(), "{bad} was accepted");
         }

@@ -1,1 +1,1 @@
-//! 
+//! Hosts in network namespaces, scenarios with real programs, the demo.

@@ -1,0 +1,3 @@
+//! The certificate authority: root role and node role.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! bonafide, what an operator types.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Captures, decides, encrypts, relays, records.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Knows which program is behind a socket.
+
+fn main() {}

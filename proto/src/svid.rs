@@ -1,0 +1,330 @@
+//! What a peer's certificate proves: an X.509-SVID parsed and verified into a [`PeerSvid`], or a named refusal.
+//!
+//! Rules: X509-SVID.md §2 (one URI SAN), §4 (constraints), §5 (validation); RFC 5280 §6 by webpki.
+//! Holding a `PeerSvid` means that every rule held at the time it was made.
+
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::ParsedCertificate;
+use x509_parser::prelude::*;
+
+use crate::fingerprint::Digest;
+use crate::name::{NodeName, SpiffeId, TrustDomain};
+
+/// OID of the private extension that carries the fingerprint which earned a leaf.
+///
+/// A private arc under 2.25 (ITU-T X.667). Content, DER:
+/// `SEQUENCE { exe OCTET STRING (32), script OCTET STRING (0 or 32), program UTF8String, scriptPath UTF8String }`.
+pub const FINGERPRINT_OID: [u64; 3] = [2, 25, 5_178_349_013_480_112_913];
+/// The same, dotted.
+pub const FINGERPRINT_OID_TEXT: &str = "2.25.5178349013480112913";
+/// The largest certificate that is parsed, in bytes.
+pub const CERTIFICATE_MAX: usize = 8 * 1024;
+/// The longest chain that is looked at: leaf and intermediate.
+pub const CHAIN_MAX: usize = 2;
+
+/// Why a certificate or its chain was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SvidError {
+    /// No certificate at all.
+    #[error("no certificate was shown")]
+    Missing,
+    /// More certificates than a leaf and its intermediate, or one too large.
+    #[error("the chain is too long or too large")]
+    TooLarge,
+    /// Not DER X.509.
+    #[error("the certificate cannot be parsed: {0}")]
+    Malformed(String),
+    /// X509-SVID.md §2.
+    #[error("the certificate has {0} URI SANs; an X.509-SVID has exactly one")]
+    UriSans(usize),
+    /// The URI SAN is no SPIFFE ID with a path.
+    #[error("the URI SAN is not a SPIFFE ID: it {0}")]
+    SpiffeId(String),
+    /// Another trust domain.
+    #[error("the certificate is of trust domain {seen}, not {expected}")]
+    TrustDomain {
+        /// The domain of the certificate.
+        seen: TrustDomain,
+        /// Ours.
+        expected: TrustDomain,
+    },
+    /// X509-SVID.md §4: basic constraints, key usage or extended key usage.
+    #[error("the leaf breaks X509-SVID §4: {0}")]
+    Constraints(&'static str),
+    /// `notAfter` has passed.
+    #[error("the certificate expired {0} s ago")]
+    Expired(i64),
+    /// `notBefore` is to come.
+    #[error("the certificate becomes valid in {0} s")]
+    NotYetValid(i64),
+    /// RFC 5280 path validation failed.
+    #[error("the chain does not lead to a root of this trust domain: {0}")]
+    Path(String),
+    /// The intermediate shown is not the leaf's issuer.
+    #[error("the leaf was not issued by the intermediate shown with it")]
+    Issuer,
+    /// The identity is valid but not of the kind expected here.
+    #[error("{0} is not {1}")]
+    WrongKind(SpiffeId, &'static str),
+    /// The fingerprint extension is malformed.
+    #[error("the fingerprint extension is malformed")]
+    Fingerprint,
+}
+
+/// The program that earned a leaf, as the issuing node certified it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertifiedProgram {
+    /// Digest of the executable.
+    pub exe: Digest,
+    /// Digest of the script, if it interprets one.
+    pub script: Option<Digest>,
+    /// Path of the executable.
+    pub program: String,
+    /// Path of the script; empty if none.
+    pub script_path: String,
+}
+
+/// A peer's verified identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerSvid {
+    id: SpiffeId,
+    serial: String,
+    not_after: i64,
+    program: Option<CertifiedProgram>,
+    node: Option<NodeName>,
+}
+
+impl PeerSvid {
+    /// The SPIFFE ID.
+    #[must_use]
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+    /// Serial number, lower-case hex.
+    #[must_use]
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+    /// Expiry, unix seconds.
+    #[must_use]
+    pub fn not_after(&self) -> i64 {
+        self.not_after
+    }
+    /// The fingerprint that earned it; workload leaves always carry one.
+    #[must_use]
+    pub fn program(&self) -> Option<&CertifiedProgram> {
+        self.program.as_ref()
+    }
+    /// The node whose intermediate issued it; `None` for certificates that the root issued itself.
+    #[must_use]
+    pub fn node(&self) -> Option<&NodeName> {
+        self.node.as_ref()
+    }
+}
+
+/// What kind of peer is expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// A workload: issued by a node's intermediate, with a fingerprint.
+    Workload,
+    /// A node: issued by the root.
+    Node,
+    /// The authority: issued by the root.
+    Authority,
+}
+
+/// The roots of one trust domain.
+#[derive(Debug, Clone)]
+pub struct TrustBundle {
+    trust_domain: TrustDomain,
+    roots: Arc<RootCertStore>,
+    der: Vec<CertificateDer<'static>>,
+}
+
+impl TrustBundle {
+    /// A bundle of at least one root.
+    ///
+    /// # Errors
+    /// [`SvidError::Malformed`] if a root cannot be a trust anchor, [`SvidError::Missing`] if there is none.
+    pub fn new(trust_domain: TrustDomain, der: Vec<CertificateDer<'static>>) -> Result<Self, SvidError> {
+        if der.is_empty() {
+            return Err(SvidError::Missing);
+        }
+        let mut roots = RootCertStore::empty();
+        for root in &der {
+            if root.len() > CERTIFICATE_MAX {
+                return Err(SvidError::TooLarge);
+            }
+            roots.add(root.clone()).map_err(|e| SvidError::Malformed(e.to_string()))?;
+        }
+        Ok(Self { trust_domain, roots: Arc::new(roots), der })
+    }
+
+    /// The trust domain.
+    #[must_use]
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The roots, DER.
+    #[must_use]
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.der
+    }
+
+    /// Verifies a chain as shown by a peer, leaf first.
+    ///
+    /// # Errors
+    /// The first rule it breaks.
+    pub fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime, expect: Expect) -> Result<PeerSvid, SvidError> {
+        let (leaf, rest) = chain.split_first().ok_or(SvidError::Missing)?;
+        if chain.len() > CHAIN_MAX || chain.iter().any(|c| c.len() > CERTIFICATE_MAX) {
+            return Err(SvidError::TooLarge);
+        }
+        let cert = parse(leaf)?;
+        let id = spiffe_id(&cert)?;
+        if id.trust_domain() != &self.trust_domain {
+            return Err(SvidError::TrustDomain {
+                seen: id.trust_domain().clone(),
+                expected: self.trust_domain.clone(),
+            });
+        }
+        check_leaf(&cert)?;
+        let now_s = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let (from, until) = (cert.validity().not_before.timestamp(), cert.validity().not_after.timestamp());
+        if now_s < from {
+            return Err(SvidError::NotYetValid(from - now_s));
+        }
+        if now_s > until {
+            return Err(SvidError::Expired(now_s - until));
+        }
+        let parsed = ParsedCertificate::try_from(leaf).map_err(|e| SvidError::Malformed(e.to_string()))?;
+        // The leaf carries both extended key usages (checked above), so the server-side path
+        // validation serves for clients too.
+        rustls::client::verify_server_cert_signed_by_trust_anchor(
+            &parsed,
+            &self.roots,
+            rest,
+            now,
+            crate::tls::provider().signature_verification_algorithms.all,
+        )
+        .map_err(|e| SvidError::Path(e.to_string()))?;
+
+        let node = match rest.first() {
+            Some(intermediate) => {
+                let intermediate = parse(intermediate)?;
+                if intermediate.subject().as_raw() != cert.issuer().as_raw() {
+                    return Err(SvidError::Issuer);
+                }
+                Some(node_of(&intermediate)?)
+            }
+            None => None,
+        };
+        let program = fingerprint(&cert)?;
+        let right_kind = match expect {
+            Expect::Workload => id.workload_name().is_some() && node.is_some() && program.is_some(),
+            Expect::Node => id.node_name().is_some() && node.is_none(),
+            Expect::Authority => id.is_authority() && node.is_none(),
+        };
+        if !right_kind {
+            let wanted = match expect {
+                Expect::Workload => "a workload's leaf, issued by a node for a fingerprint",
+                Expect::Node => "a node's SVID, issued by the root",
+                Expect::Authority => "the authority's SVID, issued by the root",
+            };
+            return Err(SvidError::WrongKind(id, wanted));
+        }
+        Ok(PeerSvid { id, serial: hex::encode(cert.raw_serial()), not_after: until, program, node })
+    }
+}
+
+fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, SvidError> {
+    match X509Certificate::from_der(der) {
+        Ok(([], cert)) => Ok(cert),
+        Ok(_) => Err(SvidError::Malformed("bytes after the certificate".into())),
+        Err(e) => Err(SvidError::Malformed(e.to_string())),
+    }
+}
+
+fn spiffe_id(cert: &X509Certificate<'_>) -> Result<SpiffeId, SvidError> {
+    let san = cert.subject_alternative_name().map_err(|e| SvidError::Malformed(e.to_string()))?;
+    let uris: Vec<&str> = san
+        .iter()
+        .flat_map(|ext| &ext.value.general_names)
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        })
+        .collect();
+    match uris.as_slice() {
+        [one] => one.parse().map_err(|e: crate::name::NameError| SvidError::SpiffeId(e.to_string())),
+        others => Err(SvidError::UriSans(others.len())),
+    }
+}
+
+fn check_leaf(cert: &X509Certificate<'_>) -> Result<(), SvidError> {
+    let malformed = |e: X509Error| SvidError::Malformed(e.to_string());
+    match cert.basic_constraints().map_err(malformed)? {
+        Some(bc) if bc.value.ca => return Err(SvidError::Constraints("it is a CA certificate")),
+        Some(_) => {}
+        None => return Err(SvidError::Constraints("basic constraints are missing")),
+    }
+    match cert.key_usage().map_err(malformed)? {
+        None => return Err(SvidError::Constraints("key usage is missing")),
+        Some(ku) if !ku.critical => return Err(SvidError::Constraints("key usage is not critical")),
+        Some(ku) if ku.value.key_cert_sign() || ku.value.crl_sign() => {
+            return Err(SvidError::Constraints("it may sign certificates or CRLs"));
+        }
+        Some(ku) if !ku.value.digital_signature() => {
+            return Err(SvidError::Constraints("it may not sign handshakes"));
+        }
+        Some(_) => {}
+    }
+    match cert.extended_key_usage().map_err(malformed)? {
+        Some(eku) if eku.value.server_auth && eku.value.client_auth => Ok(()),
+        Some(_) => Err(SvidError::Constraints("it is not for both server and client authentication")),
+        None => Err(SvidError::Constraints("extended key usage is missing")),
+    }
+}
+
+fn node_of(intermediate: &X509Certificate<'_>) -> Result<NodeName, SvidError> {
+    let mut names = intermediate.subject().iter_common_name();
+    let (Some(name), None) = (names.next(), names.next()) else { return Err(SvidError::Issuer) };
+    name.as_str().ok().and_then(|s| s.parse().ok()).ok_or(SvidError::Issuer)
+}
+
+fn fingerprint(cert: &X509Certificate<'_>) -> Result<Option<CertifiedProgram>, SvidError> {
+    use x509_parser::der_parser::ber::BerObjectContent as Content;
+    use x509_parser::der_parser::der::parse_der;
+    let mut found = cert.extensions().iter().filter(|e| e.oid.to_id_string() == FINGERPRINT_OID_TEXT);
+    let (first, second) = (found.next(), found.next());
+    let Some(ext) = first else { return Ok(None) };
+    if second.is_some() {
+        return Err(SvidError::Fingerprint);
+    }
+    let (rest, der) = parse_der(ext.value).map_err(|_| SvidError::Fingerprint)?;
+    let items = der.as_sequence().map_err(|_| SvidError::Fingerprint)?;
+    let [exe, script, program, script_path] = items.as_slice() else { return Err(SvidError::Fingerprint) };
+    let (
+        Content::OctetString(exe),
+        Content::OctetString(script),
+        Content::UTF8String(program),
+        Content::UTF8String(script_path),
+    ) = (&exe.content, &script.content, &program.content, &script_path.content)
+    else {
+        return Err(SvidError::Fingerprint);
+    };
+    if !rest.is_empty() {
+        return Err(SvidError::Fingerprint);
+    }
+    let digest = |bytes: &[u8]| Digest::try_from(bytes).map_err(|_| SvidError::Fingerprint);
+    Ok(Some(CertifiedProgram {
+        exe: digest(exe)?,
+        script: if script.is_empty() { None } else { Some(digest(script)?) },
+        program: (*program).to_owned(),
+        script_path: (*script_path).to_owned(),
+    }))
+}
