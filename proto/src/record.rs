@@ -33,6 +33,8 @@ pub enum Outcome {
     Refused,
     /// Let through because the mode is observe; enforce would have refused it.
     WouldRefuse,
+    /// Let through because the mode is observe; the other end's program is not known in the clear.
+    Undecided,
 }
 
 /// How the bytes travelled between this end and the other.
