@@ -1,1 +1,4 @@
 //! bonafide, what an operator types.
+
+pub mod launch;
+pub mod node;

@@ -1,3 +1,5 @@
 //! bonafide, what an operator types.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
+}

@@ -1,0 +1,237 @@
+//! The configuration files of a node's daemons, as text.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use bonafide_proto::name::{NodeName, TrustDomain};
+use serde::Serialize;
+
+use super::layout::Layout;
+use super::spec::{AuthorityAt, CA_UID, ENFORCER_UID, IDENTITYD_UID, NodeSpec, RootSpec};
+
+/// `ca.toml`.
+#[derive(Serialize)]
+pub(super) struct CaToml<'a> {
+    role: &'static str,
+    state: PathBuf,
+    log: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    root: Option<RootTable<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<NodeTable<'a>>,
+}
+
+#[derive(Serialize)]
+struct RootTable<'a> {
+    trust_domain: &'a TrustDomain,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    listen: &'a [SocketAddr],
+    admin_socket: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    intermediate_ttl_seconds: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct NodeTable<'a> {
+    name: &'a NodeName,
+    socket: PathBuf,
+    callers: [u32; 1],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authority: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join_token_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leaf_ttl_seconds: Option<u32>,
+}
+
+/// `identityd.toml`.
+#[derive(Serialize)]
+pub(super) struct IdentitydToml<'a> {
+    node: &'a NodeName,
+    socket: PathBuf,
+    ca_socket: PathBuf,
+    policy: &'a Path,
+    callers: [u32; 1],
+    log: &'static str,
+}
+
+/// `enforcer.toml`.
+#[derive(Serialize)]
+pub(super) struct EnforcerToml<'a> {
+    socket: PathBuf,
+    identityd_socket: PathBuf,
+    records: PathBuf,
+    state: PathBuf,
+    backend: &'a str,
+    outbound_port: u16,
+    inbound_port: u16,
+    log: &'static str,
+    control: Vec<Control>,
+}
+
+/// What a daemon of ours may reach uncaptured.
+#[derive(Serialize)]
+struct Control {
+    cgroup: PathBuf,
+    uid: u32,
+    to: SocketAddr,
+}
+
+impl<'a> CaToml<'a> {
+    pub(super) fn of_node(spec: &'a NodeSpec, layout: &Layout) -> Self {
+        let mut node = NodeTable {
+            name: &spec.name,
+            socket: layout.ca_socket(),
+            callers: [IDENTITYD_UID],
+            authority: None,
+            join_token_file: None,
+            leaf_ttl_seconds: spec.leaf_ttl_seconds,
+        };
+        let (role, root) = match &spec.authority {
+            AuthorityAt::Embedded { trust_domain } => {
+                let admin_socket = layout.authority_socket();
+                let root = RootTable { trust_domain, listen: &[], admin_socket, intermediate_ttl_seconds: None };
+                ("local", Some(root))
+            }
+            AuthorityAt::Remote { addr, .. } => {
+                node.authority = Some(*addr);
+                node.join_token_file = Some(layout.join_token());
+                ("node", None)
+            }
+        };
+        Self { role, state: layout.ca_state(), log: "info", root, node: Some(node) }
+    }
+
+    pub(super) fn of_root(spec: &'a RootSpec, layout: &Layout) -> Self {
+        let root = RootTable {
+            trust_domain: &spec.trust_domain,
+            listen: &spec.listen,
+            admin_socket: layout.authority_socket(),
+            intermediate_ttl_seconds: spec.intermediate_ttl_seconds,
+        };
+        Self { role: "root", state: layout.ca_state(), log: "info", root: Some(root), node: None }
+    }
+}
+
+impl<'a> IdentitydToml<'a> {
+    pub(super) fn of(spec: &'a NodeSpec, layout: &Layout, policy: &'a Path) -> Self {
+        Self {
+            node: &spec.name,
+            socket: layout.identityd_socket(),
+            ca_socket: layout.ca_socket(),
+            policy,
+            callers: [ENFORCER_UID],
+            log: "info",
+        }
+    }
+}
+
+impl<'a> EnforcerToml<'a> {
+    /// `ca_cgroup` is where the CA lives, which alone may reach a remote authority uncaptured.
+    pub(super) fn of(spec: &'a NodeSpec, layout: &Layout, ca_cgroup: PathBuf) -> Self {
+        let control = match &spec.authority {
+            AuthorityAt::Embedded { .. } => Vec::new(),
+            AuthorityAt::Remote { addr, .. } => vec![Control { cgroup: ca_cgroup, uid: CA_UID, to: *addr }],
+        };
+        Self {
+            socket: layout.enforcer_socket(),
+            identityd_socket: layout.identityd_socket(),
+            records: layout.records(),
+            state: layout.enforcer_state(),
+            backend: &spec.backend,
+            outbound_port: spec.outbound_port,
+            inbound_port: spec.inbound_port,
+            log: "info",
+            control,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn spec(authority: AuthorityAt) -> NodeSpec {
+        NodeSpec {
+            instance: "t".into(),
+            name: "a".parse().unwrap(),
+            dir: "/n".into(),
+            policy: "/p.toml".into(),
+            backend: "nft".into(),
+            authority,
+            binaries: "/b".into(),
+            leaf_ttl_seconds: Some(90),
+            outbound_port: 15001,
+            inbound_port: 15006,
+        }
+    }
+
+    fn embedded() -> AuthorityAt {
+        AuthorityAt::Embedded { trust_domain: "example.org".parse().unwrap() }
+    }
+
+    fn remote() -> AuthorityAt {
+        AuthorityAt::Remote { addr: "[fd77::9]:8443".parse().unwrap(), token: Some("s3cret".into()) }
+    }
+
+    #[test]
+    fn an_embedded_authority_makes_the_ca_local() {
+        let text = toml::to_string(&CaToml::of_node(&spec(embedded()), &Layout::new("/n"))).unwrap();
+        let expected = r#"role = "local"
+state = "/n/state/ca"
+log = "info"
+
+[root]
+trust_domain = "example.org"
+admin_socket = "/n/run/ca/authority.sock"
+
+[node]
+name = "a"
+socket = "/n/run/ca/ca.sock"
+callers = [64702]
+leaf_ttl_seconds = 90
+"#;
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_remote_authority_is_joined_and_exempted_for_the_ca_alone() {
+        let spec = spec(remote());
+        let layout = Layout::new("/n");
+        let ca = toml::to_string(&CaToml::of_node(&spec, &layout)).unwrap();
+        assert!(ca.starts_with("role = \"node\"\n") && !ca.contains("[root]"), "{ca}");
+        assert!(ca.contains("authority = \"[fd77::9]:8443\"\njoin_token_file = \"/n/state/ca/join.token\"\n"), "{ca}");
+        let enforcer = toml::to_string(&EnforcerToml::of(&spec, &layout, "/cg/bonafide-t/ca".into())).unwrap();
+        let control = "[[control]]\ncgroup = \"/cg/bonafide-t/ca\"\nuid = 64701\nto = \"[fd77::9]:8443\"\n";
+        assert!(enforcer.contains(control), "{enforcer}");
+    }
+
+    #[test]
+    fn the_join_token_is_in_no_configuration_and_no_debug_output() {
+        let spec = spec(remote());
+        let layout = Layout::new("/n");
+        let texts = [
+            toml::to_string(&CaToml::of_node(&spec, &layout)).unwrap(),
+            toml::to_string(&EnforcerToml::of(&spec, &layout, "/c".into())).unwrap(),
+            toml::to_string(&IdentitydToml::of(&spec, &layout, &spec.policy)).unwrap(),
+            format!("{spec:?}"),
+        ];
+        assert!(texts.iter().all(|t| !t.contains("s3cret")), "{texts:?}");
+    }
+
+    #[test]
+    fn a_root_listens_and_has_no_node_role() {
+        let spec = RootSpec {
+            instance: "r".into(),
+            dir: "/r".into(),
+            trust_domain: "example.org".parse().unwrap(),
+            listen: vec!["10.0.0.9:8443".parse().unwrap(), "[fd77::9]:8443".parse().unwrap()],
+            binaries: "/b".into(),
+            intermediate_ttl_seconds: Some(600),
+        };
+        let text = toml::to_string(&CaToml::of_root(&spec, &Layout::new("/r"))).unwrap();
+        assert!(text.contains("listen = [\"10.0.0.9:8443\", \"[fd77::9]:8443\"]"), "{text}");
+        assert!(text.contains("intermediate_ttl_seconds = 600") && !text.contains("[node]"), "{text}");
+    }
+}

@@ -1,0 +1,47 @@
+//! Directories and files with owners and modes, made so that nobody but root and their owner has a say in them.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::path::Path;
+
+use super::error::{NodeError, io_at};
+
+/// Makes a directory, or takes one that is there, and gives it this owner and mode. Its parent must be root's.
+pub(super) fn directory(path: &Path, owner: u32, mode: u32) -> Result<(), NodeError> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => check(path, owner)?,
+        Err(e) => return Err(io_at("create this directory", path)(e)),
+    }
+    chown(path, Some(owner), Some(owner)).map_err(io_at("change the owner", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io_at("change the mode", path))
+}
+
+/// A directory that somebody else prepared could hold links that lead our writes astray.
+fn check(path: &Path, owner: u32) -> Result<(), NodeError> {
+    let meta = fs::symlink_metadata(path).map_err(io_at("look at", path))?;
+    if !meta.is_dir() {
+        return Err(NodeError::Directory(path.to_owned(), "is there and is no directory; move it away"));
+    }
+    if meta.uid() != owner && meta.uid() != 0 {
+        return Err(NodeError::Directory(path.to_owned(), "belongs to another user; choose another directory"));
+    }
+    if meta.mode() & 0o022 != 0 {
+        return Err(NodeError::Directory(path.to_owned(), "is writable by others; choose another directory"));
+    }
+    Ok(())
+}
+
+/// Writes a file anew. Never through a link that is in its place.
+pub(super) fn file(path: &Path, owner: u32, mode: u32, text: &str) -> Result<(), NodeError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_at("replace", path)(e)),
+        _ => {}
+    }
+    let mut file =
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io_at("create", path))?;
+    file.write_all(text.as_bytes()).map_err(io_at("write", path))?;
+    std::os::unix::fs::fchown(&file, Some(owner), Some(owner)).map_err(io_at("change the owner", path))?;
+    file.set_permissions(fs::Permissions::from_mode(mode)).map_err(io_at("change the mode", path))
+}

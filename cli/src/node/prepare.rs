@@ -1,0 +1,150 @@
+//! Lays a node out: directories, configuration, cgroups. Can be repeated; what the daemons kept stays.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::cgroup::InstanceCgroup;
+use super::command::{DaemonCommand, Place};
+use super::config::{CaToml, EnforcerToml, IdentitydToml};
+use super::directory::{directory, file};
+use super::error::{NodeError, io_at};
+use super::layout::Layout;
+use super::spec::{AuthorityAt, CA_UID, ENFORCER_UID, IDENTITYD_UID, NodeSpec, RootSpec};
+
+/// A node ready to be started: `ca` first, then `identityd`, then `enforcer`.
+#[derive(Debug, Clone)]
+pub struct PreparedNode {
+    /// Starts the CA.
+    pub ca: DaemonCommand,
+    /// Starts identityd.
+    pub identityd: DaemonCommand,
+    /// Starts the enforcer.
+    pub enforcer: DaemonCommand,
+    /// Removes what a killed enforcer left of its capture rules, in the network namespace where it runs.
+    pub remove_capture: DaemonCommand,
+    /// Its paths.
+    pub layout: Layout,
+    /// Its cgroup.
+    pub cgroup: InstanceCgroup,
+}
+
+/// An authority ready to be started.
+#[derive(Debug, Clone)]
+pub struct PreparedRoot {
+    /// Starts it.
+    pub ca: DaemonCommand,
+    /// Where it serves `Admission`.
+    pub admin_socket: PathBuf,
+    /// Its paths.
+    pub layout: Layout,
+    /// Its cgroup.
+    pub cgroup: InstanceCgroup,
+}
+
+/// Creates everything a node needs before its daemons start. As root.
+///
+/// # Errors
+/// What is wrong with the specification, or what the system refused; nothing is started either way.
+pub fn prepare_node(spec: &NodeSpec) -> Result<PreparedNode, NodeError> {
+    if !matches!(spec.backend.as_str(), "nft" | "iptables") {
+        return Err(NodeError::Backend(spec.backend.clone()));
+    }
+    let cgroup = InstanceCgroup::find(&spec.instance)?;
+    let policy = absolute(&spec.policy)?;
+    let binaries = absolute(&spec.binaries)?;
+    let layout = directories(&spec.dir, &[("ca", CA_UID), ("identityd", IDENTITYD_UID), ("enforcer", ENFORCER_UID)])?;
+    cgroup.create()?;
+    let ca_cgroup = cgroup.create_daemon("ca")?;
+    let enforcer_cgroup = cgroup.create_daemon("enforcer")?;
+    let identityd_cgroup = cgroup.create_daemon("identityd")?;
+
+    write_token(&spec.authority, &layout)?;
+    let ca = write_config(&layout.config("ca"), &CaToml::of_node(spec, &layout))?;
+    let identityd = write_config(&layout.config("identityd"), &IdentitydToml::of(spec, &layout, &policy))?;
+    let enforcer = write_config(&layout.config("enforcer"), &EnforcerToml::of(spec, &layout, ca_cgroup.clone()))?;
+
+    let stands = Place { cgroup: &enforcer_cgroup, uid: ENFORCER_UID, capabilities: &["net-admin"] };
+    let knows =
+        Place { cgroup: &identityd_cgroup, uid: IDENTITYD_UID, capabilities: &["sys-ptrace", "dac-read-search"] };
+    Ok(PreparedNode {
+        ca: ca_command(&binaries, &ca_cgroup, ca, &layout),
+        identityd: DaemonCommand::launch(
+            &binaries,
+            &knows,
+            "identityd",
+            ["--config".into(), identityd.into()],
+            layout.log("identityd"),
+        ),
+        remove_capture: DaemonCommand::launch(
+            &binaries,
+            &stands,
+            "enforcer",
+            ["remove-capture".into(), "--backend".into(), spec.backend.clone().into()],
+            layout.log("remove-capture"),
+        ),
+        enforcer: DaemonCommand::launch(
+            &binaries,
+            &stands,
+            "enforcer",
+            ["--config".into(), enforcer.into()],
+            layout.log("enforcer"),
+        ),
+        layout,
+        cgroup,
+    })
+}
+
+/// Creates everything an authority needs before it starts. As root.
+///
+/// # Errors
+/// As [`prepare_node`].
+pub fn prepare_root(spec: &RootSpec) -> Result<PreparedRoot, NodeError> {
+    let cgroup = InstanceCgroup::find(&spec.instance)?;
+    let binaries = absolute(&spec.binaries)?;
+    let layout = directories(&spec.dir, &[("ca", CA_UID)])?;
+    cgroup.create()?;
+    let ca_cgroup = cgroup.create_daemon("ca")?;
+    let config = write_config(&layout.config("ca"), &CaToml::of_root(spec, &layout))?;
+    let ca = ca_command(&binaries, &ca_cgroup, config, &layout);
+    Ok(PreparedRoot { ca, admin_socket: layout.authority_socket(), layout, cgroup })
+}
+
+fn ca_command(binaries: &Path, cgroup: &Path, config: PathBuf, layout: &Layout) -> DaemonCommand {
+    let place = Place { cgroup, uid: CA_UID, capabilities: &[] };
+    DaemonCommand::launch(binaries, &place, "ca", ["--config".into(), config.into()], layout.log("ca"))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, NodeError> {
+    fs::canonicalize(path).map_err(io_at("find", path))
+}
+
+/// The directories of these daemons. identityd keeps nothing, so it has no state.
+fn directories(dir: &Path, daemons: &[(&str, u32)]) -> Result<Layout, NodeError> {
+    directory(dir, 0, 0o755)?;
+    let layout = Layout::new(absolute(dir)?);
+    for shared in [layout.run(), layout.state(), layout.dir().join("log")] {
+        directory(&shared, 0, 0o755)?;
+    }
+    for (name, uid) in daemons {
+        directory(&layout.run().join(name), *uid, 0o755)?;
+        if *name != "identityd" {
+            directory(&layout.state().join(name), *uid, 0o700)?;
+        }
+    }
+    Ok(layout)
+}
+
+fn write_token(authority: &AuthorityAt, layout: &Layout) -> Result<(), NodeError> {
+    match authority {
+        AuthorityAt::Remote { token: Some(token), .. } => file(&layout.join_token(), CA_UID, 0o600, token),
+        AuthorityAt::Remote { token: None, .. } | AuthorityAt::Embedded { .. } => Ok(()),
+    }
+}
+
+fn write_config(path: &Path, config: &impl Serialize) -> Result<PathBuf, NodeError> {
+    let text = toml::to_string(config).map_err(|e| NodeError::Config(path.to_owned(), e.to_string()))?;
+    file(path, 0, 0o644, &text)?;
+    Ok(path.to_owned())
+}

@@ -1,0 +1,89 @@
+//! What a node should be, before anything of it exists.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use bonafide_proto::name::{NodeName, TrustDomain};
+
+/// The uid and gid of the `ca` daemon.
+pub const CA_UID: u32 = 64701;
+/// The uid and gid of `identityd`.
+pub const IDENTITYD_UID: u32 = 64702;
+/// The uid and gid of the `enforcer`.
+pub const ENFORCER_UID: u32 = 64703;
+/// Where outgoing connections are captured to.
+pub const DEFAULT_OUTBOUND_PORT: u16 = 15001;
+/// Where incoming connections are captured to.
+pub const DEFAULT_INBOUND_PORT: u16 = 15006;
+
+/// Where the node's authority is.
+#[derive(Clone)]
+pub enum AuthorityAt {
+    /// In the node's own `ca` daemon: a mesh of one host.
+    Embedded {
+        /// The trust domain it is the authority of.
+        trust_domain: TrustDomain,
+    },
+    /// On the network.
+    Remote {
+        /// Its address.
+        addr: SocketAddr,
+        /// The join token; needed once, not by a node that is a member already.
+        token: Option<String>,
+    },
+}
+
+impl std::fmt::Debug for AuthorityAt {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Embedded { trust_domain } => f.debug_struct("Embedded").field("trust_domain", trust_domain).finish(),
+            Self::Remote { addr, token } => {
+                let token = token.as_ref().map(|_| "(secret)");
+                f.debug_struct("Remote").field("addr", addr).field("token", &token).finish()
+            }
+        }
+    }
+}
+
+/// One node: the three daemons of a host.
+#[derive(Debug, Clone)]
+pub struct NodeSpec {
+    /// Tells nodes on one machine apart: `[a-z0-9-]{1,16}`. Its cgroup is `bonafide-<instance>`.
+    pub instance: String,
+    /// The name under which the authority admits it.
+    pub name: NodeName,
+    /// Gets everything the node writes; its parent directories must let the daemons' uids through.
+    pub dir: PathBuf,
+    /// The policy file, watched by identityd.
+    pub policy: PathBuf,
+    /// How capture rules are installed: `nft` or `iptables`.
+    pub backend: String,
+    /// Where its authority is.
+    pub authority: AuthorityAt,
+    /// Where `bonafide` and the daemons' binaries are.
+    pub binaries: PathBuf,
+    /// Lifetime of leaves, in seconds; the CA's default if absent.
+    pub leaf_ttl_seconds: Option<u32>,
+    /// Port of the outbound capture listeners.
+    pub outbound_port: u16,
+    /// Port of the inbound capture listeners.
+    pub inbound_port: u16,
+}
+
+/// The authority of a trust domain, as a daemon of its own.
+#[derive(Debug, Clone)]
+pub struct RootSpec {
+    /// As in [`NodeSpec::instance`].
+    pub instance: String,
+    /// As in [`NodeSpec::dir`].
+    pub dir: PathBuf,
+    /// The trust domain.
+    pub trust_domain: TrustDomain,
+    /// Where nodes reach it.
+    pub listen: Vec<SocketAddr>,
+    /// Where the binaries are.
+    pub binaries: PathBuf,
+    /// Lifetime of node intermediates, in seconds; the CA's default if absent.
+    pub intermediate_ttl_seconds: Option<u32>,
+}
