@@ -1,0 +1,250 @@
+//! Wires the enforcer's tasks together: bind first, capture then, run until told to stop.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bonafide_policy::Policy;
+use bonafide_proto::clock::{SharedClock, SystemClock};
+use bonafide_proto::endpoint;
+use bonafide_proto::wire::node::enforcement_server::EnforcementServer;
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, watch};
+use tonic::transport::Server;
+
+use crate::capture::{Capture, CaptureError, Exemption, Plan};
+use crate::config::Config;
+use crate::flow::Node;
+use crate::identity::Identity;
+use crate::live::Live;
+use crate::record::Records;
+use crate::serve::Operator;
+use crate::sys::locality::Locality;
+use crate::{inbound, outbound, sys};
+
+/// The most connections that are carried at once; more wait in the kernel's accept queue.
+const FLOWS_MAX: usize = 65_536;
+/// How long live flows get for their records when the enforcer stops.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+
+/// Why the enforcer could not start or go on. Exit code 1.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Something of the operating system.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was tried.
+        what: String,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The capture rules could not be installed or changed.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+}
+
+fn os(what: impl Into<String>) -> impl FnOnce(io::Error) -> DaemonError {
+    let what = what.into();
+    move |source| DaemonError::Os { what, source }
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// Stopping in observe mode removes the capture rules; in enforce mode they stay, so that a stopped enforcer
+/// means no traffic rather than plaintext (`bonafide-enforcer remove-capture` takes them away).
+///
+/// # Errors
+/// What kept it from starting or going on.
+pub async fn run(config: Config) -> Result<(), DaemonError> {
+    let mut stop = Stop::new()?;
+    let exempt = Exemption::of_this_process()?;
+    let clock: SharedClock = Arc::new(SystemClock);
+    let admin = endpoint::bind(&config.socket).map_err(os(config.socket.display().to_string()))?;
+    let _socket_file = RemoveOnDrop(config.socket.clone());
+    let identity = Identity::connect(config.identityd_socket.clone(), Arc::clone(&clock));
+    let node = Arc::new(Node {
+        policy: identity.policy(),
+        trust: identity.trust(),
+        identity,
+        records: Records::open(&config.records, &config.state, clock)
+            .map_err(os(format!("the flow records in {}", config.records.display())))?,
+        live: Arc::new(Live::default()),
+        locality: Locality::open().map_err(os("a netlink socket for routes"))?,
+        netns: sys::netns::own().map_err(os("/proc/self/ns/net"))?,
+        ports: [config.outbound_port, config.inbound_port],
+    });
+    serve_operator(admin, Arc::clone(&node), &config);
+
+    let mut policies = node.policy.clone();
+    tracing::info!("waiting for the policy from identityd");
+    let policy = tokio::select! {
+        policy = next_policy(&mut policies) => policy,
+        () = stop.asked() => return Ok(()),
+    };
+    listen(&config, &node)?;
+    let plan = Plan {
+        backend: config.backend,
+        mode: policy.mode(),
+        outbound_port: config.outbound_port,
+        inbound_port: config.inbound_port,
+        exempt,
+        control: config.control,
+    };
+    let mut capture = Capture::install(plan).await?;
+    node.live.judge_again(&policy);
+    tracing::info!(mode = policy.mode().as_str(), backend = config.backend.as_str(), "capturing");
+
+    loop {
+        tokio::select! {
+            policy = next_policy(&mut policies) => adopt(&policy, &mut capture, &node).await?,
+            () = stop.asked() => break,
+        }
+    }
+    finish(capture, &node).await
+}
+
+/// A new policy: the mode first, then every live flow again.
+async fn adopt(policy: &Arc<Policy>, capture: &mut Capture, node: &Node) -> Result<(), DaemonError> {
+    if policy.mode() != capture.mode() {
+        capture.switch(policy.mode()).await?;
+    }
+    let ended = node.live.judge_again(policy);
+    tracing::info!(mode = policy.mode().as_str(), digest = %policy.digest(), ended, "policy in force");
+    Ok(())
+}
+
+async fn next_policy(policies: &mut watch::Receiver<Option<Arc<Policy>>>) -> Arc<Policy> {
+    loop {
+        if policies.changed().await.is_err() {
+            // The sender lives as long as `Identity`, which the node holds.
+            std::future::pending::<()>().await;
+        }
+        if let Some(policy) = policies.borrow_and_update().clone() {
+            return policy;
+        }
+    }
+}
+
+async fn finish(capture: Capture, node: &Node) -> Result<(), DaemonError> {
+    // Flows end before their rules do: a captured connection whose rules vanish would go on in plaintext.
+    let ended = node.live.end_all();
+    let deadline = tokio::time::Instant::now() + STOP_LIMIT;
+    while !node.live.is_empty() && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tracing::info!(ended, "stopping");
+    if capture.mode() == bonafide_policy::Mode::Observe {
+        capture.remove().await?;
+    }
+    Ok(())
+}
+
+fn serve_operator(admin: UnixListener, node: Arc<Node>, config: &Config) {
+    let operator = Operator { node, backend: config.backend };
+    let callers = vec![0, rustix::process::geteuid().as_raw()];
+    tokio::spawn(async move {
+        let served = Server::builder()
+            .add_service(EnforcementServer::new(operator))
+            .serve_with_incoming(endpoint::admit(admin, callers))
+            .await;
+        if let Err(e) = served {
+            tracing::error!(error = %e, "the operator's socket is no longer served");
+        }
+    });
+}
+
+/// Binds the four listeners and accepts on each. The listener that accepted is the direction.
+fn listen(config: &Config, node: &Arc<Node>) -> Result<(), DaemonError> {
+    let slots = Arc::new(Semaphore::new(FLOWS_MAX));
+    for ip in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
+        for (port, direction) in [(config.outbound_port, Direction::Out), (config.inbound_port, Direction::In)] {
+            let addr = SocketAddr::new(ip, port);
+            match sys::listen::transparent(addr) {
+                Ok(listener) => {
+                    tokio::spawn(accept(listener, direction, Arc::clone(node), Arc::clone(&slots)));
+                }
+                // A kernel without IPv6 has nothing to capture there.
+                Err(e) if addr.is_ipv6() && is_without_ipv6(&e) => tracing::warn!(%addr, "no IPv6 on this host"),
+                Err(source) => return Err(DaemonError::Os { what: format!("the capture port {addr}"), source }),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_without_ipv6(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::AddrNotAvailable)
+        || e.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Direction {
+    Out,
+    In,
+}
+
+async fn accept(listener: TcpListener, direction: Direction, node: Arc<Node>, slots: Arc<Semaphore>) {
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                tracing::warn!(error = %e, ?direction, "accept failed");
+                // Out of descriptors: wait for some to come back. A connection that died in the queue: go on.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+        };
+        let node = Arc::clone(&node);
+        tokio::spawn(async move {
+            carry(stream, direction, &node).await;
+            drop(slot);
+        });
+    }
+}
+
+async fn carry(stream: TcpStream, direction: Direction, node: &Arc<Node>) {
+    // Small writes must not wait for each other; a socket that refuses the option works all the same.
+    let _ = stream.set_nodelay(true);
+    match direction {
+        Direction::Out => {
+            let _ended = outbound::carry(stream, node).await;
+        }
+        Direction::In => {
+            let _ended = inbound::accepted(stream, node).await;
+        }
+    }
+}
+
+struct Stop {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, DaemonError> {
+        Ok(Self {
+            term: signal(SignalKind::terminate()).map_err(os("SIGTERM"))?,
+            int: signal(SignalKind::interrupt()).map_err(os("SIGINT"))?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}
+
+struct RemoveOnDrop(PathBuf);
+
+impl Drop for RemoveOnDrop {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

@@ -1,0 +1,335 @@
+//! The destination's end of a connection: it came from another host, and TPROXY brought it here.
+//!
+//! Read [`carry`] first: it is the whole story. The server's certificate is that of the program that listens on
+//! the port, so the listener is attributed before the handshake.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bonafide_policy::{Mode, Place, Policy, Verdict};
+use bonafide_proto::flow::{FlowKey, SocketRole, canonical};
+use bonafide_proto::record::{End, Reason, Transport};
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::flow::{
+    Abort, CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, Program, finish, judge, program, refuse, why_late,
+    why_tunnel,
+};
+use crate::live::{Judged, Question, Seat};
+use crate::record::{Account, Why, describe_attested, describe_peer};
+use crate::relay::{self, Beside};
+use crate::sys::dial::Reserved;
+use crate::tunnel::frame::{Accept, RefuseCode};
+use crate::tunnel::sniff::{Rewind, Speaks, sniff};
+use crate::tunnel::{self, Tunnel, TunnelError};
+
+/// How long a peer that has to speak `bonafide/1` may be silent. Enforcers speak at once.
+const PATIENCE_MESH: Duration = Duration::from_secs(5);
+/// How long we wait for a possible `bonafide/1` hello of a client that may also be in the clear:
+/// the delay that protocols in which the server speaks first have with outside clients.
+const PATIENCE_CLEAR: Duration = Duration::from_millis(150);
+
+/// A connection that TPROXY brought: its own addresses are the ones that count.
+pub(crate) async fn accepted(far: TcpStream, node: &Arc<Node>) -> Ended {
+    match (far.peer_addr(), far.local_addr()) {
+        (Ok(from), Ok(dialled)) => carry(far, from, dialled, node).await,
+        (Err(e), _) | (_, Err(e)) => {
+            let account = Account::open(&node.records, End::Destination, "none");
+            let why = Why::new(Reason::NotBonafide, format!("the connection was gone before it was seen: {e}"));
+            Ended::without_stream(account, &why)
+        }
+    }
+}
+
+/// One connection, from capture to record. `from` and `dialled` are the addresses of the TCP connection.
+pub(crate) async fn carry<S>(far: S, from: SocketAddr, dialled: SocketAddr, node: &Arc<Node>) -> Ended
+where
+    S: AsyncRead + AsyncWrite + Abort + Unpin + Send,
+{
+    let captured = match Captured::new(far, from, dialled, node) {
+        Ok(captured) => captured,
+        Err(ended) => return ended,
+    };
+    let attributed = match captured.attribute(node).await {
+        Ok(attributed) => attributed,
+        Err(ended) => return ended,
+    };
+    let (attributed, speaks) = match attributed.listen().await {
+        Ok(heard) => heard,
+        Err(ended) => return ended,
+    };
+    match speaks {
+        Speaks::Bonafide => attributed.from_the_mesh(node).await,
+        Speaks::Other | Speaks::Silent => attributed.in_the_clear(speaks, node).await,
+    }
+}
+
+/// A connection as the kernel handed it over.
+struct Captured<S> {
+    far: S,
+    from: SocketAddr,
+    dialled: SocketAddr,
+    policy: Arc<Policy>,
+    account: Account,
+}
+
+impl<S: Abort> Captured<S> {
+    fn new(far: S, from: SocketAddr, dialled: SocketAddr, node: &Node) -> Result<Self, Ended> {
+        let policy = node.policy();
+        let mode = policy.as_ref().map_or("none", |p| p.mode().as_str());
+        let mut account = Account::open(&node.records, End::Destination, mode);
+        account.addresses(canonical(from), canonical(dialled), None);
+        let policy = match policy {
+            Ok(policy) => policy,
+            Err(why) => return Err(refuse(far, account, &why)),
+        };
+        if node.is_own_listener(dialled) {
+            let why = Why::new(Reason::OwnListener, "the destination is the enforcer's own capture port");
+            return Err(refuse(far, account, &why));
+        }
+        Ok(Self { far, from, dialled, policy, account })
+    }
+
+    /// Who listens on that port? The delivery's own port is reserved first, so that of several listeners the
+    /// one is named that the kernel will choose.
+    async fn attribute(mut self, node: &Node) -> Result<Attributed<S>, Ended> {
+        let reserved = match Reserved::bind(self.from.ip(), scope(self.from)) {
+            Ok(reserved) => reserved,
+            Err(e) => {
+                let why = Why::new(Reason::Limit, format!("no port to deliver from: {e}"));
+                return Err(refuse(self.far, self.account, &why));
+            }
+        };
+        let key = FlowKey {
+            netns: node.netns,
+            local: self.dialled,
+            remote: reserved.local(),
+            role: SocketRole::Listener,
+        };
+        let attested = node.identity.attest(key).await;
+        match &attested {
+            Ok(attestation) => {
+                let id = node.spiffe_id(attestation.workload.as_ref());
+                describe_attested(self.account.destination(), attestation, id);
+            }
+            Err(AttestRefusal { reason: AttestReason::NoSocket, .. }) => {
+                let why = Why::new(Reason::Unreachable, format!("nobody listens on {}", canonical(self.dialled)));
+                return Err(refuse(self.far, self.account, &why));
+            }
+            Err(_) => {}
+        }
+        let Self { far, from, dialled, policy, account } = self;
+        Ok(Attributed { far, from, dialled, policy, account, program: program(attested), reserved })
+    }
+}
+
+/// The program that listens is known, or the doubt has a name.
+struct Attributed<S> {
+    far: S,
+    from: SocketAddr,
+    dialled: SocketAddr,
+    policy: Arc<Policy>,
+    account: Account,
+    program: Result<Program, Why>,
+    reserved: Reserved,
+}
+
+impl<S> Attributed<S> {
+    fn with<T>(self, far: T) -> Attributed<T> {
+        let Self { from, dialled, policy, account, program, reserved, .. } = self;
+        Attributed { far, from, dialled, policy, account, program, reserved }
+    }
+
+    fn take(self) -> (S, Attributed<()>) {
+        let Self { far, from, dialled, policy, account, program, reserved } = self;
+        (far, Attributed { far: (), from, dialled, policy, account, program, reserved })
+    }
+
+    /// The question whether this source may reach the program in the clear.
+    fn clear_question(&self) -> Result<Question, Why> {
+        let to = self.program.as_ref().map_err(Clone::clone)?;
+        Ok(Question {
+            from: Judged::Outside(canonical(self.from)),
+            to: Judged::Workload(to.workload.clone()),
+            port: self.dialled.port(),
+        })
+    }
+
+    /// May this source reach the program in the clear? Never from within the mesh.
+    fn clear_verdict(&self) -> Result<Verdict, Why> {
+        let from = canonical(self.from);
+        if self.policy.place(from.ip()) == Place::Mesh {
+            let detail = format!("{from} is in the mesh but does not speak bonafide/1");
+            return Err(Why::new(Reason::NotBonafide, detail));
+        }
+        Ok(self.clear_question()?.ask(&self.policy))
+    }
+
+    fn patience(&self) -> Duration {
+        match (self.policy.mode(), self.clear_verdict()) {
+            (Mode::Observe, _) | (_, Ok(Verdict::Allow(_))) => PATIENCE_CLEAR,
+            _ => PATIENCE_MESH,
+        }
+    }
+}
+
+impl<S> Attributed<S>
+where
+    S: AsyncRead + AsyncWrite + Abort + Unpin + Send,
+{
+    /// What does the peer speak? Its first bytes are kept and heard again by whoever goes on.
+    async fn listen(self) -> Result<(Attributed<Rewind<S>>, Speaks), Ended> {
+        if let (Err(why), Mode::Enforce) = (&self.program, self.policy.mode()) {
+            let why = why.clone();
+            return Err(refuse(self.far, self.account, &why));
+        }
+        let patience = self.patience();
+        let (far, rest) = self.take();
+        match sniff(far, patience).await {
+            Ok((speaks, far)) => Ok((rest.with(far), speaks)),
+            Err(e) => {
+                let why = Why::new(Reason::NotBonafide, format!("the connection broke before it said anything: {e}"));
+                Err(Ended::without_stream(rest.account, &why))
+            }
+        }
+    }
+}
+
+impl<S> Attributed<Rewind<S>>
+where
+    S: AsyncRead + AsyncWrite + Abort + Unpin + Send,
+{
+    /// Another enforcer: mutual TLS, the same policy, decided again at this end.
+    async fn from_the_mesh(self, node: &Arc<Node>) -> Ended {
+        let (far, mut rest) = self.take();
+        match rest.authorize(far, node).await {
+            Ok(Authorized { tunnel, app, grant, mut seat }) => {
+                let mut account = rest.account;
+                account.transport(Transport::Mtls);
+                grant.enter(&mut account);
+                let counters = account.counters();
+                let end = relay::tunnel(app, tunnel, Beside::Destination, &counters, &mut seat.ended).await;
+                finish(account, end)
+            }
+            Err(why) => Ended::without_stream(rest.account, &why),
+        }
+    }
+
+    /// An outside client by a rule, or anybody in observe mode.
+    async fn in_the_clear(mut self, speaks: Speaks, node: &Arc<Node>) -> Ended {
+        let observe = self.policy.mode() == Mode::Observe;
+        let in_mesh = self.policy.place(canonical(self.from).ip()) == Place::Mesh;
+        self.account.source().outside = self.policy.outside_source(canonical(self.from).ip()).map(ToOwned::to_owned);
+        let granted = match (observe && in_mesh, &self.program) {
+            // In the clear the source's program is not known.
+            (true, Ok(_)) => Ok(Grant::undecided()),
+            (true, Err(why)) => judge(Mode::Observe, Err(why.clone())),
+            (false, _) => judge(self.policy.mode(), self.clear_verdict()),
+        };
+        let grant = match granted {
+            Ok(grant) => grant,
+            Err(mut why) => {
+                if matches!(speaks, Speaks::Silent) && why.reason == Reason::NotBonafide {
+                    why.detail.push_str(", and said nothing");
+                }
+                return refuse(self.far, self.account, &why);
+            }
+        };
+        let question = self.clear_question().ok().filter(|_| !observe);
+        let Self { far, dialled, policy, mut account, reserved, .. } = self;
+        let app = match reserved.connect(dialled, CONNECT_TIMEOUT).await {
+            Ok(app) => app,
+            Err(e) => return refuse(far, account, &unreachable(dialled, &e)),
+        };
+        let seat = match question {
+            Some(question) => node.live.enter(question, &policy),
+            None => Ok(node.live.enter_unjudged()),
+        };
+        let mut seat = match seat {
+            Ok(seat) => seat,
+            Err(why) => return refuse(far, account, &why),
+        };
+        account.transport(Transport::Clear);
+        grant.enter(&mut account);
+        let counters = account.counters();
+        let end = relay::clear(far, app, &counters, &mut seat.ended).await;
+        finish(account, end)
+    }
+}
+
+impl Attributed<()> {
+    async fn authorize<S>(&mut self, far: S, node: &Arc<Node>) -> Result<Authorized<S>, Why>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let Program { attestation, workload } = self.program.clone()?;
+        let leaf = node.identity.leaf(&attestation).await;
+        let leaf = leaf.map_err(|e| Why::new(Reason::NoSvid, format!("{}: {}", e.reason, e.detail)))?;
+        let trust = node.trust()?;
+        let handshake = timeout(HANDSHAKE_TIMEOUT, tunnel::server::handshake(far, &leaf, &trust.trust));
+        let server = handshake.await.map_err(|_| why_late("the handshake", HANDSHAKE_TIMEOUT))?;
+        let server = server.map_err(|e| why_tunnel(&e))?;
+        describe_peer(self.account.source(), server.peer());
+        self.account.tls(server.facts());
+        let peer = server.peer().id().workload_name();
+        let peer = peer.ok_or_else(|| Why::new(Reason::PeerCertificate, "the peer's SPIFFE ID names no workload"))?;
+        let opened = timeout(HANDSHAKE_TIMEOUT, server.await_open()).await;
+        let (open, pending) = opened
+            .map_err(|_| why_late("opening the flow", HANDSHAKE_TIMEOUT))?
+            .map_err(|e| match e {
+                // The other end looked at our certificate and went away without a word.
+                TunnelError::Truncated | TunnelError::Io(_) => {
+                    Why::new(Reason::RefusedByPeer, format!("the source's enforcer left after the handshake: {e}"))
+                }
+                e => why_tunnel(&e),
+            })?;
+        self.account.rename(open.id);
+        // What the peer says about addresses is written down, and used for nothing.
+        let claimed = (open.client != canonical(self.from)).then_some(open.client);
+        self.account.addresses(canonical(self.from), canonical(self.dialled), claimed);
+
+        let question =
+            Question { from: Judged::Workload(peer), to: Judged::Workload(workload), port: self.dialled.port() };
+        let granted = judge(self.policy.mode(), Ok(question.ask(&self.policy)))
+            .and_then(|grant| Ok((grant, node.live.enter(question, &self.policy)?)));
+        let (grant, seat) = match granted {
+            Ok(granted) => granted,
+            Err(why) => {
+                let _ = timeout(HANDSHAKE_TIMEOUT, pending.refuse(RefuseCode::Policy)).await;
+                return Err(why);
+            }
+        };
+        let app = match self.reserved.connect(self.dialled, CONNECT_TIMEOUT).await {
+            Ok(app) => app,
+            Err(e) => {
+                let _ = timeout(HANDSHAKE_TIMEOUT, pending.refuse(RefuseCode::Unreachable)).await;
+                return Err(unreachable(self.dialled, &e));
+            }
+        };
+        let tunnel = pending.accept(Accept { port: self.dialled.port() }).await.map_err(|e| why_tunnel(&e))?;
+        Ok(Authorized { tunnel, app, grant, seat })
+    }
+}
+
+/// The policy allows it, and the program took the connection; what is left is to carry it.
+struct Authorized<S> {
+    tunnel: Tunnel<S>,
+    app: TcpStream,
+    grant: Grant,
+    seat: Seat,
+}
+
+fn unreachable(addr: SocketAddr, e: &std::io::Error) -> Why {
+    Why::new(Reason::Unreachable, format!("the program on {} did not take the connection: {e}", canonical(addr)))
+}
+
+fn scope(addr: SocketAddr) -> u32 {
+    match addr {
+        SocketAddr::V6(v6) => v6.scope_id(),
+        SocketAddr::V4(_) => 0,
+    }
+}

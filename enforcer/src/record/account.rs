@@ -1,0 +1,245 @@
+//! The account of one flow: filled in as it becomes known, closed exactly once.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use bonafide_proto::convert::Attestation;
+use bonafide_proto::name::SpiffeId;
+use bonafide_proto::record::{
+    End, EndedBy, FlowRecord, NearMiss, Outcome, Party, RECORD_VERSION, Reason, TlsFacts, Transport,
+};
+use bonafide_proto::svid::PeerSvid;
+
+use super::{Records, rfc3339};
+use crate::tunnel::frame::FlowId;
+
+/// Why a flow was refused, would have been, or was ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Why {
+    /// The name.
+    pub reason: Reason,
+    /// In words, for a person.
+    pub detail: String,
+    /// The rule that denies.
+    pub rule: Option<String>,
+    /// What came nearest to allowing it.
+    pub nearest: Option<NearMiss>,
+}
+
+impl Why {
+    /// A reason with its detail.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into(), rule: None, nearest: None }
+    }
+}
+
+/// Payload bytes of one flow, counted while it lives.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// From the connecting program to the listening one.
+    pub sent: AtomicU64,
+    /// From the listening program to the connecting one.
+    pub received: AtomicU64,
+}
+
+/// The account of one flow. Dropping it without closing it writes `internal-error`.
+#[derive(Debug)]
+#[must_use = "a flow is accounted for exactly once: close it with its end"]
+pub struct Account {
+    records: Arc<Records>,
+    number: u64,
+    began: Instant,
+    id: FlowId,
+    draft: FlowRecord,
+    ends: Vec<End>,
+    counters: Arc<Counters>,
+    closed: bool,
+}
+
+impl Account {
+    /// Opens the account of a flow that was captured just now.
+    pub fn open(records: &Arc<Records>, end: End, mode: &'static str) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let started = rfc3339(&records.clock);
+        let id = FlowId::random();
+        let draft = FlowRecord {
+            v: RECORD_VERSION,
+            id: id.to_string(),
+            end,
+            ended: started.clone(),
+            started,
+            duration_us: 0,
+            mode: mode.to_owned(),
+            verdict: Outcome::Refused,
+            rule: None,
+            reason: None,
+            detail: None,
+            nearest: None,
+            transport: Transport::None,
+            source: Party::default(),
+            destination: Party::default(),
+            original: None,
+            tls: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+            ended_by: EndedBy::Refusal,
+        };
+        let ends = vec![end];
+        records.draft(number, &draft, &ends);
+        let counters = Arc::default();
+        Self { records: Arc::clone(records), number, began: Instant::now(), id, draft, ends, counters, closed: false }
+    }
+
+    /// The flow's ID, 32 hex digits.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.draft.id
+    }
+
+    /// The flow's ID, as it travels.
+    #[must_use]
+    pub fn flow_id(&self) -> FlowId {
+        self.id
+    }
+
+    /// Takes over the ID that the source's enforcer gave the flow.
+    pub fn rename(&mut self, id: FlowId) {
+        self.id = id;
+        self.draft.id = id.to_string();
+    }
+
+    /// Both programs are on this host: one record is written for each end.
+    pub fn both_ends(&mut self) {
+        self.ends = vec![End::Source, End::Destination];
+    }
+
+    /// The byte counters, to be shared with the relay.
+    #[must_use]
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// The addresses of both ends as seen here, and the original one where NAT changed it.
+    pub fn addresses(&mut self, source: SocketAddr, destination: SocketAddr, original: Option<SocketAddr>) {
+        self.draft.source.addr = Some(source);
+        self.draft.destination.addr = Some(destination);
+        self.draft.original = original;
+    }
+
+    /// The connecting side.
+    pub fn source(&mut self) -> &mut Party {
+        &mut self.draft.source
+    }
+
+    /// The listening side.
+    pub fn destination(&mut self) -> &mut Party {
+        &mut self.draft.destination
+    }
+
+    /// Facts of the TLS session.
+    pub fn tls(&mut self, facts: TlsFacts) {
+        self.draft.tls = Some(facts);
+    }
+
+    /// How it travels from here on.
+    pub fn transport(&mut self, transport: Transport) {
+        self.draft.transport = transport;
+    }
+
+    /// It is let through; the draft in the journal now says so.
+    pub fn allowed(&mut self, rule: Option<&str>) {
+        self.draft.verdict = Outcome::Allowed;
+        self.draft.rule = rule.map(ToOwned::to_owned);
+        self.draft.ended_by = EndedBy::Closed;
+        self.records.draft(self.number, &self.draft, &self.ends);
+    }
+
+    /// It is let through in observe mode only: enforce would have refused it for `why`, or could not tell yet.
+    pub fn observed(&mut self, outcome: Outcome, why: Option<&Why>) {
+        self.allowed(None);
+        self.draft.verdict = outcome;
+        if let Some(why) = why {
+            self.reason(why);
+        }
+    }
+
+    /// Writes the record of a flow that was refused.
+    pub fn refused(mut self, why: &Why) {
+        self.draft.verdict = Outcome::Refused;
+        self.draft.ended_by = EndedBy::Refusal;
+        self.reason(why);
+        self.close();
+    }
+
+    /// Writes the record of a flow that was let through and is over.
+    pub fn ended(mut self, by: EndedBy, why: Option<&Why>) {
+        self.draft.ended_by = by;
+        if let Some(why) = why {
+            self.reason(why);
+        }
+        self.close();
+    }
+
+    fn reason(&mut self, why: &Why) {
+        self.draft.reason = Some(why.reason);
+        self.draft.detail = Some(why.detail.clone());
+        if why.rule.is_some() {
+            self.draft.rule.clone_from(&why.rule);
+        }
+        self.draft.nearest.clone_from(&why.nearest);
+    }
+
+    fn close(&mut self) {
+        self.closed = true;
+        self.draft.ended = rfc3339(&self.records.clock);
+        self.draft.duration_us = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.draft.bytes_sent = self.counters.sent.load(Ordering::Relaxed);
+        self.draft.bytes_received = self.counters.received.load(Ordering::Relaxed);
+        self.records.close(self.number, &self.draft, &self.ends);
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        if !self.closed {
+            self.reason(&Why::new(Reason::Internal, "the flow was dropped inside the enforcer"));
+            self.draft.ended_by = EndedBy::Enforcer;
+            self.close();
+        }
+    }
+}
+
+/// Writes what attestation found into a party.
+pub(crate) fn describe_attested(party: &mut Party, attestation: &Attestation, id: Option<SpiffeId>) {
+    let fingerprint = &attestation.fingerprint;
+    party.workload.clone_from(&attestation.workload);
+    party.spiffe_id = id;
+    party.program = Some(fingerprint.exe.path.clone());
+    party.digest = Some(fingerprint.exe.digest);
+    if let Some(script) = fingerprint.script.known() {
+        party.script = Some(script.path.clone());
+        party.script_digest = Some(script.digest);
+    }
+    party.uid = Some(fingerprint.uid);
+    party.pid = attestation.executions.first().map(|e| e.pid);
+    party.unit = fingerprint.unit.known().cloned();
+    party.node.clone_from(&fingerprint.host.node);
+}
+
+/// Writes what a peer's certificate proved into a party.
+pub(crate) fn describe_peer(party: &mut Party, peer: &PeerSvid) {
+    party.workload = peer.id().workload_name();
+    party.spiffe_id = Some(peer.id().clone());
+    party.node = peer.node().cloned();
+    if let Some(program) = peer.program() {
+        party.program = Some(program.program.clone());
+        party.digest = Some(program.exe);
+        party.script_digest = program.script;
+        if !program.script_path.is_empty() {
+            party.script = Some(program.script_path.clone());
+        }
+    }
+}

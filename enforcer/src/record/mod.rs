@@ -1,0 +1,209 @@
+//! Flow records: exactly one line for each flow, whatever happens to the flow or to this daemon.
+//!
+//! An [`Account`] is opened when a connection is captured and closed once; dropping it closes it too. While it is
+//! open its draft stands in a journal, so that a killed enforcer accounts for its flows when it starts again.
+
+mod account;
+mod journal;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bonafide_proto::clock::SharedClock;
+use bonafide_proto::record::{End, EndedBy, FlowRecord, Outcome, Reason};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+pub use account::{Account, Counters, Why};
+pub(crate) use account::{describe_attested, describe_peer};
+use journal::Journal;
+
+/// Where records go.
+#[derive(Debug)]
+pub struct Records {
+    path: PathBuf,
+    clock: SharedClock,
+    written: Mutex<Files>,
+    flows: AtomicU64,
+    refused: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Files {
+    records: File,
+    journal: Journal,
+}
+
+impl Records {
+    /// Opens the record file, and first accounts for the flows that an earlier, killed enforcer left open.
+    ///
+    /// # Errors
+    /// Either file cannot be opened or written.
+    pub fn open(path: &Path, state: &Path, clock: SharedClock) -> io::Result<Arc<Self>> {
+        let mut records = OpenOptions::new().create(true).append(true).read(true).mode(0o640).open(path)?;
+        end_partial_line(&mut records)?;
+        let now = rfc3339(&clock);
+        let journal_path = state.join("live.jsonl");
+        for orphan in journal::orphans(&journal_path, path)? {
+            write_line(&mut records, &killed(orphan, &now))?;
+        }
+        let journal = Journal::create(&journal_path)?;
+        Ok(Arc::new(Self {
+            path: path.to_owned(),
+            clock,
+            written: Mutex::new(Files { records, journal }),
+            flows: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        }))
+    }
+
+    /// The record file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How many flows were accounted for since the start, and how many of them were refused.
+    #[must_use]
+    pub fn totals(&self) -> (u64, u64) {
+        (self.flows.load(Ordering::Relaxed), self.refused.load(Ordering::Relaxed))
+    }
+
+    fn files(&self) -> MutexGuard<'_, Files> {
+        // A panic while holding the lock leaves at worst a partial line, which readers skip.
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn draft(&self, number: u64, draft: &FlowRecord, ends: &[End]) {
+        if let Err(e) = self.files().journal.draft(number, draft, ends) {
+            tracing::error!(error = %e, "the journal of live flows cannot be written");
+        }
+    }
+
+    fn close(&self, number: u64, record: &FlowRecord, ends: &[End]) {
+        self.flows.fetch_add(1, Ordering::Relaxed);
+        if record.verdict == Outcome::Refused {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut files = self.files();
+        let written = ends
+            .iter()
+            .try_for_each(|end| write_line(&mut files.records, &FlowRecord { end: *end, ..record.clone() }))
+            .and_then(|()| files.journal.closed(number));
+        if let Err(e) = written {
+            // The draft stays in the journal: the next start writes it.
+            tracing::error!(error = %e, path = %self.path.display(), id = record.id, "a flow record cannot be written");
+        }
+    }
+}
+
+fn rfc3339(clock: &SharedClock) -> String {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::try_from(clock.now().as_micros()).unwrap_or(0) * 1000)
+        .ok()
+        .and_then(|t| t.format(&Rfc3339).ok())
+        .unwrap_or_default()
+}
+
+fn write_line(file: &mut File, record: &FlowRecord) -> io::Result<()> {
+    let mut line = serde_json::to_vec(record)?;
+    line.push(b'\n');
+    // One write of one whole line: with O_APPEND, lines of two writers never mix.
+    file.write_all(&line)
+}
+
+/// A line cut off by a crash or a full disk is ended, so that the next record starts its own.
+fn end_partial_line(file: &mut File) -> io::Result<()> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    if file.metadata()?.len() == 0 {
+        return Ok(());
+    }
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    if last == *b"\n" { Ok(()) } else { file.write_all(b"\n") }
+}
+
+fn killed(mut draft: FlowRecord, now: &str) -> FlowRecord {
+    now.clone_into(&mut draft.ended);
+    draft.ended_by = EndedBy::Enforcer;
+    draft.reason = Some(Reason::EnforcerKilled);
+    draft.detail = Some("the enforcer was killed while this flow lived; bytes and duration are not known".into());
+    draft
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bonafide_proto::clock::SystemClock;
+
+    fn open(dir: &Path) -> Arc<Records> {
+        Records::open(&dir.join("flows.jsonl"), dir, Arc::new(SystemClock)).unwrap()
+    }
+
+    fn lines(dir: &Path) -> Vec<FlowRecord> {
+        let text = std::fs::read_to_string(dir.join("flows.jsonl")).unwrap();
+        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_dropped_account_is_still_accounted_for_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = open(dir.path());
+        drop(Account::open(&records, End::Source, "enforce"));
+        Account::open(&records, End::Destination, "enforce").refused(&Why::new(Reason::NoRule, "none"));
+        let lines = lines(dir.path());
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0].reason, Some(Reason::Internal));
+        assert_eq!((lines[1].verdict, lines[1].reason), (Outcome::Refused, Some(Reason::NoRule)));
+        assert_eq!(records.totals(), (2, 2));
+    }
+
+    #[test]
+    fn flows_of_a_killed_enforcer_are_written_at_the_next_start_and_only_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = open(dir.path());
+        let finished = Account::open(&records, End::Source, "enforce");
+        let mut killed = Account::open(&records, End::Source, "enforce");
+        killed.allowed(Some("web to db"));
+        let id = killed.id().to_owned();
+        finished.refused(&Why::new(Reason::NoRule, "none"));
+        std::mem::forget(killed);
+        drop(records);
+
+        drop(open(dir.path()));
+        drop(open(dir.path()));
+        let lines = lines(dir.path());
+        assert_eq!(lines.len(), 2);
+        assert_eq!((lines[1].id.as_str(), lines[1].reason), (id.as_str(), Some(Reason::EnforcerKilled)));
+        assert_eq!(lines[1].rule.as_deref(), Some("web to db"));
+    }
+
+    #[test]
+    fn a_record_written_before_the_journal_knew_is_not_written_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = open(dir.path());
+        let account = Account::open(&records, End::Source, "enforce");
+        let journal = std::fs::read(dir.path().join("live.jsonl")).unwrap();
+        account.refused(&Why::new(Reason::NoRule, "none"));
+        drop(records);
+        // As if the kill had come between the two writes.
+        std::fs::write(dir.path().join("live.jsonl"), journal).unwrap();
+        drop(open(dir.path()));
+        assert_eq!(lines(dir.path()).len(), 1);
+    }
+
+    #[test]
+    fn garbage_in_the_journal_and_a_partial_last_record_lose_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("live.jsonl"), b"\xff\xfe{\"n\":\n{}\n").unwrap();
+        std::fs::write(dir.path().join("flows.jsonl"), b"{\"v\":1,\"id\":\"cut").unwrap();
+        let records = open(dir.path());
+        drop(Account::open(&records, End::Source, "enforce"));
+        let text = std::fs::read_to_string(dir.path().join("flows.jsonl")).unwrap();
+        assert_eq!(text.lines().filter(|l| serde_json::from_str::<FlowRecord>(l).is_ok()).count(), 1);
+    }
+}

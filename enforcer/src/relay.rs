@@ -1,0 +1,240 @@
+//! The relay: bytes both ways, half-close and reset carried faithfully, until an end or an order to end.
+//!
+//! Decides nothing and knows no policy.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bonafide_proto::record::{EndedBy, Reason};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+use crate::flow::Abort;
+use crate::record::{Counters, Why};
+use crate::tunnel::frame::EndCode;
+use crate::tunnel::{Incoming, Tunnel, TunnelError, TunnelReader, TunnelWriter};
+
+/// Bytes taken from a program at once; one frame carries them.
+const CHUNK: usize = 64 * 1024;
+/// How long the farewell to the other enforcer may take, when a flow is ended.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How a relayed flow ended.
+#[derive(Debug)]
+pub struct End {
+    /// By whom.
+    pub by: EndedBy,
+    /// Why, where it did not end in order.
+    pub why: Option<Why>,
+}
+
+impl End {
+    fn by(by: EndedBy) -> Self {
+        Self { by, why: None }
+    }
+}
+
+/// Which of the two programs is beside this enforcer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// The connecting one.
+    Source,
+    /// The listening one.
+    Destination,
+}
+
+impl Beside {
+    fn reset_here(self) -> EndedBy {
+        match self {
+            Self::Source => EndedBy::SourceReset,
+            Self::Destination => EndedBy::DestinationReset,
+        }
+    }
+
+    fn reset_there(self) -> EndedBy {
+        match self {
+            Self::Source => EndedBy::DestinationReset,
+            Self::Destination => EndedBy::SourceReset,
+        }
+    }
+
+    /// Counters for bytes from and to the program beside us.
+    fn counters(self, counters: &Counters) -> (&AtomicU64, &AtomicU64) {
+        match self {
+            Self::Source => (&counters.sent, &counters.received),
+            Self::Destination => (&counters.received, &counters.sent),
+        }
+    }
+}
+
+enum Broken {
+    /// The program's connection.
+    App,
+    /// The tunnel.
+    Tunnel(TunnelError),
+    /// The other enforcer said that the flow ends.
+    Peer(EndCode),
+}
+
+/// Relays between the program beside us and a tunnel.
+pub async fn tunnel<S>(
+    mut app: TcpStream,
+    tunnel: Tunnel<S>,
+    beside: Beside,
+    counters: &Counters,
+    ended: &mut oneshot::Receiver<Why>,
+) -> End
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let (mut reader, mut writer) = tunnel.into_split();
+    let (from_app, to_app) = beside.counters(counters);
+    let outcome = {
+        let (mut app_read, mut app_write) = app.split();
+        let both = async {
+            tokio::try_join!(
+                upload(&mut app_read, &mut writer, from_app),
+                download(&mut reader, &mut app_write, to_app)
+            )
+        };
+        tokio::select! {
+            done = both => Ok(done),
+            why = &mut *ended => Err(why),
+        }
+    };
+    let (code, end) = match outcome {
+        Ok(Ok(_)) => return End::by(EndedBy::Closed),
+        Ok(Err(Broken::App)) => (Some(EndCode::ApplicationReset), End::by(beside.reset_here())),
+        Ok(Err(Broken::Peer(EndCode::ApplicationReset))) => (None, End::by(beside.reset_there())),
+        Ok(Err(Broken::Peer(code))) => {
+            let why = Why::new(Reason::EndedByPeer, format!("the other enforcer ended it: {code}"));
+            (None, End { by: EndedBy::Peer, why: Some(why) })
+        }
+        Ok(Err(Broken::Tunnel(e))) => {
+            let reason = if matches!(e, TunnelError::Protocol(_)) { Reason::Protocol } else { Reason::TunnelBroken };
+            (None, End { by: EndedBy::Peer, why: Some(Why::new(reason, e.to_string())) })
+        }
+        Err(Ok(why)) => (Some(end_code(why.reason)), End { by: EndedBy::Enforcer, why: Some(why) }),
+        // The table of live flows never drops its sender without a word, unless we are torn down.
+        Err(Err(_)) => (Some(EndCode::Internal), End { by: EndedBy::Enforcer, why: None }),
+    };
+    app.abort();
+    if let Some(code) = code {
+        // The other end learns why if it still listens; if not, the closed connection tells enough.
+        let _ = tokio::time::timeout(FAREWELL, writer.reset(code)).await;
+    }
+    end
+}
+
+/// What the other enforcer may learn about why a live flow was ended.
+fn end_code(reason: Reason) -> EndCode {
+    match reason {
+        Reason::PolicyChanged => EndCode::Policy,
+        Reason::EnforcerStopped => EndCode::Stopping,
+        _ => EndCode::Internal,
+    }
+}
+
+async fn upload<S>(
+    app: &mut (impl AsyncRead + Unpin),
+    tunnel: &mut TunnelWriter<S>,
+    count: &AtomicU64,
+) -> Result<(), Broken>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let n = app.read(&mut chunk).await.map_err(|_| Broken::App)?;
+        let data = chunk.get(..n).unwrap_or_default();
+        if data.is_empty() {
+            return tunnel.fin().await.map_err(Broken::Tunnel);
+        }
+        tunnel.data(data).await.map_err(Broken::Tunnel)?;
+        count.fetch_add(n as u64, Ordering::Relaxed);
+    }
+}
+
+async fn download<S>(
+    tunnel: &mut TunnelReader<S>,
+    app: &mut (impl AsyncWrite + Unpin),
+    count: &AtomicU64,
+) -> Result<(), Broken>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    loop {
+        match tunnel.next().await.map_err(Broken::Tunnel)? {
+            Incoming::Data(data) => {
+                app.write_all(&data).await.map_err(|_| Broken::App)?;
+                count.fetch_add(data.len() as u64, Ordering::Relaxed);
+            }
+            Incoming::Fin => return shutdown(app).await.map_err(|_| Broken::App),
+            Incoming::Reset(code) => return Err(Broken::Peer(code)),
+        }
+    }
+}
+
+/// Relays between two connections in the clear: the first is the source's side.
+pub async fn clear<A, B>(
+    mut source: A,
+    mut destination: B,
+    counters: &Counters,
+    ended: &mut oneshot::Receiver<Why>,
+) -> End
+where
+    A: AsyncRead + AsyncWrite + Unpin + Abort,
+    B: AsyncRead + AsyncWrite + Unpin + Abort,
+{
+    let end = {
+        use EndedBy::{DestinationReset, SourceReset};
+        let (mut source_read, mut source_write) = tokio::io::split(&mut source);
+        let (mut destination_read, mut destination_write) = tokio::io::split(&mut destination);
+        let both = async {
+            tokio::try_join!(
+                pump(&mut source_read, &mut destination_write, &counters.sent, SourceReset, DestinationReset),
+                pump(&mut destination_read, &mut source_write, &counters.received, DestinationReset, SourceReset)
+            )
+        };
+        tokio::select! {
+            done = both => match done {
+                Ok(_) => return End::by(EndedBy::Closed),
+                Err(by) => End::by(by),
+            },
+            why = &mut *ended => End { by: EndedBy::Enforcer, why: why.ok() },
+        }
+    };
+    source.abort();
+    destination.abort();
+    end
+}
+
+/// One direction. A failing read is the reader's reset, a failing write the writer's.
+async fn pump(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    count: &AtomicU64,
+    read_broke: EndedBy,
+    write_broke: EndedBy,
+) -> Result<(), EndedBy> {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let n = from.read(&mut chunk).await.map_err(|_| read_broke)?;
+        let data = chunk.get(..n).unwrap_or_default();
+        if data.is_empty() {
+            return shutdown(to).await.map_err(|_| write_broke);
+        }
+        to.write_all(data).await.map_err(|_| write_broke)?;
+        count.fetch_add(n as u64, Ordering::Relaxed);
+    }
+}
+
+/// Half-closes. A connection whose both halves are closed already is no error.
+async fn shutdown(to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    match to.shutdown().await {
+        Err(e) if e.kind() == io::ErrorKind::NotConnected => Ok(()),
+        other => other,
+    }
+}
