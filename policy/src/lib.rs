@@ -1,1 +1,24 @@
-//! The policy language and the decision.
+//! The policy language and the decision: TOML text in, [`Policy`] out, and [`Verdict`]s from it.
+//!
+//! Pure: no file is opened here and no clock is read. A text either becomes a [`Policy`] that cannot be wrong,
+//! or [`PolicyErrors`] that name every mistake with its place and what would be right.
+
+mod compile;
+mod decide;
+mod fault;
+mod identify;
+mod language;
+mod names;
+mod outside;
+mod policy;
+mod ports;
+mod prefix;
+mod rule;
+mod table;
+mod workload;
+
+pub use decide::{Allowed, Denied, Subject, Verdict};
+pub use fault::{ERRORS_MAX, PolicyError, PolicyErrors};
+pub use identify::{Identified, NEAR_MAX};
+pub use language::{LANGUAGE, TableKind};
+pub use policy::{Mode, POLICY_MAX, Place, Policy, SameHost};

@@ -1,0 +1,198 @@
+//! The decision: two subjects and a port in, a verdict with its explanation out.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use bonafide_proto::name::WorkloadName;
+use bonafide_proto::record::NearMiss;
+
+use crate::names::End;
+use crate::policy::{Place, Policy};
+use crate::rule::{Action, Rule};
+
+/// The most names that an explanation writes out.
+const SHOWN_MAX: usize = 8;
+
+/// One end of a flow, as far as it proved who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject<'a> {
+    /// It proved to be this workload.
+    Workload(&'a WorkloadName),
+    /// It proved nothing: only its address is known.
+    Outside(SocketAddr),
+}
+
+/// May it pass?
+#[must_use]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// A rule allows it.
+    Allow(Allowed),
+    /// A rule denies it, or none allows it.
+    Deny(Denied),
+}
+
+/// Why it may pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allowed {
+    /// The rule that decided.
+    pub rule: String,
+}
+
+/// Why it may not pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied {
+    /// The rule that decided; none if no rule matched.
+    pub rule: Option<String>,
+    /// If no rule matched: a rule that would have allowed it but for one field (`from`, `to` or `ports`).
+    pub nearest: Option<NearMiss>,
+}
+
+impl Verdict {
+    /// The rule that decided, if one did.
+    #[must_use]
+    pub fn rule(&self) -> Option<&str> {
+        match self {
+            Self::Allow(allowed) => Some(&allowed.rule),
+            Self::Deny(denied) => denied.rule.as_deref(),
+        }
+    }
+
+    /// True for [`Verdict::Allow`].
+    #[must_use]
+    pub fn is_allow(&self) -> bool {
+        matches!(self, Self::Allow(_))
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Allow(Allowed { rule }) => write!(f, "allowed by rule \"{rule}\""),
+            Self::Deny(Denied { rule: Some(rule), .. }) => write!(f, "denied by rule \"{rule}\""),
+            Self::Deny(Denied { rule: None, nearest: None }) => f.write_str("denied: no rule allows it"),
+            Self::Deny(Denied { rule: None, nearest: Some(NearMiss { of, field, expected, seen }) }) => {
+                write!(
+                    f,
+                    "denied: no rule allows it; rule \"{of}\" would, but for {field}: expected {expected}, seen {seen}"
+                )
+            }
+        }
+    }
+}
+
+/// The first rule that matches decides; nothing matched is deny.
+pub(crate) fn decide(policy: &Policy, from: &Subject<'_>, to: &Subject<'_>, port: u16) -> Verdict {
+    let flow = Flow { policy, from: ends(policy, from), to: ends(policy, to), port };
+    match flow.first_rule() {
+        Some(Rule { name, action: Action::Allow, .. }) => Verdict::Allow(Allowed { rule: name.clone() }),
+        Some(Rule { name, action: Action::Deny, .. }) => {
+            Verdict::Deny(Denied { rule: Some(name.clone()), nearest: None })
+        }
+        None => Verdict::Deny(Denied { rule: None, nearest: flow.nearest(from, to) }),
+    }
+}
+
+/// What rules may call a subject: its workload, or every outside that covers its address.
+fn ends(policy: &Policy, subject: &Subject<'_>) -> Vec<End> {
+    match subject {
+        Subject::Workload(name) => policy.by_name.get(*name).copied().into_iter().collect(),
+        Subject::Outside(addr) => policy.covering(addr.ip()).into_iter().map(End::Outside).collect(),
+    }
+}
+
+/// A flow in the words of the rules.
+struct Flow<'p> {
+    policy: &'p Policy,
+    from: Vec<End>,
+    to: Vec<End>,
+    port: u16,
+}
+
+impl<'p> Flow<'p> {
+    fn first_rule(&self) -> Option<&'p Rule> {
+        let deciding = self.pairs().filter_map(|pair| self.policy.tables.pairs.get(&pair)?.by_port.at(self.port));
+        self.rule(deciding.min()?)
+    }
+
+    /// The rule that misses by one field: by its ports if there is one, else by its source, else by its destination.
+    fn nearest(&self, from: &Subject<'_>, to: &Subject<'_>) -> Option<NearMiss> {
+        self.miss_by_ports().or_else(|| self.miss_by_source(from)).or_else(|| self.miss_by_destination(to))
+    }
+
+    fn miss_by_ports(&self) -> Option<NearMiss> {
+        let pairs = &self.policy.tables.pairs;
+        let allowing = self.pairs().filter_map(|ends| Some((pairs.get(&ends)?.allowing?, ends.1)));
+        let (position, to) = allowing.min()?;
+        let rule = self.rule(position)?;
+        let dialled = match to {
+            End::Outside(outside) => self.policy.outside_at(outside),
+            End::Workload(_) => None,
+        };
+        let expected = match dialled {
+            Some(outside) => rule.ports.intersection(&outside.ports).to_string(),
+            None => rule.ports.to_string(),
+        };
+        Some(miss(rule, "ports", expected, self.port.to_string()))
+    }
+
+    fn miss_by_source(&self, from: &Subject<'_>) -> Option<NearMiss> {
+        let allowing = self.to.iter().filter_map(|to| self.policy.tables.allowed_to.get(to)?.at(self.port));
+        let rule = self.rule(allowing.min()?)?;
+        Some(miss(rule, "from", self.names(&rule.from), self.seen(from)))
+    }
+
+    fn miss_by_destination(&self, to: &Subject<'_>) -> Option<NearMiss> {
+        let allowing = self.from.iter().filter_map(|from| self.policy.tables.allowed_from.get(from)?.at(self.port));
+        let rule = self.rule(allowing.min()?)?;
+        Some(miss(rule, "to", self.names(&rule.to), self.seen(to)))
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (End, End)> {
+        self.from.iter().flat_map(|from| self.to.iter().map(|to| (*from, *to)))
+    }
+
+    fn rule(&self, position: u32) -> Option<&'p Rule> {
+        self.policy.rules.get(usize::try_from(position).ok()?)
+    }
+
+    fn names(&self, ends: &[End]) -> String {
+        let mut names: Vec<&str> = ends.iter().take(SHOWN_MAX).filter_map(|end| self.name(*end)).collect();
+        let more = ends.len().saturating_sub(SHOWN_MAX);
+        let more = (more > 0).then(|| format!("{more} more"));
+        names.extend(more.as_deref());
+        names.join(", ")
+    }
+
+    fn name(&self, end: End) -> Option<&'p str> {
+        match end {
+            End::Workload(position) => {
+                self.policy.workloads.get(usize::try_from(position).ok()?).map(|w| w.name.as_str())
+            }
+            End::Outside(position) => self.policy.outside_at(position).map(|o| o.name.as_str()),
+        }
+    }
+
+    fn seen(&self, subject: &Subject<'_>) -> String {
+        match subject {
+            Subject::Workload(name) if self.policy.by_name.contains_key(*name) => name.to_string(),
+            Subject::Workload(name) => format!("{name}, which the policy does not know"),
+            Subject::Outside(addr) => self.seen_address(addr.ip().to_canonical()),
+        }
+    }
+
+    fn seen_address(&self, addr: IpAddr) -> String {
+        if self.policy.place(addr) == Place::Mesh {
+            return format!("{addr}, which is in the mesh and proved no workload");
+        }
+        let covering: Vec<End> = self.policy.covering(addr).into_iter().map(End::Outside).collect();
+        if covering.is_empty() {
+            return format!("{addr}, which is in no [[outside]]");
+        }
+        format!("{addr} ({})", self.names(&covering))
+    }
+}
+
+fn miss(rule: &Rule, field: &str, expected: String, seen: String) -> NearMiss {
+    NearMiss { of: rule.name.clone(), field: field.to_owned(), expected, seen }
+}

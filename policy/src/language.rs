@@ -1,0 +1,68 @@
+//! Every table and field of the language, with an example of each: the reader accepts these and no others.
+
+/// One kind of table in a policy file.
+#[derive(Debug)]
+pub struct TableKind {
+    /// As error messages call it.
+    pub name: &'static str,
+    /// Field names, each with an example of its value.
+    pub fields: &'static [(&'static str, &'static str)],
+}
+
+const PORTS: &str = "[53, \"8000-8100\"]";
+const DIGEST: &str = "\"sha256:<64 hex digits>\"";
+
+/// The top level of the file.
+pub(crate) const TOP: &TableKind = &TableKind {
+    name: "the policy",
+    fields: &[
+        ("mode", "\"enforce\""),
+        ("mesh", "[\"10.77.0.0/16\", \"fd77::/16\"]"),
+        ("same_host", "\"verified\""),
+        ("workload", "[[workload]] tables"),
+        ("outside", "[[outside]] tables"),
+        ("rule", "[[rule]] tables"),
+    ],
+};
+
+/// A program that earns a name.
+pub(crate) const WORKLOAD: &TableKind = &TableKind {
+    name: "[[workload]]",
+    fields: &[
+        ("name", "\"shop/web\""),
+        ("exe", "\"/usr/sbin/nginx\""),
+        ("sha256", DIGEST),
+        ("script", "\"/srv/app.py\""),
+        ("script_sha256", DIGEST),
+        ("unit", "\"nginx.service\""),
+        ("uid", "33"),
+    ],
+};
+
+/// Addresses that are not in the mesh.
+pub(crate) const OUTSIDE: &TableKind = &TableKind {
+    name: "[[outside]]",
+    fields: &[("name", "\"dns\""), ("prefixes", "[\"192.0.2.0/24\"]"), ("ports", PORTS)],
+};
+
+/// Who may reach whom.
+pub(crate) const RULE: &TableKind = &TableKind {
+    name: "[[rule]]",
+    fields: &[
+        ("name", "\"web to db\""),
+        ("from", "[\"shop/web\"]"),
+        ("to", "[\"shop/db\"]"),
+        ("ports", PORTS),
+        ("action", "\"allow\""),
+    ],
+};
+
+/// The whole language.
+pub const LANGUAGE: [&TableKind; 4] = [TOP, WORKLOAD, OUTSIDE, RULE];
+
+impl TableKind {
+    /// What a right value of this field looks like.
+    pub(crate) fn example(&self, field: &str) -> &'static str {
+        self.fields.iter().find(|(name, _)| *name == field).map_or("", |(_, example)| example)
+    }
+}

@@ -1,0 +1,70 @@
+//! The names that rules may use: workloads and outsides share one set of names, compared exactly.
+
+use std::collections::HashMap;
+
+use bonafide_proto::name::{NAME_MAX, NameError, WorkloadName};
+
+use crate::fault::{Faults, quoted};
+use crate::table::Text;
+
+/// One end of a rule, by its position among the workloads or the outsides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum End {
+    Workload(u32),
+    Outside(u32),
+}
+
+/// Every declared name, also of declarations with mistakes, so that one mistake is reported once.
+#[derive(Debug, Default)]
+pub(crate) struct Names<'t> {
+    declared: HashMap<&'t str, (End, usize)>,
+}
+
+impl<'t> Names<'t> {
+    pub(crate) fn declare(&mut self, name: Text<'t>, end: End, faults: &mut Faults<'_>) {
+        if let Some((other, at)) = self.declared.get(name.value) {
+            let what = match other {
+                End::Workload(_) => "[[workload]]",
+                End::Outside(_) => "[[outside]]",
+            };
+            let taken = format!("is already the name of the {what} on line {}", faults.line(*at));
+            faults.wrong(name.at, format!("{} {taken}; choose another name", quoted(name.value)));
+            return;
+        }
+        self.declared.insert(name.value, (end, name.at));
+    }
+
+    /// What a rule means by a name.
+    pub(crate) fn resolve(&self, name: Text<'t>, faults: &mut Faults<'_>) -> Option<End> {
+        if let Some((end, _)) = self.declared.get(name.value) {
+            return Some(*end);
+        }
+        let remedy = faults.did_you_mean(name.value, self.declared.keys().copied(), || {
+            "declare it, or use a name that is declared".to_owned()
+        });
+        faults.wrong_if_whole(
+            name.at,
+            format!("no [[workload]] or [[outside]] is named {}; {remedy}", quoted(name.value)),
+        );
+        None
+    }
+}
+
+/// Parses the name of a workload or an outside.
+///
+/// Both follow the rule for workloads (SPIFFE-ID.md §2.2): they share the place where rules name them.
+pub(crate) fn parse(name: Text<'_>, faults: &mut Faults<'_>) -> Option<WorkloadName> {
+    let error = match name.value.parse() {
+        Ok(parsed) => return Some(parsed),
+        Err(error) => error,
+    };
+    let problem = match error {
+        // Not by NameError's own words: the character may be one that looks like another.
+        NameError::Character(c, _) => format!("contains '{}'", c.escape_default()),
+        NameError::TooLong(_) => format!("is longer than {NAME_MAX} bytes"),
+        other => other.to_string(),
+    };
+    let remedy = "a name is parts of letters, digits, '.', '-' and '_' joined by '/', like \"shop/web\"";
+    faults.wrong(name.at, format!("the name {} {problem}; {remedy}", quoted(name.value)));
+    None
+}

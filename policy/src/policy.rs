@@ -1,0 +1,241 @@
+//! [`Policy`]: a text that was understood completely, ready to answer.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use bonafide_proto::fingerprint::{Digest, Fingerprint};
+use bonafide_proto::name::WorkloadName;
+use toml::de::DeTable;
+
+use crate::compile::{Tables, compile};
+use crate::decide::{Subject, Verdict};
+use crate::fault::{Faults, PolicyError, PolicyErrors, quoted};
+use crate::identify::{Identified, identify};
+use crate::language::{OUTSIDE, RULE, TOP, WORKLOAD};
+use crate::names::{End, Names};
+use crate::outside::{self, Outsides};
+use crate::prefix::PrefixMap;
+use crate::rule::{self, Rule};
+use crate::table::Table;
+use crate::workload::{self, Workload};
+
+/// The longest policy text, in bytes.
+pub const POLICY_MAX: usize = 4 << 20;
+/// In longer texts the search for syntax errors stops at the first: each one found takes memory.
+const ALL_SYNTAX_ERRORS_MAX: usize = 256 << 10;
+
+/// What happens to a flow that no rule allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It is let through, and recorded as one that would be refused.
+    Observe,
+    /// It is refused.
+    Enforce,
+}
+
+impl Mode {
+    /// As policy and records write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Enforce => "enforce",
+        }
+    }
+}
+
+/// How two programs on one host are connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SameHost {
+    /// The enforcer knows both ends itself; nothing is encrypted that never leaves the host.
+    Verified,
+    /// Mutual TLS, as between hosts.
+    Mtls,
+}
+
+/// On which side of the mesh an address lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Inside a `mesh` prefix, or loopback: whoever is there must prove a workload.
+    Mesh,
+    /// Anywhere else: only rules that name an `[[outside]]` reach it.
+    Outside,
+}
+
+/// A policy that was understood completely.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    pub(crate) mode: Mode,
+    pub(crate) same_host: SameHost,
+    pub(crate) digest: Digest,
+    pub(crate) mesh: PrefixMap,
+    pub(crate) workloads: Vec<Workload>,
+    pub(crate) by_name: HashMap<WorkloadName, End>,
+    pub(crate) outsides: Outsides,
+    pub(crate) rules: Vec<Rule>,
+    pub(crate) tables: Tables,
+}
+
+impl Policy {
+    /// Understands a text completely or refuses it. `file` is only for the messages.
+    ///
+    /// # Errors
+    /// Every mistake at once, each with its place and what would be right.
+    pub fn parse(file: &str, text: &str) -> Result<Self, PolicyErrors> {
+        if text.len() > POLICY_MAX {
+            let message = format!("the policy is {} bytes long; the limit is {POLICY_MAX}", text.len());
+            return Err(PolicyErrors::one(file, PolicyError { line: 1, column: 1, message }));
+        }
+        let mut faults = Faults::in_text(text);
+        let document = document(text, &mut faults);
+        let policy = document.and_then(|document| read(&document, Digest::of(text.as_bytes()), &mut faults));
+        faults.verdict(file, policy)
+    }
+
+    /// What happens to a flow that no rule allows.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// How two programs on one host are connected.
+    #[must_use]
+    pub fn same_host(&self) -> SameHost {
+        self.same_host
+    }
+
+    /// The digest of the text.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Which workload this evidence earns.
+    pub fn identify(&self, fingerprint: &Fingerprint) -> Identified {
+        identify(&self.workloads, fingerprint)
+    }
+
+    /// On which side of the mesh an address lies. IPv4-mapped IPv6 addresses are IPv4 addresses.
+    #[must_use]
+    pub fn place(&self, addr: IpAddr) -> Place {
+        let addr = addr.to_canonical();
+        if addr.is_loopback() || self.mesh.covers(addr) { Place::Mesh } else { Place::Outside }
+    }
+
+    /// The first `[[outside]]` that covers the address and the port dialled there, for records.
+    #[must_use]
+    pub fn outside(&self, addr: SocketAddr) -> Option<&str> {
+        let mut covering = self.covering(addr.ip()).into_iter().filter_map(|position| self.outside_at(position));
+        covering.find(|o| o.ports.contains(addr.port())).map(|o| o.name.as_str())
+    }
+
+    /// May `from` connect to `to`?
+    ///
+    /// `port` is the port on which the destination program listens, or the port dialled where `to` is outside;
+    /// the ports inside the subjects' addresses are not looked at. The first rule that matches decides, and
+    /// nothing matched is deny. An address inside the mesh is never outside, whatever the rules say.
+    pub fn decide(&self, from: &Subject<'_>, to: &Subject<'_>, port: u16) -> Verdict {
+        crate::decide::decide(self, from, to, port)
+    }
+
+    /// True if some rule could allow the workload to reach some workload on some port.
+    #[must_use]
+    pub fn may_reach_mesh(&self, name: &WorkloadName) -> bool {
+        self.by_name.get(name).is_some_and(|end| self.tables.reach_mesh.contains(end))
+    }
+
+    /// The names of the workloads, in the order of the file.
+    pub fn workloads(&self) -> impl Iterator<Item = &WorkloadName> {
+        self.workloads.iter().map(|workload| &workload.name)
+    }
+
+    /// True if the policy names no workload, so that nothing is ever allowed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.workloads.is_empty()
+    }
+
+    /// The outsides that cover an address, by position; none for addresses in the mesh.
+    pub(crate) fn covering(&self, addr: IpAddr) -> Vec<u32> {
+        match self.place(addr) {
+            Place::Mesh => Vec::new(),
+            Place::Outside => self.outsides.by_address.covering(addr),
+        }
+    }
+
+    /// The outside at a position.
+    pub(crate) fn outside_at(&self, position: u32) -> Option<&outside::Outside> {
+        self.outsides.list.get(usize::try_from(position).ok()?)
+    }
+}
+
+/// None if there is nothing to read.
+fn document<'t>(text: &'t str, faults: &mut Faults<'_>) -> Option<DeTable<'t>> {
+    let (document, errors) = if text.len() > ALL_SYNTAX_ERRORS_MAX {
+        match DeTable::parse(text) {
+            Ok(document) => (Some(document), Vec::new()),
+            Err(error) => (None, vec![error]),
+        }
+    } else {
+        let (document, errors) = DeTable::parse_recoverable(text);
+        (Some(document), errors)
+    };
+    for error in errors {
+        faults.syntax(error.span().map_or(0, |span| span.start), format!("not TOML: {}", error.message()));
+    }
+    document.map(toml::Spanned::into_inner)
+}
+
+/// None if a part is missing without which there is no policy; whatever is wrong was reported.
+fn read(document: &DeTable<'_>, digest: Digest, faults: &mut Faults<'_>) -> Option<Policy> {
+    let top = Table::open(TOP, 0, document, faults);
+    let mode = read_mode(&top, faults);
+    let same_host = read_same_host(&top, faults);
+    let mesh = outside::read_mesh(&top, faults);
+    let mut names = Names::default();
+    let workloads = workload::read(&top.tables(WORKLOAD, "workload", faults), &mut names, faults);
+    let outsides = outside::read(&top.tables(OUTSIDE, "outside", faults), &mesh, &mut names, faults);
+    let rules = rule::read(&top.tables(RULE, "rule", faults), &names, &outsides, faults);
+    let tables = compile(&rules, &outsides, faults);
+    let mut mesh_map = PrefixMap::default();
+    mesh.into_iter().for_each(|net| mesh_map.insert(net, 0));
+    Some(Policy {
+        mode: mode?,
+        same_host: same_host?,
+        digest,
+        mesh: mesh_map,
+        by_name: (0..).zip(&workloads).map(|(position, w)| (w.name.clone(), End::Workload(position))).collect(),
+        workloads,
+        outsides,
+        rules: rules.into_iter().map(|(_, rule)| rule).collect(),
+        tables,
+    })
+}
+
+fn read_mode(top: &Table<'_>, faults: &mut Faults<'_>) -> Option<Mode> {
+    let text = top.required_text("mode", faults)?;
+    match text.value {
+        "observe" => Some(Mode::Observe),
+        "enforce" => Some(Mode::Enforce),
+        other => {
+            faults.wrong(text.at, format!("the mode {} is not known; write \"observe\" or \"enforce\"", quoted(other)));
+            None
+        }
+    }
+}
+
+fn read_same_host(top: &Table<'_>, faults: &mut Faults<'_>) -> Option<SameHost> {
+    if top.get("same_host").is_none() {
+        return Some(SameHost::Verified);
+    }
+    let text = top.text("same_host", faults)?;
+    match text.value {
+        "verified" => Some(SameHost::Verified),
+        "mtls" => Some(SameHost::Mtls),
+        other => {
+            let seen = quoted(other);
+            faults.wrong(text.at, format!("same_host = {seen} is not known; write \"verified\" or \"mtls\""));
+            None
+        }
+    }
+}

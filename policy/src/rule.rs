@@ -1,0 +1,129 @@
+//! A rule: who may, or may not, reach whom on which ports.
+
+use std::collections::HashMap;
+
+use crate::fault::{Faults, quoted};
+use crate::names::{End, Names};
+use crate::outside::Outsides;
+use crate::ports::Ports;
+use crate::table::{Table, Text, all_different};
+
+/// The longest name of a rule, in bytes.
+const RULE_NAME_MAX: usize = 128;
+
+/// What a rule says about the flows it matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    Allow,
+    Deny,
+}
+
+/// One rule.
+#[derive(Debug, Clone)]
+pub(crate) struct Rule {
+    /// Shown with each verdict.
+    pub(crate) name: String,
+    /// Who connects.
+    pub(crate) from: Vec<End>,
+    /// Who listens.
+    pub(crate) to: Vec<End>,
+    /// Where.
+    pub(crate) ports: Ports,
+    /// And then.
+    pub(crate) action: Action,
+}
+
+/// A rule with the place where it is written.
+pub(crate) type Placed = (usize, Rule);
+
+/// Reads every `[[rule]]`.
+pub(crate) fn read<'t>(
+    tables: &[Table<'t>],
+    names: &Names<'t>,
+    outsides: &Outsides,
+    faults: &mut Faults<'_>,
+) -> Vec<Placed> {
+    let mut earlier = HashMap::new();
+    tables
+        .iter()
+        .filter_map(|table| Some((table.at, read_one(table, names, outsides, &mut earlier, faults)?)))
+        .collect()
+}
+
+fn read_one<'t>(
+    table: &Table<'t>,
+    names: &Names<'t>,
+    outsides: &Outsides,
+    earlier: &mut HashMap<&'t str, usize>,
+    faults: &mut Faults<'_>,
+) -> Option<Rule> {
+    let name = table.required_text("name", faults).and_then(|text| rule_name(text, earlier, faults));
+    let from = ends(table, "from", names, faults);
+    let to = ends(table, "to", names, faults);
+    refuse_outside_to_outside(&from, &to, faults);
+    refuse_source_ports(&from, outsides, faults);
+    let ports = Ports::read(table, faults);
+    let action = action(table, faults);
+    let only_ends = |placed: Vec<(usize, End)>| placed.into_iter().map(|(_, end)| end).collect();
+    Some(Rule { name: name?, from: only_ends(from), to: only_ends(to), ports, action: action? })
+}
+
+fn rule_name<'t>(text: Text<'t>, earlier: &mut HashMap<&'t str, usize>, faults: &mut Faults<'_>) -> Option<String> {
+    let name = text.value;
+    let problem = if name.is_empty() {
+        "is empty; say in a few words what it permits".to_owned()
+    } else if name.len() > RULE_NAME_MAX {
+        format!("is longer than {RULE_NAME_MAX} bytes")
+    } else if let Some(c) = name.chars().find(|c| !matches!(c, ' '..='~')) {
+        format!("contains '{}'; a rule's name is printable ASCII", c.escape_default())
+    } else if name.trim() != name {
+        "begins or ends with a space; remove it".to_owned()
+    } else if let Some(line) = earlier.insert(name, faults.line(text.at)) {
+        format!("is already the name of the rule on line {line}; choose another name")
+    } else {
+        return Some(name.to_owned());
+    };
+    faults.wrong(text.at, format!("the rule name {} {problem}", quoted(name)));
+    None
+}
+
+fn ends<'t>(table: &Table<'t>, field: &str, names: &Names<'t>, faults: &mut Faults<'_>) -> Vec<(usize, End)> {
+    let texts = table.required_texts(field, faults).unwrap_or_default();
+    let ends: Vec<(usize, End)> =
+        texts.into_iter().filter_map(|text| Some((text.at, names.resolve(text, faults)?))).collect();
+    all_different(field, &ends, faults);
+    ends
+}
+
+fn action(table: &Table<'_>, faults: &mut Faults<'_>) -> Option<Action> {
+    let text = table.required_text("action", faults)?;
+    match text.value {
+        "allow" => Some(Action::Allow),
+        "deny" => Some(Action::Deny),
+        other => {
+            faults.wrong(text.at, format!("the action {} is not known; write \"allow\" or \"deny\"", quoted(other)));
+            None
+        }
+    }
+}
+
+/// Flows between two outsides never pass an enforcer, so such a rule is a misunderstanding.
+fn refuse_outside_to_outside(from: &[(usize, End)], to: &[(usize, End)], faults: &mut Faults<'_>) {
+    let is_outside = |(_, end): &&(usize, End)| matches!(end, End::Outside(_));
+    if let (Some((at, _)), Some(_)) = (from.iter().find(is_outside), to.iter().find(is_outside)) {
+        let remedy = "one end must be a [[workload]]: split the rule";
+        faults.wrong(*at, format!("this rule goes from an [[outside]] to an [[outside]]; {remedy}"));
+    }
+}
+
+/// `ports` of an outside are those dialled there; for whoever dials in they would be its random source ports.
+fn refuse_source_ports(from: &[(usize, End)], outsides: &Outsides, faults: &mut Faults<'_>) {
+    for (at, end) in from {
+        let End::Outside(position) = end else { continue };
+        let outside = usize::try_from(*position).ok().and_then(|i| outsides.list.get(i));
+        if let Some(outside) = outside.filter(|o| !o.ports.is_all()) {
+            let limited = format!("\"{}\" is limited to ports dialled there, so it cannot dial in", outside.name);
+            faults.wrong(*at, format!("{limited}; name an [[outside]] without ports, and give the rule ports"));
+        }
+    }
+}
