@@ -1,0 +1,89 @@
+//! An order for one certificate: whose it is, and how it is filled with a key that never leaves this process.
+
+use std::sync::Arc;
+
+use bonafide_proto::convert::Attestation;
+use bonafide_proto::fingerprint::{Execution, HashedFile};
+use bonafide_proto::name::{SpiffeId, WorkloadName};
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::time::timeout;
+use zeroize::Zeroize as _;
+
+use super::ask::{Daemon, ORDER_PATIENCE, unavailable};
+use super::{NodeTrust, TrustInForce};
+use crate::tunnel::Leaf;
+
+/// What one certificate stands for: executions that agree in all of this share it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Subject {
+    workload: WorkloadName,
+    exe: HashedFile,
+    script: Option<HashedFile>,
+    uid: u32,
+}
+
+/// A certificate is wanted.
+#[derive(Debug, Clone)]
+pub(super) struct Order {
+    pub(super) subject: Subject,
+    executions: Vec<Execution>,
+}
+
+impl Order {
+    /// # Errors
+    /// The program has earned no workload.
+    pub(super) fn new(of: &Attestation) -> Result<Self, AttestRefusal> {
+        let fingerprint = &of.fingerprint;
+        let Some(workload) = of.workload.clone() else {
+            let detail = format!("{} has earned no workload, so there is no name to certify", fingerprint.exe.path);
+            return Err(AttestRefusal::new(AttestReason::NotEntitled, detail));
+        };
+        let subject = Subject {
+            workload,
+            exe: fingerprint.exe.clone(),
+            script: fingerprint.script.known().cloned(),
+            uid: fingerprint.uid,
+        };
+        Ok(Self { subject, executions: of.executions.clone() })
+    }
+
+    /// Makes a key, has it certified, and checks what came back against the trust in force.
+    pub(super) async fn fill(
+        &self,
+        daemon: &Daemon,
+        mut trust: TrustInForce,
+    ) -> Result<(Leaf, Arc<NodeTrust>), AttestRefusal> {
+        known(&mut trust).await?;
+        let (key, csr) = new_key()?;
+        let chain = daemon.svid(&self.executions, &self.subject.workload, csr).await?;
+        let trust = known(&mut trust).await?;
+        let wanted = SpiffeId::workload(trust.trust.bundle.trust_domain(), &self.subject.workload);
+        let leaf = Leaf::new(chain, key, &wanted, &trust.trust).map_err(|e| {
+            let detail = format!("the certificate issued for {} is not fit to be shown: {e}", self.subject.workload);
+            AttestRefusal::new(AttestReason::CheckerRefused, detail)
+        })?;
+        Ok((leaf, trust))
+    }
+}
+
+async fn known(trust: &mut TrustInForce) -> Result<Arc<NodeTrust>, AttestRefusal> {
+    let known = timeout(ORDER_PATIENCE, trust.wait_for(Option::is_some)).await;
+    match known {
+        Ok(Ok(trust)) => trust.clone().ok_or_else(|| unavailable("there is no trust bundle")),
+        _ => Err(unavailable("identityd has sent no trust bundle yet")),
+    }
+}
+
+/// A fresh P-256 key, and a request that names nothing: the CA takes the names from the attestation.
+fn new_key() -> Result<(PrivateKeyDer<'static>, Vec<u8>), AttestRefusal> {
+    let failed = |e: rcgen::Error| unavailable(format!("no key could be made: {e}"));
+    let mut pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let csr = params.serialize_request(&pair).map(|csr| csr.der().to_vec());
+    let key = PrivatePkcs8KeyDer::from(pair.serialize_der());
+    pair.zeroize();
+    Ok((key.into(), csr.map_err(failed)?))
+}

@@ -1,0 +1,103 @@
+//! What identityd pushes: the policy and the trust. Each replaces the last one only if it is whole and sound.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bonafide_policy::Policy;
+use bonafide_proto::clock::SharedClock;
+use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::svid::TrustBundle;
+use bonafide_proto::wire::node as wire;
+use rustls::pki_types::CertificateDer;
+use tokio::sync::watch::Sender;
+use tonic::{Status, Streaming};
+
+use super::NodeTrust;
+use super::ask::Daemon;
+use crate::tunnel::Trust;
+
+/// The pause after the first failure; each further one doubles it.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// The longest pause: a restarted identityd is found again this fast.
+const PAUSE_MAX: Duration = Duration::from_millis(800);
+
+/// Follows the policy, for ever.
+pub(super) async fn policy(daemon: Daemon, into: Sender<Option<Arc<Policy>>>) {
+    follow("policy", || daemon.clone().watch_policy(), |update| take_policy(&update, &into)).await;
+}
+
+/// Follows the trust, for ever.
+pub(super) async fn trust(daemon: Daemon, clock: SharedClock, into: Sender<Option<Arc<NodeTrust>>>) {
+    follow("trust bundle", || daemon.clone().watch_bundle(), |bundle| take_trust(bundle, &clock, &into)).await;
+}
+
+/// Takes every message of a stream, and opens the stream again whenever it ends.
+async fn follow<M, F>(what: &'static str, open: impl Fn() -> F, mut take: impl FnMut(M))
+where
+    F: Future<Output = Result<Streaming<M>, Status>>,
+{
+    let mut pause = PAUSE_MIN;
+    loop {
+        let ended = async {
+            let mut stream = open().await?;
+            while let Some(message) = stream.message().await? {
+                take(message);
+                pause = PAUSE_MIN;
+            }
+            Err(Status::unavailable("the stream ended"))
+        };
+        let ended: Result<(), Status> = ended.await;
+        if pause == PAUSE_MIN {
+            let why = ended.err().map(|e| e.message().to_owned()).unwrap_or_default();
+            tracing::warn!(what, why, "identityd is away; what it sent last stays in force");
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+fn take_policy(update: &wire::PolicyUpdate, into: &Sender<Option<Arc<Policy>>>) {
+    let digest = Digest::of(update.text.as_bytes());
+    if update.sha256 != digest.0 {
+        tracing::error!(file = update.file, "the policy was damaged on its way; the one before stays in force");
+        return;
+    }
+    if into.borrow().as_ref().is_some_and(|now| now.digest() == digest) {
+        return;
+    }
+    match Policy::parse(&update.file, &update.text) {
+        Ok(policy) => {
+            tracing::info!(file = update.file, %digest, mode = policy.mode().as_str(), "policy in force");
+            into.send_replace(Some(Arc::new(policy)));
+        }
+        Err(errors) => tracing::error!(%errors, "the policy does not parse; the one before stays in force"),
+    }
+}
+
+fn take_trust(bundle: wire::Bundle, clock: &SharedClock, into: &Sender<Option<Arc<NodeTrust>>>) {
+    match node_trust(bundle, clock) {
+        Ok(new) => {
+            // The same roots again, as after a restart, must not make anybody renew anything.
+            if into.borrow().as_ref().is_some_and(|now| same(now, &new)) {
+                return;
+            }
+            let trust_domain = new.trust.bundle.trust_domain();
+            tracing::info!(%trust_domain, node = %new.node, roots = new.trust.bundle.roots().len(), "trust in force");
+            into.send_replace(Some(Arc::new(new)));
+        }
+        Err(why) => tracing::error!(why, "the trust bundle is unusable; the one before stays in force"),
+    }
+}
+
+fn node_trust(bundle: wire::Bundle, clock: &SharedClock) -> Result<NodeTrust, String> {
+    let trust_domain = bundle.trust_domain.parse().map_err(|e| format!("the trust domain {e}"))?;
+    let node = bundle.node.parse().map_err(|e| format!("the node's name {e}"))?;
+    let roots = bundle.roots.into_iter().map(CertificateDer::from).collect();
+    let bundle = TrustBundle::new(trust_domain, roots).map_err(|e| e.to_string())?;
+    Ok(NodeTrust { trust: Trust { bundle, clock: Arc::clone(clock) }, node })
+}
+
+fn same(a: &NodeTrust, b: &NodeTrust) -> bool {
+    let (x, y) = (&a.trust.bundle, &b.trust.bundle);
+    a.node == b.node && x.trust_domain() == y.trust_domain() && x.roots() == y.roots()
+}

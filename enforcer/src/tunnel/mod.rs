@@ -1,0 +1,17 @@
+//! The tunnel between two enforcers: mutual TLS 1.3 with `bonafide/1` inside, one flow a connection.
+//!
+//! Reading order: [`frame`] (the words and the state machine), [`session`] (TLS), [`client`] and [`server`]
+//! (handshake and opening), [`stream`] (the open flow), [`sniff`] (who is knocking).
+
+pub mod client;
+mod error;
+pub mod frame;
+mod leaf;
+pub mod server;
+mod session;
+pub mod sniff;
+mod stream;
+
+pub use error::TunnelError;
+pub use leaf::{Leaf, LeafError, Trust};
+pub use stream::{Incoming, Tunnel, TunnelReader, TunnelWriter};
