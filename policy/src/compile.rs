@@ -9,7 +9,7 @@ use crate::ports::{Claims, FirstRules, Ports};
 use crate::rule::{Action, Placed, Rule};
 
 /// The most (from, to, port range) triples that the rules together may stand for.
-const TRIPLES_MAX: usize = 2_000_000;
+const TRIPLES_MAX: usize = 1_000_000;
 
 /// What the rules say about one pair of ends.
 #[derive(Debug, Clone)]

@@ -2,16 +2,28 @@
 
 use std::collections::HashMap;
 
-use bonafide_proto::name::{NAME_MAX, NameError, WorkloadName};
+use bonafide_proto::name::{NameError, WorkloadName};
 
 use crate::fault::{Faults, quoted};
+use crate::language::{OUTSIDE, TableKind, WORKLOAD};
 use crate::table::Text;
+
+const NAME_RULE: &str = "a name is parts of letters, digits, '.', '-' and '_' joined by '/', like \"shop/web\"";
 
 /// One end of a rule, by its position among the workloads or the outsides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum End {
     Workload(u32),
     Outside(u32),
+}
+
+impl End {
+    fn kind(self) -> &'static TableKind {
+        match self {
+            Self::Workload(_) => WORKLOAD,
+            Self::Outside(_) => OUTSIDE,
+        }
+    }
 }
 
 /// Every declared name, also of declarations with mistakes, so that one mistake is reported once.
@@ -23,12 +35,10 @@ pub(crate) struct Names<'t> {
 impl<'t> Names<'t> {
     pub(crate) fn declare(&mut self, name: Text<'t>, end: End, faults: &mut Faults<'_>) {
         if let Some((other, at)) = self.declared.get(name.value) {
-            let what = match other {
-                End::Workload(_) => "[[workload]]",
-                End::Outside(_) => "[[outside]]",
-            };
-            let taken = format!("is already the name of the {what} on line {}", faults.line(*at));
-            faults.wrong(name.at, format!("{} {taken}; choose another name", quoted(name.value)));
+            // Outsides are read after workloads, wherever they stand: the later place is the mistake.
+            let (first, at, second) = if *at < name.at { (*other, *at, name.at) } else { (end, name.at, *at) };
+            let taken = format!("is already the name of the {} on line {}", first.kind().name, faults.line(at));
+            faults.wrong(second, format!("{} {taken}; choose another name", quoted(name.value)));
             return;
         }
         self.declared.insert(name.value, (end, name.at));
@@ -59,12 +69,13 @@ pub(crate) fn parse(name: Text<'_>, faults: &mut Faults<'_>) -> Option<WorkloadN
         Err(error) => error,
     };
     let problem = match error {
+        NameError::Reserved => {
+            "begins with \"bonafide/\", which belongs to the mesh itself; begin with another part".to_owned()
+        }
         // Not by NameError's own words: the character may be one that looks like another.
-        NameError::Character(c, _) => format!("contains '{}'", c.escape_default()),
-        NameError::TooLong(_) => format!("is longer than {NAME_MAX} bytes"),
-        other => other.to_string(),
+        NameError::Character(c, _) => format!("contains '{}'; {NAME_RULE}", c.escape_default()),
+        other => format!("{other}; {NAME_RULE}"),
     };
-    let remedy = "a name is parts of letters, digits, '.', '-' and '_' joined by '/', like \"shop/web\"";
-    faults.wrong(name.at, format!("the name {} {problem}; {remedy}", quoted(name.value)));
+    faults.wrong(name.at, format!("the name {} {problem}", quoted(name.value)));
     None
 }

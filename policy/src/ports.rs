@@ -32,7 +32,11 @@ impl Ports {
     pub(crate) fn read(table: &Table<'_>, faults: &mut Faults<'_>) -> Self {
         let Some(values) = table.values("ports", faults) else { return Self::all() };
         let mut ranges: Vec<(PortRange, usize)> =
-            values.iter().filter_map(|v| range(table, v, faults).map(|r| (r, v.span().start))).collect();
+            values.iter().filter_map(|v| Some((range(table, v, faults)?, v.span().start))).collect();
+        if ranges.len() < values.len() {
+            // Reported; nothing else should be complained about because of it.
+            return Self::all();
+        }
         ranges.sort_unstable();
         for ((before, _), (after, at)) in ranges.iter().zip(ranges.iter().skip(1)) {
             if before.last >= after.first {

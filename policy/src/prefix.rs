@@ -20,12 +20,11 @@ pub(crate) fn parse(text: Text<'_>, faults: &mut Faults<'_>) -> Option<IpNet> {
 }
 
 fn check(text: &str) -> Result<IpNet, String> {
-    let net: IpNet = match (text.parse(), text.parse::<IpAddr>()) {
-        (Ok(net), _) => net,
-        (Err(_), Ok(addr)) => return Err(format!("has no length; write \"{}\"", IpNet::from(addr))),
-        (Err(_), Err(_)) => {
-            return Err("is no address and length; write it like \"10.77.0.0/16\" or \"fd77::/16\"".to_owned());
-        }
+    if let Ok(addr) = text.parse::<IpAddr>() {
+        return Err(format!("has no length; write \"{}\"", IpNet::from(addr)));
+    }
+    let Some(net) = text.split_once('/').and_then(|(addr, length)| strict(addr, length)) else {
+        return Err("is no address and length; write it like \"10.77.0.0/16\" or \"fd77::/16\"".to_owned());
     };
     if net.trunc() != net {
         return Err(format!("has host bits set; write \"{}\"", net.trunc()));
@@ -34,6 +33,12 @@ fn check(text: &str) -> Result<IpNet, String> {
         Some(v4) => Err(format!("is an IPv4-mapped one, which is treated as IPv4; write \"{v4}\"")),
         None => Ok(net),
     }
+}
+
+/// Not by ipnet's own parser: it takes `010.0.0.0` for `10.0.0.0`, which other programs read as octal.
+fn strict(addr: &str, length: &str) -> Option<IpNet> {
+    let plain = length.bytes().all(|b| b.is_ascii_digit()) && (length == "0" || !length.starts_with('0'));
+    if plain { IpNet::new(addr.parse().ok()?, length.parse().ok()?).ok() } else { None }
 }
 
 /// The IPv4 prefix inside an IPv4-mapped IPv6 prefix (RFC 4291 §2.5.5.2).
@@ -118,7 +123,18 @@ mod tests {
         assert_eq!(check("fd77::1/16").unwrap_err(), "has host bits set; write \"fd77::/16\"");
         assert_eq!(check("fd77::1").unwrap_err(), "has no length; write \"fd77::1/128\"");
         assert!(check("::ffff:10.0.0.0/104").unwrap_err().ends_with("write \"10.0.0.0/8\""));
-        for bad in ["", "10.0.0.0/33", "10.0.0/8", "::/129", "10.0.0.0/8 ", "010.0.0.0/8", "fe80::%eth0/64", "/8"] {
+        for bad in [
+            "",
+            "10.0.0.0/33",
+            "10.0.0/8",
+            "::/129",
+            "10.0.0.0/8 ",
+            "010.0.0.0/8",
+            "fe80::%eth0/64",
+            "/8",
+            "10.0.0.0/+8",
+            "10.0.0.0/08",
+        ] {
             assert!(check(bad).is_err(), "{bad} was accepted");
         }
         for good in ["0.0.0.0/0", "::/0", "192.0.2.1/32", "2001:db8::/32"] {

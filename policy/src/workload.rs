@@ -77,9 +77,8 @@ pub(crate) fn read_name<'t>(
 /// None if there is a mistake in it, which was reported.
 fn read_selectors(table: &Table<'_>, faults: &mut Faults<'_>) -> Option<Selectors> {
     if !CODE_SELECTORS.iter().any(|field| table.get(field).is_some()) {
-        let example = WORKLOAD.example("exe");
-        let lacks = format!("this [[workload]] does not say which program it is; add exe = {example}");
-        faults.wrong_if_whole(table.at, format!("{lacks}, or one of {}", CODE_SELECTORS.join(", ")));
+        let lacks = format!("this [[workload]] does not say which program it is; add {}", CODE_SELECTORS.join(" or "));
+        faults.wrong_if_whole(table.at, format!("{lacks}, for example exe = {}", WORKLOAD.example("exe")));
         return None;
     }
     let selectors = Selectors {

@@ -1,0 +1,503 @@
+//! Every mistake is reported at its exact place, with what would be right.
+//!
+//! In the texts below `¶` marks each place where an error is expected; it is removed before parsing.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+use bonafide_policy::{POLICY_MAX, Policy};
+
+/// A policy without mistakes, onto which the cases build.
+const BASE: &str = r#"mode = "enforce"
+mesh = ["10.77.0.0/16", "fd77::/16"]
+[[workload]]
+name = "shop/web"
+exe = "/usr/sbin/nginx"
+[[workload]]
+name = "shop/db"
+exe = "/usr/bin/postgres"
+[[outside]]
+name = "dns"
+prefixes = ["192.0.2.0/24"]
+ports = [53]
+[[outside]]
+name = "clients"
+prefixes = ["198.51.100.0/24"]
+[[rule]]
+name = "web to db"
+from = "shop/web"
+to = ["shop/db"]
+ports = [5432]
+action = "allow"
+"#;
+
+/// Splits a marked text into the text and the expected `line:column` places.
+fn unmark(marked: &str) -> (String, Vec<String>) {
+    let (mut text, mut places, mut line, mut column) = (String::new(), Vec::new(), 1, 1);
+    for c in marked.chars() {
+        match c {
+            '¶' => {
+                places.push(format!("{line}:{column}"));
+                continue;
+            }
+            '\n' => (line, column) = (line + 1, 1),
+            _ => column += 1,
+        }
+        text.push(c);
+    }
+    (text, places)
+}
+
+/// The marked text has exactly these errors, one at each mark.
+fn refused(marked: &str, messages: &[&str]) {
+    let (text, places) = unmark(marked);
+    let expected: Vec<String> = places.iter().zip(messages).map(|(at, message)| format!("p:{at}: {message}")).collect();
+    assert_eq!(places.len(), messages.len(), "the test marks as many places as it expects errors");
+    let seen = Policy::parse("p", &text).map(|_| "accepted".to_owned()).unwrap_or_else(|e| e.to_string());
+    assert_eq!(seen, expected.join("\n"), "in\n{marked}");
+}
+
+/// As [`refused`], for a text appended to [`BASE`].
+fn refused_after_base(marked: &str, messages: &[&str]) {
+    refused(&format!("{BASE}{marked}"), messages);
+}
+
+/// As [`refused`], with a marked line in the place of one of [`BASE`].
+fn refused_with(line: &str, marked: &str, messages: &[&str]) {
+    assert!(BASE.contains(line), "{line} is in the base");
+    refused(&BASE.replacen(line, marked, 1), messages);
+}
+
+#[test]
+fn the_base_is_right() {
+    Policy::parse("p", BASE).unwrap();
+}
+
+#[test]
+fn too_long() {
+    let text = "#".repeat(POLICY_MAX + 1);
+    let expected = "p:1:1: the policy is 4194305 bytes long; the limit is 4194304";
+    assert_eq!(Policy::parse("p", &text).unwrap_err().to_string(), expected);
+}
+
+#[test]
+fn syntax() {
+    refused(
+        "mode = ¶enforce\n[[workload]]\nname = \"a¶\nb¶\"¶\n",
+        &[
+            "not TOML: string values must be quoted, expected literal string",
+            "not TOML: invalid basic string, expected `\"`",
+            "not TOML: invalid unquoted key, expected letters, numbers, `-`, `_`",
+            "not TOML: key with no value, expected `=`",
+        ],
+    );
+    refused("mode = \"observe\"\n¶mode = \"observe\"\n", &["not TOML: duplicate key"]);
+}
+
+#[test]
+fn syntax_and_meaning_come_together_without_consequences() {
+    // The broken header hides a workload: neither its fields nor the rule that names it are complained about.
+    refused(
+        "mode = ¶\"obsrve\"\n[[workload]¶\nname = \"a\"\nexe = \"/bin/a\"\n\
+         [[rule]]\nname = \"r\"\nfrom = \"a\"\nto = \"a\"\naction = ¶\"alow\"\n",
+        &[
+            "the mode \"obsrve\" is not known; write \"observe\" or \"enforce\"",
+            "not TOML: unclosed array table, expected `]`",
+            "the action \"alow\" is not known; write \"allow\" or \"deny\"",
+        ],
+    );
+}
+
+#[test]
+fn long_texts_stop_at_the_first_syntax_error() {
+    let text = format!("mode = \"observe\"\n{}", "=\n".repeat(200_000));
+    let errors = Policy::parse("p", &text).unwrap_err();
+    assert_eq!(errors.errors().len(), 1);
+    assert_eq!((errors.errors()[0].line, errors.errors()[0].column), (2, 1));
+}
+
+#[test]
+fn unknown_fields() {
+    refused(
+        "¶moed = \"enforce\"\n¶colour = 1\nmode = \"enforce\"\n",
+        &[
+            "unknown field \"moed\" in the policy; did you mean \"mode\"?",
+            "unknown field \"colour\" in the policy; it knows mode, mesh, same_host, workload, outside, rule",
+        ],
+    );
+    refused_with(
+        "exe = \"/usr/sbin/nginx\"",
+        "exe = \"/usr/sbin/nginx\"\n¶sha265 = \"\"",
+        &["unknown field \"sha265\" in [[workload]]; did you mean \"sha256\"?"],
+    );
+    refused_with("ports = [53]", "¶port = [53]", &["unknown field \"port\" in [[outside]]; did you mean \"ports\"?"]);
+    refused_with(
+        "action = \"allow\"",
+        "action = \"allow\"\n¶priority = 3\n¶\"\\u0430ction\" = 1\n¶\"\\u001b[31m\" = 1",
+        &[
+            "unknown field \"priority\" in [[rule]]; it knows name, from, to, ports, action",
+            "unknown field \"\\u{430}ction\" in [[rule]]; did you mean \"action\"?",
+            "unknown field \"\\u{1b}[31m\" in [[rule]]; it knows name, from, to, ports, action",
+        ],
+    );
+}
+
+#[test]
+fn missing_fields() {
+    refused("¶", &["the policy has no mode; add mode = \"enforce\""]);
+    refused_after_base(
+        "¶[[workload]]\nexe = \"/bin/a\"\n¶[[workload]]\nname = \"a\"\nuid = 3\n",
+        &[
+            "[[workload]] has no name; add name = \"shop/web\"",
+            "this [[workload]] does not say which program it is; \
+             add exe or sha256 or script or script_sha256 or unit, for example exe = \"/usr/sbin/nginx\"",
+        ],
+    );
+    refused_after_base(
+        "¶¶[[outside]]\n",
+        &[
+            "[[outside]] has no name; add name = \"dns\"",
+            "[[outside]] has no prefixes; add prefixes = [\"192.0.2.0/24\"]",
+        ],
+    );
+    refused_after_base(
+        "¶¶¶¶[[rule]]\n",
+        &[
+            "[[rule]] has no name; add name = \"web to db\"",
+            "[[rule]] has no from; add from = [\"shop/web\"]",
+            "[[rule]] has no to; add to = [\"shop/db\"]",
+            "[[rule]] has no action; add action = \"allow\"",
+        ],
+    );
+}
+
+#[test]
+fn wrong_types() {
+    refused(
+        "mode = ¶3\nsame_host = ¶true\nmesh = [¶1.5, ¶[]]\nworkload = ¶3\nrule = [¶\"x\"]\n¶[outside]\nname = \"x\"\n",
+        &[
+            "mode must be a string, not an integer; for example mode = \"enforce\"",
+            "same_host must be a string, not a boolean; for example same_host = \"verified\"",
+            "mesh must be a string or a list of strings, not a float; \
+             for example mesh = [\"10.77.0.0/16\", \"fd77::/16\"]",
+            "mesh must be a string or a list of strings, not an array; \
+             for example mesh = [\"10.77.0.0/16\", \"fd77::/16\"]",
+            "workload must be [[workload]] tables; write [[workload]] above each of them",
+            "rule must be [[rule]] tables; write [[rule]] above each of them",
+            "outside must be [[outside]] tables; write [[outside]] above each of them",
+        ],
+    );
+    refused_with(
+        "exe = \"/usr/sbin/nginx\"",
+        "exe = ¶[\"/a\"]\nsha256 = ¶1\nscript = ¶2\nscript_sha256 = [¶3]\nunit = ¶4\nuid = ¶\"root\"",
+        &[
+            "exe must be a string, not an array; for example exe = \"/usr/sbin/nginx\"",
+            "sha256 must be a string or a list of strings, not an integer; \
+             for example sha256 = \"sha256:<64 hex digits>\"",
+            "script must be a string, not an integer; for example script = \"/srv/app.py\"",
+            "script_sha256 must be a string or a list of strings, not an integer; \
+             for example script_sha256 = \"sha256:<64 hex digits>\"",
+            "unit must be a string, not an integer; for example unit = \"nginx.service\"",
+            "uid must be a number, not a string; for example uid = 33",
+        ],
+    );
+    refused_with(
+        "ports = [5432]",
+        "ports = [¶true, ¶1979-05-27]",
+        &[
+            "ports must be a list of ports and \"first-last\" ranges, not a boolean; \
+             for example ports = [53, \"8000-8100\"]",
+            "ports must be a list of ports and \"first-last\" ranges, not a datetime; \
+             for example ports = [53, \"8000-8100\"]",
+        ],
+    );
+}
+
+#[test]
+fn words_that_are_not_known() {
+    refused(
+        "mode = ¶\"Enforce\"\nsame_host = ¶\"tls\"\n",
+        &[
+            "the mode \"Enforce\" is not known; write \"observe\" or \"enforce\"",
+            "same_host = \"tls\" is not known; write \"verified\" or \"mtls\"",
+        ],
+    );
+    refused_with(
+        "action = \"allow\"",
+        "action = ¶\"permit\"",
+        &["the action \"permit\" is not known; write \"allow\" or \"deny\""],
+    );
+}
+
+#[test]
+fn names_that_rules_do_not_know() {
+    refused_with(
+        "from = \"shop/web\"",
+        "from = [¶\"shop/wbe\", \"shop/db\", ¶\"mail/relay\", ¶\"Shop/Web\"]",
+        &[
+            "no [[workload]] or [[outside]] is named \"shop/wbe\"; did you mean \"shop/web\"?",
+            "no [[workload]] or [[outside]] is named \"mail/relay\"; declare it, or use a name that is declared",
+            "no [[workload]] or [[outside]] is named \"Shop/Web\"; did you mean \"shop/web\"?",
+        ],
+    );
+    refused_with(
+        "to = [\"shop/db\"]",
+        "to = ¶\"dsn\"",
+        &["no [[workload]] or [[outside]] is named \"dsn\"; did you mean \"dns\"?"],
+    );
+}
+
+#[test]
+fn names_that_are_taken() {
+    refused_after_base(
+        "[[workload]]\nname = ¶\"shop/web\"\nexe = \"/bin/a\"\n\
+         [[workload]]\nname = ¶\"clients\"\nexe = \"/bin/b\"\n\
+         [[outside]]\nname = ¶\"dns\"\nprefixes = [\"203.0.113.0/24\"]\n\
+         [[outside]]\nname = ¶\"shop/db\"\nprefixes = [\"203.0.113.0/24\"]\n\
+         [[rule]]\nname = ¶\"web to db\"\nfrom = \"shop/web\"\nto = \"shop/db\"\naction = \"deny\"\n",
+        &[
+            "\"shop/web\" is already the name of the [[workload]] on line 4; choose another name",
+            "\"clients\" is already the name of the [[outside]] on line 14; choose another name",
+            "\"dns\" is already the name of the [[outside]] on line 10; choose another name",
+            "\"shop/db\" is already the name of the [[workload]] on line 7; choose another name",
+            "the rule name \"web to db\" is already the name of the rule on line 17; choose another name",
+        ],
+    );
+}
+
+#[test]
+fn names_that_are_no_names() {
+    let rule = "a name is parts of letters, digits, '.', '-' and '_' joined by '/', like \"shop/web\"";
+    for (written, shown, problem) in [
+        ("", "", "is empty"),
+        ("shop web", "shop web", "contains ' '"),
+        ("sh\u{43e}p", "sh\\u{43e}p", "contains '\\u{43e}'"),
+        ("shop\\u001b[2J", "shop\\u{1b}[2J", "contains '\\u{1b}'"),
+        ("/shop", "/shop", "has a path segment \"\""),
+        ("shop/", "shop/", "has a path segment \"\""),
+        ("shop/../db", "shop/../db", "has a path segment \"..\""),
+        ("spiffe://a/b", "spiffe://a/b", "contains ':'"),
+    ] {
+        let message = format!("the name \"{shown}\" {problem}; {rule}");
+        refused_after_base(&format!("[[workload]]\nname = ¶\"{written}\"\nexe = \"/bin/a\"\n"), &[&message]);
+        refused_after_base(&format!("[[outside]]\nname = ¶\"{written}\"\nprefixes = [\"1.0.0.0/8\"]\n"), &[&message]);
+    }
+    let long = format!("[[workload]]\nname = ¶\"{}\"\nexe = \"/bin/a\"\n", "a".repeat(256));
+    let message = format!("the name \"{}...\" is longer than 255 bytes; {rule}", "a".repeat(80));
+    refused_after_base(&long, &[&message]);
+    refused_after_base(
+        "[[workload]]\nname = ¶\"bonafide/ca\"\nexe = \"/bin/a\"\n",
+        &["the name \"bonafide/ca\" begins with \"bonafide/\", which belongs to the mesh itself; \
+           begin with another part"],
+    );
+}
+
+#[test]
+fn rule_names() {
+    for (written, shown, problem) in [
+        ("", "", "is empty; say in a few words what it permits"),
+        (" web", " web", "begins or ends with a space; remove it"),
+        ("caf\u{e9}", "caf\\u{e9}", "contains '\\u{e9}'; a rule's name is printable ASCII"),
+        ("a\\nb", "a\\u{a}b", "contains '\\n'; a rule's name is printable ASCII"),
+    ] {
+        let shown = shown.replace("\\u{a}", "\\n");
+        let message = format!("the rule name \"{shown}\" {problem}");
+        refused_with("name = \"web to db\"", &format!("name = ¶\"{written}\""), &[&message]);
+    }
+    let long = "r".repeat(129);
+    let message = format!("the rule name \"{}...\" is longer than 128 bytes", "r".repeat(80));
+    refused_with("name = \"web to db\"", &format!("name = ¶\"{long}\""), &[&message]);
+}
+
+#[test]
+fn selectors() {
+    refused_with(
+        "exe = \"/usr/sbin/nginx\"",
+        "exe = ¶\"nginx\"\nscript = ¶\"/srv/../app\"\nunit = ¶\"nginx\"\nuid = ¶-1",
+        &[
+            "the exe \"nginx\" does not start with \"/\"; write the path as the kernel knows it",
+            "the script \"/srv/../app\" has an empty part, \".\" or \"..\"; write the path as the kernel knows it",
+            "the unit \"nginx\" does not end in \".service\" or \".scope\"; write it like \"nginx.service\"",
+            "the uid is out of range; user IDs are 0 to 4294967294",
+        ],
+    );
+    refused_with(
+        "exe = \"/usr/sbin/nginx\"",
+        "exe = ¶\"/bin/a\\u0007\"\nscript = ¶\"/srv//app\"\nunit = ¶\"a b.service\"\nuid = ¶4294967295",
+        &[
+            "the exe \"/bin/a\\u{7}\" contains a control character; remove it",
+            "the script \"/srv//app\" has an empty part, \".\" or \"..\"; write the path as the kernel knows it",
+            "the unit \"a b.service\" is no unit name; names have letters, digits and any of : - _ . \\ @",
+            "the uid is out of range; user IDs are 0 to 4294967294",
+        ],
+    );
+    let long = format!("exe = ¶\"/{}\"\nunit = ¶\"{}.service\"", "a".repeat(4096), "u".repeat(248));
+    refused_with(
+        "exe = \"/usr/sbin/nginx\"",
+        &long,
+        &[
+            &format!("the exe \"/{}...\" is longer than 4096 bytes", "a".repeat(79)),
+            &format!("the unit \"{}...\" is longer than 255 bytes", "u".repeat(80)),
+        ],
+    );
+}
+
+#[test]
+fn digests() {
+    let (lower, upper) = ("ab".repeat(32), "AB".repeat(32));
+    let not = "is not \"sha256:\" and 64 lower-case hex digits, as sha256sum prints";
+    refused_with(
+        "exe = \"/usr/sbin/nginx\"",
+        &format!("sha256 = [\"{lower}\", ¶\"sha256:{lower}\", ¶\"{upper}\"]\nscript_sha256 = ¶\"sha1:ab\""),
+        &[
+            "sha256 lists the same thing twice; remove one of them",
+            &format!("the digest \"{upper}\" {not}"),
+            &format!("the digest \"sha1:ab\" {not}"),
+        ],
+    );
+    refused_with(
+        "exe = \"/usr/sbin/nginx\"",
+        "sha256 = ¶[]",
+        &["sha256 is an empty list; write sha256 = \"sha256:<64 hex digits>\""],
+    );
+}
+
+#[test]
+fn two_workloads_for_the_same_programs() {
+    let (a, b) = ("ab".repeat(32), "cd".repeat(32));
+    refused_after_base(
+        &format!(
+            "[[workload]]\nname = \"one\"\nexe = \"/bin/a\"\nsha256 = [\"{a}\", \"{b}\"]\n\
+             ¶[[workload]]\nname = \"two\"\nsha256 = [\"sha256:{b}\", \"{a}\"]\nexe = \"/bin/a\"\n\
+             [[workload]]\nname = \"three\"\nexe = \"/bin/a\"\nsha256 = \"{a}\"\n"
+        ),
+        &["this [[workload]] selects exactly the programs of the one on line 22, so neither could be earned; \
+           tell them apart or remove one"],
+    );
+}
+
+#[test]
+fn prefixes() {
+    refused_with(
+        "mesh = [\"10.77.0.0/16\", \"fd77::/16\"]",
+        "mesh = [¶\"10.77.1.0/16\", ¶\"fd77::1\", ¶\"10.0.0.0/33\", ¶\"::ffff:10.0.0.0/104\", ¶\"mesh.example\"]",
+        &[
+            "the prefix \"10.77.1.0/16\" has host bits set; write \"10.77.0.0/16\"",
+            "the prefix \"fd77::1\" has no length; write \"fd77::1/128\"",
+            "the prefix \"10.0.0.0/33\" is no address and length; write it like \"10.77.0.0/16\" or \"fd77::/16\"",
+            "the prefix \"::ffff:10.0.0.0/104\" is an IPv4-mapped one, which is treated as IPv4; \
+             write \"10.0.0.0/8\"",
+            "the prefix \"mesh.example\" is no address and length; write it like \"10.77.0.0/16\" or \"fd77::/16\"",
+        ],
+    );
+    refused_with(
+        "prefixes = [\"192.0.2.0/24\"]",
+        "prefixes = ¶\"192.0.2.1/24\"",
+        &["the prefix \"192.0.2.1/24\" has host bits set; write \"192.0.2.0/24\""],
+    );
+}
+
+#[test]
+fn outside_inside_the_mesh() {
+    let leave = |all| format!("leave that part out (\"{all}\" means every address outside the mesh)");
+    refused_with(
+        "prefixes = [\"192.0.2.0/24\"]",
+        "prefixes = [¶\"10.77.3.0/24\", ¶\"10.0.0.0/8\", ¶\"fd77::/16\", ¶\"127.0.0.53/32\", ¶\"::1/128\", \"::/0\"]",
+        &[
+            &format!(
+                "the prefix \"10.77.3.0/24\" overlaps \"10.77.0.0/16\", which is in the mesh; {}",
+                leave("0.0.0.0/0")
+            ),
+            &format!(
+                "the prefix \"10.0.0.0/8\" overlaps \"10.77.0.0/16\", which is in the mesh; {}",
+                leave("0.0.0.0/0")
+            ),
+            &format!("the prefix \"fd77::/16\" overlaps \"fd77::/16\", which is in the mesh; {}", leave("::/0")),
+            "the prefix \"127.0.0.53/32\" is loopback, which always belongs to the mesh; remove it",
+            "the prefix \"::1/128\" is loopback, which always belongs to the mesh; remove it",
+        ],
+    );
+    refused(
+        "mode = \"enforce\"\nmesh = \"0.0.0.0/0\"\n[[outside]]\nname = \"a\"\nprefixes = ¶\"0.0.0.0/0\"\n",
+        &["the prefix \"0.0.0.0/0\" overlaps \"0.0.0.0/0\", which is in the mesh; \
+           leave that part out (\"0.0.0.0/0\" means every address outside the mesh)"],
+    );
+}
+
+#[test]
+fn too_many_prefixes() {
+    let mesh = "\"10.0.0.0/8\",".repeat(1025);
+    refused(
+        &format!("mode = \"enforce\"\nmesh = ¶[{mesh}]\n"),
+        &["mesh has more than 1024 prefixes; merge neighbours"],
+    );
+    let many = "\"11.0.0.0/8\",".repeat(65_537);
+    refused_after_base(
+        &format!("¶[[outside]]\nname = \"many\"\nprefixes = [{many}]\n"),
+        &["the outsides have more than 65536 prefixes; merge neighbours"],
+    );
+}
+
+#[test]
+fn ports() {
+    refused_with(
+        "ports = [5432]",
+        "ports = [¶0, ¶65536, ¶\"80\", ¶\"90-80\", ¶\"http\", ¶\"1-70000\", ¶-1, ¶0x1_0000, 80]",
+        &[
+            "0 is no port; ports are 1 to 65535",
+            "65536 is no port; ports are 1 to 65535",
+            "a single port is a number; write 80 without quotes",
+            "the range \"90-80\" is backwards; write \"80-90\"",
+            "\"http\" is no range of ports; write it like \"8000-8100\", from 1 to 65535",
+            "\"1-70000\" is no range of ports; write it like \"8000-8100\", from 1 to 65535",
+            "-1 is no port; ports are 1 to 65535",
+            "65536 is no port; ports are 1 to 65535",
+        ],
+    );
+    refused_with(
+        "ports = [5432]",
+        "ports = [\"80-90\", ¶85, 91, ¶91]",
+        &["85 overlaps 80-90 in the same list; merge them", "91 overlaps 91 in the same list; merge them"],
+    );
+    refused_with("ports = [5432]", "ports = ¶[]", &["ports is an empty list; write ports = [53, \"8000-8100\"]"]);
+}
+
+#[test]
+fn rules_that_cannot_be_meant() {
+    refused_after_base(
+        "[[rule]]\nname = \"a\"\nfrom = [\"shop/web\", ¶\"clients\"]\nto = [\"dns\", \"shop/db\"]\naction = \"allow\"\n",
+        &["this rule goes from an [[outside]] to an [[outside]]; one end must be a [[workload]]: split the rule"],
+    );
+    refused_after_base(
+        "[[rule]]\nname = \"a\"\nfrom = ¶\"dns\"\nto = \"shop/db\"\naction = \"allow\"\n",
+        &["\"dns\" is limited to ports dialled there, so it cannot dial in; \
+           name an [[outside]] without ports, and give the rule ports"],
+    );
+    refused_after_base(
+        "¶[[rule]]\nname = \"a\"\nfrom = \"shop/db\"\nto = \"dns\"\nports = [54, \"50-52\"]\naction = \"allow\"\n",
+        &["this rule and an [[outside]] it goes to have no port in common; change one of the two"],
+    );
+    refused_after_base(
+        "[[rule]]\nname = \"a\"\nfrom = [\"shop/db\", ¶\"shop/db\"]\nto = ¶[]\naction = \"allow\"\n",
+        &["from lists the same thing twice; remove one of them", "to is an empty list; write to = [\"shop/db\"]"],
+    );
+}
+
+#[test]
+fn rules_that_stand_for_too_much() {
+    let workloads: String =
+        (0..1001).map(|i| format!("[[workload]]\nname = \"w{i}\"\nexe = \"/bin/w{i}\"\n")).collect();
+    let names: Vec<String> = (0..1001).map(|i| format!("\"w{i}\"")).collect();
+    let all = names.join(",");
+    refused_after_base(
+        &format!("{workloads}¶[[rule]]\nname = \"all\"\nfrom = [{all}]\nto = [{all}]\naction = \"allow\"\n"),
+        &["the rules up to here stand for more than 1000000 (from, to, ports) triples; shorten the lists"],
+    );
+}
+
+#[test]
+fn a_broken_workload_is_reported_once() {
+    refused_after_base(
+        "[[workload]]\nname = \"a\"\nexe = ¶\"a\"\n\
+         [[rule]]\nname = \"r\"\nfrom = \"a\"\nto = \"shop/db\"\naction = \"allow\"\n",
+        &["the exe \"a\" does not start with \"/\"; write the path as the kernel knows it"],
+    );
+}
