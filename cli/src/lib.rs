@@ -1,4 +1,79 @@
 //! bonafide, what an operator types.
+//!
+//! [`main`] reads the arguments and calls one module per command. [`node`] lays out a node and is also what the
+//! scenarios start nodes with.
 
+pub mod args;
 pub mod launch;
 pub mod node;
+
+mod admission;
+mod ask;
+mod exit;
+mod flows;
+mod policy_check;
+mod printable;
+mod run;
+mod screen;
+mod status;
+mod whois;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+pub use admission::{CreateArgs, NodeCommand, TokenCommand};
+pub use exit::Exit;
+pub use flows::{Filter, FlowTable, FlowsArgs, Line, Tail, Verdict, record};
+pub use policy_check::PolicyCommand;
+pub use printable::{printable, printable_json};
+pub use run::{BackendChoice, RunArgs};
+pub use screen::ColourWhen;
+pub use whois::WhoisArgs;
+
+use args::{Args, Verb};
+use exit::Failure;
+use node::Layout;
+use screen::{Screen, tell};
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut screen = Screen::stdout(args.color);
+    let exit = obey(args, &mut screen).and_then(|exit| Ok(screen.flush().map(|()| exit)?));
+    match exit {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            if failure.is_worth_telling() {
+                tell(&format!("bonafide: {failure}"));
+            }
+            failure.exit().into()
+        }
+    }
+}
+
+fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
+    let layout = Layout::new(&args.dir);
+    match args.command {
+        Verb::Status => status::status(&layout, screen),
+        Verb::Flows(flows) => flows::flows(&flows, &layout.records(), screen),
+        Verb::Whois(whois) => whois::whois(&whois, &layout, screen),
+        Verb::Policy(PolicyCommand::Check { files }) => policy_check::check(&files, screen),
+        Verb::Token(TokenCommand::Create(create)) => admission::create_token(&create, &layout, screen),
+        Verb::Node(NodeCommand::List) => admission::list_nodes(&layout, screen),
+        Verb::Run(run) => run::run(&run, &args.dir, screen),
+        Verb::Launch(launch) => match launch::launch(&launch.into()) {
+            Ok(never) => match never {},
+            Err(e) => Err(Failure::Failed(e.to_string())),
+        },
+        Verb::Completions { shell } => completions(shell, screen),
+    }
+}
+
+fn completions(shell: clap_complete::Shell, screen: &mut Screen) -> Result<Exit, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "bonafide", &mut script);
+    screen.line(String::from_utf8_lossy(&script).trim_end())?;
+    Ok(Exit::Done)
+}

@@ -1,5 +1,5 @@
 //! bonafide, what an operator types.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    bonafide_cli::main()
 }

@@ -79,10 +79,16 @@ impl InstanceCgroup {
     /// # Errors
     /// Processes that survive SIGKILL for 5 s, or the file system's.
     pub fn remove(&self) -> Result<(), NodeError> {
-        for name in ["enforcer", "identityd", "ca"] {
-            clear(&self.daemon(name))?;
-        }
+        self.remove_daemons()?;
         clear(&self.path)
+    }
+
+    /// As [`Self::remove`], but keeps the instance's own cgroup.
+    ///
+    /// # Errors
+    /// As [`Self::remove`].
+    pub fn remove_daemons(&self) -> Result<(), NodeError> {
+        ["enforcer", "identityd", "ca"].iter().try_for_each(|name| clear(&self.daemon(name)))
     }
 }
 

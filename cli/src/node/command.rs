@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -69,6 +70,8 @@ impl DaemonCommand {
     fn redirect(&self, mut command: Command) -> io::Result<Command> {
         let log = self.open_log()?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // A Ctrl-C at the terminal is for whoever supervises the daemon; it knows the order of stopping.
+        command.process_group(0);
         Ok(command)
     }
 

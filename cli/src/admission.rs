@@ -1,0 +1,101 @@
+//! `bonafide token` and `bonafide node`: what an operator asks of the authority, on its own host.
+
+use bonafide_proto::name::NodeName;
+use bonafide_proto::wire::authority::{CreateTokenRequest, ListNodesRequest, Node};
+use comfy_table::{Table, presets};
+
+use crate::ask;
+use crate::exit::{Exit, Failure};
+use crate::node::Layout;
+use crate::printable::printable;
+use crate::screen::{Screen, tell};
+use crate::status::when;
+
+/// Join tokens.
+#[derive(Debug, clap::Subcommand)]
+pub enum TokenCommand {
+    /// Creates a token that admits one node, once
+    #[command(
+        after_help = "The token is printed on stdout, when it expires on stderr. It is a secret: whoever has it can join.
+It also pins the authority's certificate, so the node knows whom it joins.
+
+Example:
+  bonafide token create --node b --ttl 120 > b.token"
+    )]
+    Create(CreateArgs),
+}
+
+/// What a join token should be good for.
+#[derive(Debug, clap::Args)]
+pub struct CreateArgs {
+    /// The only name under which the node may join [default: any]
+    #[arg(long)]
+    pub node: Option<NodeName>,
+    /// Seconds until it expires, 1 to 600
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub ttl: u32,
+}
+
+/// Nodes of the trust domain.
+#[derive(Debug, clap::Subcommand)]
+pub enum NodeCommand {
+    /// Lists the nodes that the authority admitted
+    List,
+}
+
+/// Asks the authority for a token.
+pub(crate) fn create_token(args: &CreateArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
+    let socket = layout.authority_socket();
+    let node = args.node.as_ref().map(ToString::to_string).unwrap_or_default();
+    let request = CreateTokenRequest { node, ttl_seconds: args.ttl };
+    let answer = ask::block_on(async { ask::ask(&socket, ask::admission(&socket).create_token(request)).await })??;
+    screen.line(&printable(&answer.token))?;
+    tell(&format!("good for one node, until {}", when(answer.expires)));
+    Ok(Exit::Done)
+}
+
+/// Asks the authority for its nodes.
+pub(crate) fn list_nodes(layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
+    let socket = layout.authority_socket();
+    let answer =
+        ask::block_on(async { ask::ask(&socket, ask::admission(&socket).list_nodes(ListNodesRequest {})).await })??;
+    screen.line(&table(&answer.nodes))?;
+    Ok(Exit::Done)
+}
+
+fn table(nodes: &[Node]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).force_no_tty();
+    table.set_header(["NAME", "JOINED", "LAST RENEWED", "MEMBER UNTIL", "MACHINE-ID", "BIOS-UUID"]);
+    for node in nodes {
+        let row = [
+            node.name.clone(),
+            when(node.joined),
+            when(node.last_renewed),
+            when(node.not_after),
+            node.machine_id.clone(),
+            node.bios_uuid.clone(),
+        ];
+        table.add_row(row.map(|text| printable(&text).into_owned()));
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let lines: Vec<String> = table.lines().map(|l| l.trim_end().to_owned()).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_listed_one_a_line() {
+        let node = Node { name: "a".into(), machine_id: "m\u{7}".into(), not_after: 86400, ..Node::default() };
+        let text = table(&[node]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].starts_with("NAME  JOINED"), "{text}");
+        assert!(lines[1].contains("1970-01-02T00:00:00Z") && lines[1].contains("m\\u{7}"), "{text}");
+    }
+}

@@ -1,0 +1,92 @@
+//! `bonafide policy check`: reads policy files as identityd would, and names every mistake.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use bonafide_policy::{POLICY_MAX, Policy};
+
+use crate::exit::{Exit, Failure};
+use crate::printable::printable;
+use crate::screen::{Screen, Tone, tell};
+
+/// Works with policy files.
+#[derive(Debug, clap::Subcommand)]
+pub enum PolicyCommand {
+    /// Checks policy files; prints every mistake with file, line and column
+    #[command(after_help = "Exits 2 if a file has a mistake or cannot be read. Nothing is changed, no daemon is asked.
+
+Examples:
+  bonafide policy check /etc/bonafide/policy.toml
+  bonafide policy check policy-examples/*.toml")]
+    Check {
+        /// Policy files
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// Checks all files, whatever the first ones were like.
+pub(crate) fn check(files: &[PathBuf], screen: &mut Screen) -> Result<Exit, Failure> {
+    let mut exit = Exit::Done;
+    for file in files {
+        match parse(file) {
+            Ok(policy) => screen.line(&summary(file, &policy, screen))?,
+            Err(mistakes) => {
+                exit = Exit::BadInput;
+                mistakes.lines().for_each(|line| tell(&printable(line)));
+            }
+        }
+    }
+    Ok(exit)
+}
+
+/// The policy in this file, or its mistakes, one a line.
+pub(crate) fn parse(file: &Path) -> Result<Policy, String> {
+    let name = file.display().to_string();
+    let mut bytes = Vec::new();
+    std::fs::File::open(file)
+        .and_then(|f| f.take(POLICY_MAX as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|e| format!("{name}: cannot be read: {e}"))?;
+    let text = String::from_utf8(bytes).map_err(|e| format!("{name}: is not UTF-8 text: {e}"))?;
+    Policy::parse(&name, &text).map_err(|e| e.to_string())
+}
+
+fn summary(file: &Path, policy: &Policy, screen: &Screen) -> String {
+    let name = printable(&file.display().to_string()).into_owned();
+    let ok = screen.tint(Tone::Good, "ok");
+    format!(
+        "{name}: {ok}; mode {}, {} workloads, {}",
+        policy.mode().as_str(),
+        policy.workloads().count(),
+        policy.digest()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::screen::tests::Kept;
+
+    #[test]
+    fn good_files_are_summed_up_and_one_bad_file_is_exit_code_2() {
+        let dir = tempfile::tempdir().unwrap();
+        let (good, bad) = (dir.path().join("good.toml"), dir.path().join("bad.toml"));
+        std::fs::write(&good, "mode = \"observe\"\n").unwrap();
+        std::fs::write(&bad, "mode = \"sleep\"\n").unwrap();
+        let out = Kept::default();
+        assert_eq!(check(std::slice::from_ref(&good), &mut Screen::on(out.clone())).unwrap(), Exit::Done);
+        assert!(out.text().contains("good.toml: ok; mode observe, 0 workloads, sha256:"), "{}", out.text());
+        assert_eq!(check(&[bad.clone(), good], &mut Screen::on(Kept::default())).unwrap(), Exit::BadInput);
+        let mistakes = parse(&bad).unwrap_err();
+        assert!(mistakes.contains("bad.toml:1:"), "{mistakes}");
+    }
+
+    #[test]
+    fn what_is_no_text_or_not_there_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.toml");
+        assert!(parse(&path).unwrap_err().contains("cannot be read"));
+        std::fs::write(&path, [0xff, 0xfe]).unwrap();
+        assert!(parse(&path).unwrap_err().contains("is not UTF-8"));
+    }
+}

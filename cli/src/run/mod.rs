@@ -1,0 +1,188 @@
+//! `bonafide run`: a whole node on this machine until Ctrl-C, and then nothing of it.
+//!
+//! Read [`run`] for the story: claim, lay out, start, watch, stop, remove. Whatever fails, what was begun is undone.
+
+mod claim;
+mod daemon;
+mod fleet;
+mod plan;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bonafide_proto::name::{NodeName, TrustDomain};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::ask;
+use crate::exit::{Exit, Failure};
+use crate::flows::{Filter, Tail, View, record};
+use crate::node::{Layout, PreparedNode, prepare_node};
+use crate::screen::{Screen, tell};
+
+use claim::Claim;
+use fleet::Fleet;
+
+/// Between two looks at the daemons and at the flow records.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How capture rules are installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BackendChoice {
+    /// nftables, in a table of its own.
+    Nft,
+    /// iptables; right only where nothing rewrites incoming addresses (DNAT, published ports).
+    Iptables,
+    /// nft if it is installed, else iptables.
+    Auto,
+}
+
+/// Starts ca, identityd and enforcer, shows flows, restarts what dies.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Without --policy it only observes: nothing is refused, nothing has a name yet.
+Must be root. On Ctrl-C (or SIGTERM) capture rules, sockets, cgroups and, unless it was there before,
+DIR are removed. Exits 3 if another `bonafide run` is at work.
+
+Examples:
+  bonafide run
+  bonafide run --policy policy.toml --keep --dir /var/lib/bonafide
+  bonafide run --policy policy.toml --authority 10.0.0.9:8443 --token-file b.token")]
+pub struct RunArgs {
+    /// The policy; it may be edited while the node runs [default: observe, no workloads]
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// The node's name [default: the host's]
+    #[arg(long)]
+    pub name: Option<NodeName>,
+    /// The trust domain of the embedded authority
+    #[arg(long, default_value = "bonafide.local", conflicts_with = "authority")]
+    pub trust_domain: TrustDomain,
+    /// How capture rules are installed
+    #[arg(long, default_value = "auto")]
+    pub backend: BackendChoice,
+    /// Join the authority at this address instead of embedding one
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub authority: Option<std::net::SocketAddr>,
+    /// Holds the join token; not needed by a node that joined before
+    #[arg(long, value_name = "FILE", requires = "authority")]
+    pub token_file: Option<PathBuf>,
+    /// Do not show flows
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Leave DIR behind: keys, ledger and flow records
+    #[arg(long)]
+    pub keep: bool,
+    /// Tells nodes on one machine apart; each in a network namespace of its own
+    #[arg(long, default_value = "run", hide = true)]
+    pub instance: String,
+}
+
+/// Runs the node. Returns when everything of it is gone.
+pub(crate) fn run(args: &RunArgs, dir: &Path, screen: &mut Screen) -> Result<Exit, Failure> {
+    plan::must_be_root()?;
+    let spec = plan::plan(args, dir)?;
+    let claim = Claim::take(&args.instance, dir, args.keep)?;
+    let lived = plan::default_policy(args, dir)
+        .and_then(|()| prepare_node(&spec).map_err(|e| Failure::Failed(e.to_string())))
+        .and_then(|node| live(args, &node, screen));
+    let removed = claim.release();
+    lived?;
+    removed?;
+    tell("stopped; every trace removed");
+    Ok(Exit::Done)
+}
+
+/// From the first daemon's start to the last one's end, and the removal of the capture rules.
+fn live(args: &RunArgs, node: &PreparedNode, screen: &mut Screen) -> Result<(), Failure> {
+    let mut fleet = Fleet::new(node);
+    let mut records = Records::new(&node.layout);
+    let served = ask::block_on(serve(args, &mut fleet, &mut records, screen)).flatten();
+    let stopped = fleet.stop();
+    let shown = if args.quiet { Ok(()) } else { records.show(&mut View::new(false, screen)) };
+    served.and(stopped).and(shown)
+}
+
+/// Starts the daemons in order and keeps them running until a signal comes.
+async fn serve(args: &RunArgs, fleet: &mut Fleet, records: &mut Records, screen: &mut Screen) -> Result<(), Failure> {
+    let mut stop = Stop::new()?;
+    records.skip_old()?;
+    tokio::select! {
+        up = fleet.start() => up?,
+        name = stop.asked() => {
+            tell(&format!("{name}: stopping"));
+            return Ok(());
+        }
+    }
+    tell("the node is up; Ctrl-C stops it and removes every trace");
+    let mut view = View::new(false, screen);
+    loop {
+        tokio::select! {
+            name = stop.asked() => {
+                tell(&format!("{name}: stopping"));
+                return Ok(());
+            }
+            () = tokio::time::sleep(TICK) => fleet.tend(Instant::now()),
+        }
+        if !args.quiet {
+            records.show(&mut view)?;
+        }
+    }
+}
+
+/// The flow records of this run.
+struct Records {
+    path: PathBuf,
+    tail: Tail,
+}
+
+impl Records {
+    fn new(layout: &Layout) -> Self {
+        let path = layout.records();
+        Self { tail: Tail::new(&path), path }
+    }
+
+    fn read(&mut self) -> Result<Vec<crate::flows::Line>, Failure> {
+        self.tail.read().map_err(|e| Failure::Failed(format!("{}: {e}", self.path.display())))
+    }
+
+    fn skip_old(&mut self) -> Result<(), Failure> {
+        while !self.read()?.is_empty() {}
+        Ok(())
+    }
+
+    fn show(&mut self, view: &mut View<'_>) -> Result<(), Failure> {
+        let all = Filter::default();
+        loop {
+            let lines = self.read()?;
+            if lines.is_empty() {
+                return view.flush();
+            }
+            lines.iter().filter_map(|line| record(line).ok()).try_for_each(|r| view.show_if(&all, &r))?;
+        }
+    }
+}
+
+/// The signals that mean the end.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, Failure> {
+        let on = |kind| signal(kind).map_err(|e| Failure::Failed(format!("cannot listen to signals: {e}")));
+        Ok(Self {
+            interrupt: on(SignalKind::interrupt())?,
+            terminate: on(SignalKind::terminate())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+
+    async fn asked(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+}
