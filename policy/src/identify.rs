@@ -128,3 +128,171 @@ fn listed(digests: &BTreeSet<Digest>) -> String {
         more => format!("{} or {more} more", shown.join(" or ")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bonafide_proto::fingerprint::Host;
+
+    use super::*;
+    use crate::Policy;
+
+    fn digest(byte: u8) -> Digest {
+        Digest([byte; 32])
+    }
+
+    fn file(path: &str, byte: u8) -> HashedFile {
+        HashedFile { path: path.into(), digest: digest(byte) }
+    }
+
+    /// `/usr/sbin/nginx` of digest 1, no script, uid 33, in `nginx.service`.
+    fn nginx() -> Fingerprint {
+        let absent = |why: &str| Evidence::Absent(why.to_owned());
+        Fingerprint {
+            exe: file("/usr/sbin/nginx", 1),
+            script: Evidence::Absent("it is no interpreter".into()),
+            uid: 33,
+            gid: 33,
+            cgroup: absent("none"),
+            unit: Evidence::Known("nginx.service".into()),
+            host: Host { bios_uuid: absent("none"), machine_id: absent("none"), node: None },
+        }
+    }
+
+    fn python(script: &str, byte: u8) -> Fingerprint {
+        let exe = file("/usr/bin/python3.11", 9);
+        Fingerprint { exe, script: Evidence::Known(file(script, byte)), ..nginx() }
+    }
+
+    /// A policy of workloads named `w0`, `w1` and so on.
+    fn identify(workloads: &[&str], fingerprint: &Fingerprint) -> Identified {
+        let mut text = "mode = \"enforce\"\n".to_owned();
+        for (i, selectors) in workloads.iter().enumerate() {
+            text.push_str(&format!("[[workload]]\nname = \"w{i}\"\n{selectors}\n"));
+        }
+        Policy::parse("p", &text).unwrap().identify(fingerprint)
+    }
+
+    fn near(workloads: &[&str], fingerprint: &Fingerprint) -> Vec<NearMiss> {
+        match identify(workloads, fingerprint) {
+            Identified::Nothing { near } => near,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn earned(name: &str) -> Identified {
+        Identified::Workload(name.parse().unwrap())
+    }
+
+    fn miss(of: &str, field: &str, expected: &str, seen: &str) -> NearMiss {
+        NearMiss { of: of.into(), field: field.into(), expected: expected.into(), seen: seen.into() }
+    }
+
+    #[test]
+    fn every_given_selector_must_hold() {
+        let all = format!(
+            "exe = \"/usr/sbin/nginx\"\nsha256 = [\"{}\", \"{}\"]\nunit = \"nginx.service\"\nuid = 33",
+            digest(7),
+            digest(1)
+        );
+        assert_eq!(identify(&[&all], &nginx()), earned("w0"));
+        for (from, to, field) in [
+            ("/usr/sbin/nginx", "/usr/sbin/nginx2", "exe"),
+            (digest(1).to_string().as_str(), digest(2).to_string().as_str(), "sha256"),
+            ("nginx.service", "nginx2.service", "unit"),
+            ("33", "34", "uid"),
+        ] {
+            let near = near(&[&all.replace(from, to)], &nginx());
+            assert_eq!(near.iter().map(|m| m.field.as_str()).collect::<Vec<_>>(), [field]);
+        }
+    }
+
+    #[test]
+    fn each_code_selector_alone_is_enough() {
+        let app = python("/srv/app.py", 5);
+        for selector in [
+            "exe = \"/usr/bin/python3.11\"".to_owned(),
+            format!("sha256 = \"{}\"", digest(9)),
+            "script = \"/srv/app.py\"".to_owned(),
+            format!("script_sha256 = \"{}\"", digest(5)),
+            "unit = \"nginx.service\"".to_owned(),
+        ] {
+            assert_eq!(identify(&[&selector], &app), earned("w0"), "{selector}");
+        }
+    }
+
+    #[test]
+    fn a_changed_program_shows_expected_and_seen_digest() {
+        let workload = format!("exe = \"/usr/sbin/nginx\"\nsha256 = [\"{}\", \"{}\"]", digest(3), digest(2));
+        let expected = format!("{} or {}", digest(2), digest(3));
+        assert_eq!(near(&[&workload], &nginx()), [miss("w0", "sha256", &expected, &digest(1).to_string())]);
+        // Also where the digest is all there is.
+        let workload = format!("sha256 = \"{}\"", digest(2));
+        let expected = [miss("w0", "sha256", &digest(2).to_string(), &digest(1).to_string())];
+        assert_eq!(near(&[&workload], &nginx()), expected);
+    }
+
+    #[test]
+    fn absent_evidence_never_matches_and_says_why() {
+        let mut bare = nginx();
+        bare.unit = Evidence::Absent("no systemd here".into());
+        let workloads =
+            ["unit = \"nginx.service\"", "script = \"/srv/a.py\"", &format!("script_sha256 = \"{}\"", digest(1))];
+        assert_eq!(
+            near(&workloads, &bare),
+            [
+                miss("w0", "unit", "nginx.service", "nothing: no systemd here"),
+                miss("w1", "script", "/srv/a.py", "nothing: it is no interpreter"),
+                miss("w2", "script_sha256", &digest(1).to_string(), "nothing: it is no interpreter"),
+            ]
+        );
+        // Not even against a policy that names the words of the reason.
+        bare.unit = Evidence::Absent("nginx.service".into());
+        assert_eq!(near(&["unit = \"nginx.service\""], &bare).len(), 1);
+    }
+
+    #[test]
+    fn several_fitting_workloads_earn_none() {
+        let workloads = ["exe = \"/usr/sbin/nginx\"", "exe = \"/usr/bin/other\"", "unit = \"nginx.service\""];
+        let both = ["w0", "w2"].map(|name| name.parse().unwrap()).to_vec();
+        assert_eq!(identify(&workloads, &nginx()), Identified::Ambiguous(both));
+    }
+
+    #[test]
+    fn two_scripts_of_one_interpreter_are_told_apart() {
+        let exe = "exe = \"/usr/bin/python3.11\"\nscript =";
+        let workloads = [&format!("{exe} \"/srv/a.py\""), &format!("{exe} \"/srv/b.py\"")].map(String::as_str);
+        assert_eq!(identify(&workloads, &python("/srv/b.py", 1)), earned("w1"));
+        assert_eq!(
+            near(&workloads, &python("/srv/c.py", 1)),
+            [miss("w0", "script", "/srv/a.py", "/srv/c.py"), miss("w1", "script", "/srv/b.py", "/srv/c.py")]
+        );
+    }
+
+    #[test]
+    fn nearest_by_script_then_executable_then_count() {
+        let workloads = [
+            "unit = \"nginx.service\"\nuid = 33\nexe = \"/bin/other\"",
+            "exe = \"/usr/bin/python3.11\"\nuid = 1",
+            "exe = \"/usr/bin/python3.11\"\nunit = \"nginx.service\"\nuid = 1",
+            &format!("script = \"/srv/app.py\"\nscript_sha256 = \"{}\"", digest(2)),
+            "exe = \"/bin/nothing/alike\"",
+        ];
+        let order: Vec<String> = near(&workloads, &python("/srv/app.py", 1)).into_iter().map(|m| m.of).collect();
+        assert_eq!(order, ["w3", "w2", "w1", "w0", "w4"]);
+    }
+
+    #[test]
+    fn near_misses_and_digests_are_bounded() {
+        let many: Vec<String> = (0..NEAR_MAX + 3).map(|i| format!("exe = \"/bin/{i}\"")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(near(&many, &nginx()).len(), NEAR_MAX);
+        let digests: Vec<String> = (10..20).map(|byte| format!("\"{}\"", digest(byte))).collect();
+        let near = near(&[&format!("sha256 = [{}]", digests.join(","))], &nginx());
+        assert!(near[0].expected.ends_with(" or 6 more"), "{near:?}");
+    }
+
+    #[test]
+    fn an_empty_policy_knows_nobody() {
+        assert_eq!(near(&[], &nginx()), []);
+    }
+}

@@ -39,19 +39,15 @@ fn rule(name: &str, from: &str, to: &str, ports: &str, action: &str) -> String {
 
 /// Decides between two subjects: a workload's name, or an address with a port.
 fn decide(policy: &Policy, from: &str, to: &str, port: u16) -> Verdict {
-    let names: [Option<WorkloadName>; 2] = [from, to].map(|s| s.parse().ok());
-    let subject = |text: &str, name: &'_ Option<WorkloadName>| -> Option<SocketAddr> {
-        if name.is_some() && text.parse::<SocketAddr>().is_err() { None } else { Some(text.parse().unwrap()) }
-    };
-    let subjects: Vec<Subject<'_>> = [from, to]
-        .iter()
-        .zip(&names)
-        .map(|(text, name)| match subject(text, name) {
-            Some(addr) => Subject::Outside(addr),
-            None => Subject::Workload(name.as_ref().unwrap()),
-        })
-        .collect();
-    policy.decide(&subjects[0], &subjects[1], port)
+    let names = (from.parse::<WorkloadName>(), to.parse::<WorkloadName>());
+    policy.decide(&subject(from, names.0.as_ref().ok()), &subject(to, names.1.as_ref().ok()), port)
+}
+
+fn subject<'n>(text: &str, name: Option<&'n WorkloadName>) -> Subject<'n> {
+    match text.parse::<SocketAddr>() {
+        Ok(addr) => Subject::Outside(addr),
+        Err(_) => Subject::Workload(name.unwrap()),
+    }
 }
 
 fn nearest(verdict: Verdict) -> Option<NearMiss> {

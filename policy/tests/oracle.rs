@@ -200,7 +200,7 @@ fn everyone() -> impl Iterator<Item = Who> + Clone {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_tables_decide_as_the_rules_read(spec in some_spec()) {
