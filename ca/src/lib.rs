@@ -1,1 +1,36 @@
 //! The certificate authority: root role and node role.
+//!
+//! Reading order: [`authority`] admits nodes, [`node`] issues leaves; both through `certify`, which builds
+//! (`template`, `mint`), has a stranger look (`checker`), writes down ([`store`]) and only then hands out.
+
+pub mod authority;
+mod certify;
+mod checker;
+pub mod cli;
+pub mod config;
+pub mod csr;
+pub mod daemon;
+pub mod key;
+pub mod link;
+pub mod listener;
+mod machine;
+pub mod member;
+mod mint;
+pub mod node;
+mod order;
+pub mod refusal;
+pub mod remote;
+pub mod serve;
+pub mod state;
+pub mod store;
+mod template;
+pub mod token;
+pub mod upkeep;
+
+pub use authority::{Application, Authority, Charter, Membership};
+pub use certify::IssueError;
+pub use checker::CheckError;
+pub use link::{AuthorityLink, Embedded, LinkError};
+pub use mint::MintError;
+pub use node::{Leaf, NodeCa, NodeSetup};
+pub use token::JoinToken;

@@ -1,3 +1,5 @@
 //! The certificate authority: root role and node role.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    bonafide_ca::cli::main()
+}

@@ -1,0 +1,429 @@
+//! The root role: holds the trust domain's root key, admits nodes by token, renews them, and lists them.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bonafide_proto::clock::SharedClock;
+use bonafide_proto::name::{NodeName, TrustDomain};
+use bonafide_proto::svid::{PeerSvid, SvidError, TrustBundle};
+use rustls::pki_types::CertificateDer;
+use rustls::sign::CertifiedKey;
+
+use crate::certify::{self, IssueError, Signer};
+use crate::checker::{self, CheckError, ReadRoot};
+use crate::csr::{self, CsrError, PublicKey};
+use crate::key::{Key, KeyError};
+use crate::order::{BACKDATE, Holder, Order, Validity};
+use crate::refusal::MembershipRefusal;
+use crate::state::{self, StateError};
+use crate::store::{EmbeddedStore, Meta, NodeRecord, Store, StoreError, TokenRecord};
+use crate::token::{JoinToken, Secret, TokenError};
+
+/// Lifetime of a root certificate, seconds: ten years.
+const ROOT_TTL: i64 = 10 * 365 * 86_400;
+/// Lifetime of the authority's own SVID, seconds; replaced at half of it.
+const OWN_TTL: i64 = 3600;
+/// The longest life of a join token, seconds.
+pub const TOKEN_TTL_MAX: u32 = 600;
+/// The longest machine identifier a node may state, in bytes.
+const MACHINE_TEXT_MAX: usize = 128;
+/// How long used and expired tokens and expired certificates are remembered, seconds.
+const REMEMBER: i64 = 90 * 86_400;
+
+/// Why the authority cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The root key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A new root could not be made.
+    #[error("no root certificate could be made: {0}")]
+    Issue(#[from] IssueError),
+    /// The stored root is no root.
+    #[error("the stored root certificate is damaged: {0}")]
+    Root(#[from] CheckError),
+    /// The stored root cannot be a trust anchor.
+    #[error("the stored root certificate is no trust anchor: {0}")]
+    Anchor(#[from] SvidError),
+    /// State of another trust domain.
+    #[error("{} belongs to trust domain {seen}, but the configuration says {configured}", path.display())]
+    TrustDomain {
+        /// Where.
+        path: PathBuf,
+        /// Whose state it is.
+        seen: TrustDomain,
+        /// What the configuration says.
+        configured: TrustDomain,
+    },
+    /// Half of the state is gone.
+    #[error("{} has {has} but no {lacks}: restore it from a backup, or remove the directory to found a new trust domain", path.display())]
+    Half {
+        /// Where.
+        path: PathBuf,
+        /// What is there.
+        has: &'static str,
+        /// What is not.
+        lacks: &'static str,
+    },
+    /// Key and certificate are of different roots.
+    #[error("{}: the root key is not that of the root certificate", .0.display())]
+    Mismatch(PathBuf),
+}
+
+/// What an authority is founded on.
+#[derive(Debug, Clone)]
+pub struct Charter {
+    /// Directory for key and store; made if missing, mode 0700.
+    pub state: PathBuf,
+    /// The trust domain it is the root of.
+    pub trust_domain: TrustDomain,
+    /// Lifetime of node certificates, seconds.
+    pub intermediate_ttl: u32,
+}
+
+/// What a node says about itself when it joins.
+#[derive(Debug, Clone)]
+pub struct Application {
+    /// The name it wants.
+    pub node: NodeName,
+    /// PKCS#10 DER for its intermediate.
+    pub signing_csr: Vec<u8>,
+    /// PKCS#10 DER for its own SVID.
+    pub authentication_csr: Vec<u8>,
+    /// Empty: the machine has none.
+    pub bios_uuid: String,
+    /// Empty: the machine has none.
+    pub machine_id: String,
+}
+
+/// What a member holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    /// The trust domain.
+    pub trust_domain: TrustDomain,
+    /// Signs leaves.
+    pub intermediate: CertificateDer<'static>,
+    /// Authenticates the node.
+    pub node_svid: CertificateDer<'static>,
+    /// The roots.
+    pub roots: Vec<CertificateDer<'static>>,
+}
+
+/// The trust domain's authority.
+#[derive(Debug)]
+pub struct Authority {
+    trust_domain: TrustDomain,
+    signer: Signer,
+    bundle: TrustBundle,
+    store: Arc<dyn Store>,
+    clock: SharedClock,
+    intermediate_ttl: i64,
+    own: Mutex<Option<OwnSvid>>,
+}
+
+#[derive(Debug)]
+struct OwnSvid {
+    certified: Arc<CertifiedKey>,
+    validity: Validity,
+}
+
+impl Authority {
+    /// Opens the authority of this directory, founding it in an empty one.
+    ///
+    /// # Errors
+    /// Any [`OpenError`]; nothing that exists is changed then.
+    pub fn open(charter: &Charter, clock: SharedClock) -> Result<Self, OpenError> {
+        state::prepare(&charter.state)?;
+        let store = EmbeddedStore::open(&charter.state.join("store"))?;
+        let signer = root_signer(charter, &store, clock.unix())?;
+        store.forget_before(clock.unix().saturating_sub(REMEMBER))?;
+        Ok(Self {
+            trust_domain: charter.trust_domain.clone(),
+            bundle: TrustBundle::new(charter.trust_domain.clone(), vec![signer.certificate.clone()])?,
+            signer,
+            store: Arc::new(store),
+            clock,
+            intermediate_ttl: i64::from(charter.intermediate_ttl),
+            own: Mutex::new(None),
+        })
+    }
+
+    /// The trust domain and its roots.
+    #[must_use]
+    pub fn trust_bundle(&self) -> &TrustBundle {
+        &self.bundle
+    }
+
+    /// The clock it goes by.
+    #[must_use]
+    pub fn clock(&self) -> &SharedClock {
+        &self.clock
+    }
+
+    /// A new single-use token, and when it expires (unix seconds). `node`: the only name it admits.
+    ///
+    /// # Errors
+    /// [`TokenCreationError`].
+    pub fn create_token(&self, node: Option<NodeName>, ttl: u32) -> Result<(JoinToken, i64), TokenCreationError> {
+        if !(1..=TOKEN_TTL_MAX).contains(&ttl) {
+            return Err(TokenCreationError::Ttl(ttl));
+        }
+        let expires = self.clock.unix().saturating_add(i64::from(ttl));
+        let secret = Secret::generate()?;
+        let record = TokenRecord { node, expires, used: None };
+        match self.store.swap_token(&secret.id(), None, &record)? {
+            true => Ok((JoinToken::new(secret, self.signer.certificate.clone()), expires)),
+            false => Err(TokenCreationError::Token(TokenError::Random)),
+        }
+    }
+
+    /// Admits a node: the token is spent, the name taken, both certificates entered in the ledger, in this order.
+    ///
+    /// # Errors
+    /// The named refusal. A token is spent only when everything it could be refused for was checked.
+    pub fn join(&self, secret: &Secret, application: &Application) -> Result<Membership, MembershipRefusal> {
+        let now = self.clock.unix();
+        let token = self.live_token(secret, &application.node, now)?;
+        let keys = NodeKeys::of(&application.signing_csr, &application.authentication_csr)?;
+        check_machine(application)?;
+        let seen = self.store.node(&application.node)?;
+        // Only the operator, by a token bound to the name, lets a machine take over a name in use.
+        if seen.is_some() && token.node.is_none() {
+            return Err(MembershipRefusal::NameTaken(application.node.clone()));
+        }
+        if !self.store.swap_token(&secret.id(), Some(&token), &TokenRecord { used: Some(now), ..token.clone() })? {
+            return Err(MembershipRefusal::TokenUsed);
+        }
+        let record = self.admit(application, seen, &token, now)?;
+        self.certify(&application.node, &keys, record.membership, now)
+    }
+
+    /// Renews a member's certificates. `peer` is what its connection proved.
+    ///
+    /// # Errors
+    /// The named refusal.
+    pub fn renew(
+        &self,
+        peer: &PeerSvid,
+        signing_csr: &[u8],
+        authentication_csr: &[u8],
+    ) -> Result<Membership, MembershipRefusal> {
+        let now = self.clock.unix();
+        let node = peer.id().node_name().filter(|_| peer.not_after() >= now).ok_or(MembershipRefusal::NoSvid)?;
+        let record = self.store.node(&node)?.ok_or_else(|| MembershipRefusal::NotAMember(node.clone()))?;
+        let shown = self.store.entry(peer.serial())?.ok_or_else(|| MembershipRefusal::NotAMember(node.clone()))?;
+        if shown.membership != Some(record.membership) {
+            return Err(MembershipRefusal::Replaced(node));
+        }
+        let keys = NodeKeys::of(signing_csr, authentication_csr)?;
+        let renewed = NodeRecord { last_renewed: now, not_after: self.node_validity(now).until, ..record.clone() };
+        if !self.store.swap_node(&node, Some(&record), &renewed)? {
+            // It joined or renewed at the same moment elsewhere; the node asks again.
+            return Err(MembershipRefusal::BadRequest("the node is being changed at this moment; try again".into()));
+        }
+        self.certify(&node, &keys, record.membership, now)
+    }
+
+    /// Every member, by name.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub fn nodes(&self) -> Result<Vec<(NodeName, NodeRecord)>, StoreError> {
+        self.store.nodes()
+    }
+
+    /// The authority's own SVID for its server, replaced when half of its life is over.
+    ///
+    /// # Errors
+    /// [`OwnSvidError`], once the one in use has expired as well.
+    pub fn own_svid(&self) -> Result<Arc<CertifiedKey>, OwnSvidError> {
+        let now = self.clock.unix();
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(current) = own.as_ref().filter(|o| o.validity.covers(now) && now < o.validity.half()) {
+            return Ok(current.certified.clone());
+        }
+        match (self.issue_own(now), own.as_ref().filter(|o| o.validity.covers(now))) {
+            (Ok(fresh), _) => Ok(own.insert(fresh).certified.clone()),
+            (Err(e), Some(old)) => {
+                tracing::warn!(error = %e, "own SVID not replaced yet");
+                Ok(old.certified.clone())
+            }
+            (Err(e), None) => Err(e),
+        }
+    }
+
+    fn issue_own(&self, now: i64) -> Result<OwnSvid, OwnSvidError> {
+        let key = Key::generate()?;
+        let public = PublicKey::of_csr(&csr::request(&key)?)?;
+        let validity = self.signer.validity.within(now, OWN_TTL);
+        let order = Order { trust_domain: self.trust_domain.clone(), holder: Holder::Authority, validity };
+        let issued = self.signer.issue(&order, &public, None, self.store.as_ref(), now)?;
+        let certified = Arc::new(CertifiedKey::new(vec![issued.der().clone()], key.for_tls()?));
+        Ok(OwnSvid { certified, validity })
+    }
+
+    fn live_token(&self, secret: &Secret, node: &NodeName, now: i64) -> Result<TokenRecord, MembershipRefusal> {
+        let token = self.store.token(&secret.id())?.ok_or(MembershipRefusal::TokenUnknown)?;
+        if token.used.is_some() {
+            return Err(MembershipRefusal::TokenUsed);
+        }
+        if now > token.expires {
+            return Err(MembershipRefusal::TokenExpired(now - token.expires));
+        }
+        match &token.node {
+            Some(bound) if bound != node => Err(MembershipRefusal::TokenForAnotherNode(bound.clone())),
+            _ => Ok(token),
+        }
+    }
+
+    /// Takes the name. An unbound token never replaces a node, not even one that came this very moment.
+    fn admit(
+        &self,
+        application: &Application,
+        mut seen: Option<NodeRecord>,
+        token: &TokenRecord,
+        now: i64,
+    ) -> Result<NodeRecord, MembershipRefusal> {
+        loop {
+            let record = NodeRecord {
+                membership: seen.as_ref().map_or(1, |s| s.membership.saturating_add(1)),
+                bios_uuid: application.bios_uuid.clone(),
+                machine_id: application.machine_id.clone(),
+                joined: now,
+                last_renewed: now,
+                not_after: self.node_validity(now).until,
+            };
+            if self.store.swap_node(&application.node, seen.as_ref(), &record)? {
+                return Ok(record);
+            }
+            if token.node.is_none() {
+                return Err(MembershipRefusal::NameTaken(application.node.clone()));
+            }
+            seen = self.store.node(&application.node)?;
+        }
+    }
+
+    fn node_validity(&self, now: i64) -> Validity {
+        self.signer.validity.within(now, self.intermediate_ttl)
+    }
+
+    fn certify(
+        &self,
+        node: &NodeName,
+        keys: &NodeKeys,
+        membership: u64,
+        now: i64,
+    ) -> Result<Membership, MembershipRefusal> {
+        let validity = self.node_validity(now);
+        let issue = |holder, key| {
+            let order = Order { trust_domain: self.trust_domain.clone(), holder, validity };
+            self.signer.issue(&order, key, Some(membership), self.store.as_ref(), now)
+        };
+        let intermediate = issue(Holder::Intermediate(node.clone()), &keys.signing)?;
+        let node_svid = issue(Holder::Node(node.clone()), &keys.authentication)?;
+        Ok(Membership {
+            trust_domain: self.trust_domain.clone(),
+            intermediate: intermediate.der().clone(),
+            node_svid: node_svid.der().clone(),
+            roots: self.bundle.roots().to_vec(),
+        })
+    }
+}
+
+/// Why no token was made.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenCreationError {
+    /// Out of range.
+    #[error("a token lives 1 to {TOKEN_TTL_MAX} s, not {0}")]
+    Ttl(u32),
+    /// The random source.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why the authority has no SVID for its server.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnSvidError {
+    /// No key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// No request.
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    /// No certificate.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+}
+
+/// The two keys of a node; never the same one (X509-SVID.md §3.2: what signs does not authenticate).
+struct NodeKeys {
+    signing: PublicKey,
+    authentication: PublicKey,
+}
+
+impl NodeKeys {
+    fn of(signing_csr: &[u8], authentication_csr: &[u8]) -> Result<Self, MembershipRefusal> {
+        let (signing, authentication) = (PublicKey::of_csr(signing_csr)?, PublicKey::of_csr(authentication_csr)?);
+        if signing == authentication {
+            return Err(MembershipRefusal::BadRequest("the two certificate requests are for the same key".into()));
+        }
+        Ok(Self { signing, authentication })
+    }
+}
+
+fn check_machine(application: &Application) -> Result<(), MembershipRefusal> {
+    for text in [&application.bios_uuid, &application.machine_id] {
+        if text.len() > MACHINE_TEXT_MAX || text.chars().any(|c| !c.is_ascii_graphic()) {
+            return Err(MembershipRefusal::BadRequest("a machine identifier is too long or not plain ASCII".into()));
+        }
+    }
+    Ok(())
+}
+
+fn root_signer(charter: &Charter, store: &dyn Store, now: i64) -> Result<Signer, OpenError> {
+    let path = charter.state.join("root.key");
+    match (store.meta()?, path.exists()) {
+        (None, false) => found(charter, &path, store, now),
+        (Some(meta), true) => reopen(charter, &path, &meta),
+        (None, true) => Err(half(charter, "a root key", "root certificate in its store")),
+        (Some(_), false) => Err(half(charter, "a root certificate", "root.key")),
+    }
+}
+
+fn half(charter: &Charter, has: &'static str, lacks: &'static str) -> OpenError {
+    OpenError::Half { path: charter.state.clone(), has, lacks }
+}
+
+fn found(charter: &Charter, path: &Path, store: &dyn Store, now: i64) -> Result<Signer, OpenError> {
+    let key = Key::generate()?;
+    let validity = Validity { from: now.saturating_sub(BACKDATE), until: now.saturating_add(ROOT_TTL) };
+    let order = Order { trust_domain: charter.trust_domain.clone(), holder: Holder::Root, validity };
+    let root = certify::found(&order, &key)?;
+    key.create_file(path)?;
+    store.enter(root.serial(), &certify::entry(&order, None, now))?;
+    store.found(&Meta { trust_domain: charter.trust_domain.clone(), root: root.der().to_vec() })?;
+    tracing::info!(trust_domain = %charter.trust_domain, "founded a new trust domain");
+    Ok(Signer { key, certificate: root.der().clone(), holder: Holder::Root, validity })
+}
+
+fn reopen(charter: &Charter, path: &Path, meta: &Meta) -> Result<Signer, OpenError> {
+    let key = Key::open_file(path)?;
+    let ReadRoot { trust_domain, validity, spki } = checker::read_root(&meta.root)?;
+    if trust_domain != charter.trust_domain {
+        let (path, configured) = (charter.state.clone(), charter.trust_domain.clone());
+        return Err(OpenError::TrustDomain { path, seen: trust_domain, configured });
+    }
+    if rcgen::PublicKeyData::subject_public_key_info(&key) != spki {
+        return Err(OpenError::Mismatch(path.to_owned()));
+    }
+    Ok(Signer { key, certificate: CertificateDer::from(meta.root.clone()), holder: Holder::Root, validity })
+}

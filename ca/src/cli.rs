@@ -1,0 +1,160 @@
+//! What an operator types: run the daemon, make a join token, list the nodes.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use bonafide_proto::clock::SystemClock;
+use bonafide_proto::endpoint;
+use bonafide_proto::name::NodeName;
+use bonafide_proto::wire::authority as wire;
+use bonafide_proto::wire::authority::admission_client::AdmissionClient;
+use clap::{Parser, Subcommand};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::Status;
+
+use crate::config::Config;
+use crate::daemon::Daemon;
+
+/// The certificate authority of Bonafide: admits nodes, issues leaves.
+#[derive(Parser, Debug)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    arg_required_else_help = true
+)]
+struct Arguments {
+    /// Run the roles that this file configures.
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    ask: Option<Ask>,
+}
+
+#[derive(Subcommand, Debug)]
+enum Ask {
+    /// Make a join token, which admits one node once, and print it. It is a secret.
+    Token {
+        /// The authority's admin socket.
+        #[arg(long, value_name = "PATH")]
+        socket: PathBuf,
+        /// Admit only a node of this name; lets it take the place of the one that has it.
+        #[arg(long, value_name = "NAME")]
+        node: Option<NodeName>,
+        /// Seconds until it expires.
+        #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=600))]
+        ttl: u32,
+    },
+    /// List the nodes that are members.
+    Nodes {
+        /// The authority's admin socket.
+        #[arg(long, value_name = "PATH")]
+        socket: PathBuf,
+    },
+}
+
+/// Runs the program. Exit codes: 0 well, 1 failed while running, 2 wrong usage or configuration.
+pub fn main() -> ExitCode {
+    match Arguments::parse() {
+        Arguments { ask: Some(ask), .. } => in_runtime(answer(ask)),
+        Arguments { config: Some(path), .. } => daemon(&path),
+        Arguments { .. } => ExitCode::from(2),
+    }
+}
+
+fn daemon(path: &Path) -> ExitCode {
+    let config = match Config::read(path) {
+        Ok(config) => config,
+        Err(e) => return failed(2, &e),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(&config.log))
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    in_runtime(serve(config))
+}
+
+async fn serve(config: Config) -> Result<(), String> {
+    // Before the doors are bound: a signal during the start stops cleanly too.
+    let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (mut terminate, mut interrupt) = (terminate.map_err(|e| e.to_string())?, interrupt.map_err(|e| e.to_string())?);
+    let daemon = Daemon::bind(&config, Arc::new(SystemClock)).await.map_err(|e| e.to_string())?;
+    tracing::info!(addresses = ?daemon.addresses(), "serving");
+    let stop = async {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    };
+    Box::pin(daemon.run(stop)).await.map_err(|e| e.to_string())
+}
+
+async fn answer(ask: Ask) -> Result<(), String> {
+    match ask {
+        Ask::Token { socket, node, ttl } => token(&socket, node, ttl).await,
+        Ask::Nodes { socket } => nodes(&socket).await,
+    }
+}
+
+async fn token(socket: &Path, node: Option<NodeName>, ttl: u32) -> Result<(), String> {
+    let node = node.map(|n| n.to_string()).unwrap_or_default();
+    let request = wire::CreateTokenRequest { node, ttl_seconds: ttl };
+    let made = admission(socket).create_token(request).await.map_err(|s| said(socket, &s))?.into_inner();
+    print(&format!("{}\n", made.token))
+}
+
+async fn nodes(socket: &Path) -> Result<(), String> {
+    let listed = admission(socket).list_nodes(wire::ListNodesRequest {}).await.map_err(|s| said(socket, &s))?;
+    let mut text = format!("{:<24} {:<20} {:<20} {:<20} MACHINE\n", "NODE", "JOINED", "RENEWED", "UNTIL");
+    for node in listed.into_inner().nodes {
+        let times = [node.joined, node.last_renewed, node.not_after].map(instant);
+        let [joined, renewed, until] = times;
+        let machine = [node.machine_id, node.bios_uuid].into_iter().find(|m| !m.is_empty()).unwrap_or_default();
+        text.push_str(&format!("{:<24} {joined:<20} {renewed:<20} {until:<20} {machine}\n", node.name));
+    }
+    print(&text)
+}
+
+fn admission(socket: &Path) -> AdmissionClient<tonic::transport::Channel> {
+    AdmissionClient::new(endpoint::channel(socket))
+}
+
+fn said(socket: &Path, status: &Status) -> String {
+    match status.code() {
+        tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled => format!(
+            "the authority does not answer at {}: is it running, and are you root? ({})",
+            socket.display(),
+            status.message()
+        ),
+        _ => format!("the authority refused: {}", status.message()),
+    }
+}
+
+fn instant(unix: i64) -> String {
+    OffsetDateTime::from_unix_timestamp(unix).ok().and_then(|t| t.format(&Rfc3339).ok()).unwrap_or_default()
+}
+
+fn print(text: &str) -> Result<(), String> {
+    std::io::stdout().write_all(text.as_bytes()).map_err(|e| format!("standard output: {e}"))
+}
+
+fn in_runtime(work: impl Future<Output = Result<(), String>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return failed(1, &format!("the runtime cannot start: {e}")),
+    };
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => failed(1, &e),
+    }
+}
+
+fn failed(code: u8, why: &dyn std::fmt::Display) -> ExitCode {
+    // Nobody is left to tell if standard error is closed.
+    let _ = writeln!(std::io::stderr(), "bonafide-ca: {why}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,302 @@
+//! `ca.toml`: the file's shape, and the configuration it means.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use bonafide_proto::name::{NodeName, TrustDomain};
+use serde::Deserialize;
+
+use crate::authority::Charter;
+use crate::node::NodeSetup;
+
+/// The largest configuration file that is read, in bytes.
+const FILE_MAX: u64 = 64 * 1024;
+/// Lifetime of node certificates, seconds, where the file says nothing.
+const INTERMEDIATE_TTL: u32 = 86_400;
+/// Lifetime of leaves, seconds, where the file says nothing.
+const LEAF_TTL: u32 = 3600;
+
+/// Why a configuration was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {why}", path.display())]
+pub struct ConfigError {
+    /// Which file.
+    pub path: PathBuf,
+    /// Where in it, what is wrong, and what would be right.
+    pub why: String,
+}
+
+/// What `bonafide-ca` should run.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// A `tracing` filter, e.g. `info`.
+    pub log: String,
+    /// The directory that holds the roles' own ones.
+    pub state: PathBuf,
+    /// The roles.
+    pub role: Role,
+}
+
+/// The roles of one process.
+#[derive(Debug, Clone)]
+pub enum Role {
+    /// The authority alone.
+    Root(RootConfig),
+    /// A node of an authority elsewhere.
+    Node(NodeConfig, Joining),
+    /// Both, without a network.
+    Local(RootConfig, NodeConfig),
+}
+
+/// The root role.
+#[derive(Debug, Clone)]
+pub struct RootConfig {
+    /// What it is founded on.
+    pub charter: Charter,
+    /// Where nodes reach it; empty in the local role.
+    pub listen: Vec<SocketAddr>,
+    /// Where the operator reaches it.
+    pub admin_socket: PathBuf,
+}
+
+/// The node role.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// What it is made of.
+    pub setup: NodeSetup,
+    /// Where identityd reaches it.
+    pub socket: PathBuf,
+    /// Who may ask for leaves, besides root.
+    pub callers: Vec<u32>,
+}
+
+/// How a node becomes a member.
+#[derive(Debug, Clone)]
+pub struct Joining {
+    /// `host:port` of the authority.
+    pub authority: String,
+    /// Where its operator puts the token.
+    pub token_file: PathBuf,
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the file, the line where there is one, and what would be right.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        use std::io::Read as _;
+        let failed = |why: String| ConfigError { path: path.to_owned(), why };
+        let mut text = String::new();
+        let file = std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
+        file.take(FILE_MAX + 1).read_to_string(&mut text).map_err(|e| failed(e.to_string()))?;
+        if text.len() as u64 > FILE_MAX {
+            return Err(failed(format!("it is larger than {FILE_MAX} bytes")));
+        }
+        Self::parse(&text).map_err(failed)
+    }
+
+    /// Parses the text of a file.
+    ///
+    /// # Errors
+    /// Where, what is wrong, and what would be right.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let raw: RawConfig = toml::from_str(text).map_err(|e| e.to_string())?;
+        raw.try_into()
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    role: RawRole,
+    state: PathBuf,
+    #[serde(default = "default_log")]
+    log: String,
+    root: Option<RawRoot>,
+    node: Option<RawNode>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum RawRole {
+    Root,
+    Node,
+    Local,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRoot {
+    trust_domain: TrustDomain,
+    #[serde(default)]
+    listen: Vec<SocketAddr>,
+    admin_socket: PathBuf,
+    #[serde(default = "default_intermediate_ttl")]
+    intermediate_ttl_seconds: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNode {
+    name: NodeName,
+    socket: PathBuf,
+    #[serde(default)]
+    callers: Vec<u32>,
+    authority: Option<String>,
+    join_token_file: Option<PathBuf>,
+    #[serde(default = "default_leaf_ttl")]
+    leaf_ttl_seconds: u32,
+}
+
+fn default_log() -> String {
+    "info".to_owned()
+}
+
+fn default_intermediate_ttl() -> u32 {
+    INTERMEDIATE_TTL
+}
+
+fn default_leaf_ttl() -> u32 {
+    LEAF_TTL
+}
+
+impl TryFrom<RawConfig> for Config {
+    type Error = String;
+    fn try_from(raw: RawConfig) -> Result<Self, String> {
+        let RawConfig { role, state, log, root, node } = raw;
+        absolute("state", &state)?;
+        log.parse::<tracing_subscriber::EnvFilter>().map_err(|e| format!("log = {log:?}: {e}; e.g. \"info\""))?;
+        let role = match (role, root, node) {
+            (RawRole::Root, Some(root), None) => Role::Root(networked(root, &state)?),
+            (RawRole::Node, None, Some(node)) => joining(node, &state)?,
+            (RawRole::Local, Some(root), Some(node)) => Role::Local(unlistening(root, &state)?, alone(node, &state)?),
+            (RawRole::Root, ..) => return Err("role = \"root\" needs a [root] section and no [node]".into()),
+            (RawRole::Node, ..) => return Err("role = \"node\" needs a [node] section and no [root]".into()),
+            (RawRole::Local, ..) => return Err("role = \"local\" needs both sections, [root] and [node]".into()),
+        };
+        Ok(Self { log, state, role })
+    }
+}
+
+fn networked(root: RawRoot, state: &Path) -> Result<RootConfig, String> {
+    if root.listen.is_empty() {
+        return Err("[root] listen: a root needs at least one address, e.g. [\"[::]:8443\"]".into());
+    }
+    root_config(root, state)
+}
+
+fn unlistening(root: RawRoot, state: &Path) -> Result<RootConfig, String> {
+    if !root.listen.is_empty() {
+        return Err("[root] listen: the local role uses no network; remove it, or use role = \"root\"".into());
+    }
+    root_config(root, state)
+}
+
+fn root_config(root: RawRoot, state: &Path) -> Result<RootConfig, String> {
+    absolute("[root] admin_socket", &root.admin_socket)?;
+    let ttl = within("[root] intermediate_ttl_seconds", root.intermediate_ttl_seconds, 60, 30 * 86_400)?;
+    let state = state.join("authority");
+    let charter = Charter { state, trust_domain: root.trust_domain, intermediate_ttl: ttl };
+    Ok(RootConfig { charter, listen: root.listen, admin_socket: root.admin_socket })
+}
+
+fn joining(node: RawNode, state: &Path) -> Result<Role, String> {
+    let authority = node.authority.clone().ok_or("[node] authority: role = \"node\" needs \"host:port\"")?;
+    check_address(&authority)?;
+    let token_file = node.join_token_file.clone().ok_or("[node] join_token_file: role = \"node\" needs a path")?;
+    absolute("[node] join_token_file", &token_file)?;
+    Ok(Role::Node(node_config(node, state)?, Joining { authority, token_file }))
+}
+
+fn alone(node: RawNode, state: &Path) -> Result<NodeConfig, String> {
+    if node.authority.is_some() || node.join_token_file.is_some() {
+        return Err("[node] authority and join_token_file are for role = \"node\"; the local role needs neither".into());
+    }
+    node_config(node, state)
+}
+
+fn node_config(node: RawNode, state: &Path) -> Result<NodeConfig, String> {
+    absolute("[node] socket", &node.socket)?;
+    let leaf_ttl = within("[node] leaf_ttl_seconds", node.leaf_ttl_seconds, 60, 86_400)?;
+    let setup = NodeSetup { state: state.join("node"), name: node.name, leaf_ttl };
+    Ok(NodeConfig { setup, socket: node.socket, callers: node.callers })
+}
+
+fn absolute(field: &str, path: &Path) -> Result<(), String> {
+    if path.is_absolute() { Ok(()) } else { Err(format!("{field} = {path:?}: a path must be absolute")) }
+}
+
+fn within(field: &str, value: u32, low: u32, high: u32) -> Result<u32, String> {
+    if (low..=high).contains(&value) { Ok(value) } else { Err(format!("{field} = {value}: must be {low} to {high}")) }
+}
+
+fn check_address(text: &str) -> Result<(), String> {
+    let host_and_port = || {
+        let (host, port) = text.rsplit_once(':')?;
+        let plain = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-');
+        plain.then(|| port.parse::<u16>().ok()).flatten()
+    };
+    let port = text.parse::<SocketAddr>().map(|a| a.port()).ok().or_else(host_and_port);
+    match port {
+        Some(port) if port != 0 => Ok(()),
+        _ => Err(format!(
+            "[node] authority = {text:?}: must be \"host:port\", \"192.0.2.1:8443\" or \"[2001:db8::1]:8443\""
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCAL: &str = r#"
+        role = "local"
+        state = "/var/lib/bonafide/ca"
+        [root]
+        trust_domain = "example.org"
+        admin_socket = "/run/bonafide/authority.sock"
+        [node]
+        name = "a"
+        socket = "/run/bonafide/ca.sock"
+        callers = [64702]
+    "#;
+
+    #[test]
+    fn the_local_role_has_sensible_defaults() {
+        let config = Config::parse(LOCAL).unwrap();
+        let Role::Local(root, node) = config.role else { panic!("not local") };
+        assert_eq!((root.charter.intermediate_ttl, node.setup.leaf_ttl), (86_400, 3600));
+        assert_eq!(config.log, "info");
+    }
+
+    #[test]
+    fn each_mistake_is_named_with_its_place() {
+        let mistakes = [
+            (LOCAL.replace("\"local\"", "\"boss\""), "unknown variant `boss`"),
+            (LOCAL.replace("\"local\"", "\"root\""), "no [node]"),
+            (LOCAL.replace("\"local\"", "\"node\""), "no [root]"),
+            (LOCAL.replace("callers", "caller"), "unknown field `caller`"),
+            (LOCAL.replace("example.org", "Example.org"), "lower-case letters"),
+            (LOCAL.replace("\"/var", "\"var"), "must be absolute"),
+            (LOCAL.replace("callers = [64702]", "leaf_ttl_seconds = 59"), "must be 60 to 86400"),
+            (LOCAL.replace("callers = [64702]", "authority = \"x:1\""), "role = \"node\""),
+            (LOCAL.replace("name = \"a\"", "name = \"a/b\""), "\"a/b\" contains '/'"),
+            (LOCAL.replace("[node]", "listen = [\"[::]:1\"]\n[node]"), "no network"),
+        ];
+        for (text, expected) in mistakes {
+            let said = Config::parse(&text).unwrap_err();
+            assert!(said.contains(expected), "{said}");
+        }
+    }
+
+    #[test]
+    fn an_authority_has_a_host_and_a_port() {
+        for good in ["10.0.0.9:8443", "[fd00::9]:8443", "ca.example.org:8443"] {
+            assert_eq!(check_address(good), Ok(()));
+        }
+        for bad in ["", "10.0.0.9", "10.0.0.9:0", ":8443", "https://x:1", "fd00::9:8443", "x:99999"] {
+            assert!(check_address(bad).is_err(), "{bad}");
+        }
+    }
+}

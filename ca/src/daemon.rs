@@ -1,0 +1,242 @@
+//! Wires one process: binds every door first, so that a start either fails as a whole or serves as a whole.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bonafide_proto::clock::SharedClock;
+use bonafide_proto::endpoint;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tonic::transport::server::{Router, Server};
+
+use crate::authority::{Authority, OpenError};
+use crate::config::{Config, Joining, NodeConfig, Role, RootConfig};
+use crate::link::{AuthorityLink, Embedded};
+use crate::listener::{self, TlsSetupError};
+use crate::node::{NodeCa, NodeOpenError};
+use crate::remote::Remote;
+use crate::serve::admission::AdmissionService;
+use crate::serve::issuance::IssuanceService;
+use crate::serve::membership::MembershipService;
+use crate::state::{self, StateError};
+use crate::upkeep::{self, TokenSource, UpkeepError};
+
+/// How long answers under way may take once the daemon is told to stop.
+const GRACE: Duration = Duration::from_millis(500);
+/// Requests at once on one connection of a unix socket.
+const CONCURRENCY: usize = 64;
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The root role.
+    #[error(transparent)]
+    Authority(#[from] OpenError),
+    /// The node role.
+    #[error(transparent)]
+    Node(#[from] NodeOpenError),
+    /// A door could not be bound.
+    #[error("cannot listen on {at}: {source}")]
+    Bind {
+        /// Path or address.
+        at: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsSetupError),
+    /// The node is no member and cannot become one.
+    #[error("this node could not join: {0}")]
+    Upkeep(#[from] UpkeepError),
+    /// A server ended by itself.
+    #[error("serving failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// A daemon whose doors are bound.
+#[derive(Debug)]
+pub struct Daemon {
+    authority: Option<AuthorityDoors>,
+    node: Option<NodeDoor>,
+}
+
+#[derive(Debug)]
+struct AuthorityDoors {
+    authority: Arc<Authority>,
+    tcp: Vec<TcpListener>,
+    admin: UnixDoor,
+}
+
+#[derive(Debug)]
+struct NodeDoor {
+    node: Arc<NodeCa>,
+    socket: UnixDoor,
+    callers: Vec<u32>,
+    link: Arc<dyn AuthorityLink>,
+    tokens: TokenSource,
+}
+
+/// A bound unix socket; its file goes when it does.
+#[derive(Debug)]
+struct UnixDoor {
+    listener: Option<UnixListener>,
+    path: PathBuf,
+}
+
+impl UnixDoor {
+    fn bind(path: &Path) -> Result<Self, DaemonError> {
+        let listener =
+            endpoint::bind(path).map_err(|source| DaemonError::Bind { at: path.display().to_string(), source })?;
+        Ok(Self { listener: Some(listener), path: path.to_owned() })
+    }
+}
+
+impl Drop for UnixDoor {
+    fn drop(&mut self) {
+        if let Err(e) = std::fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), error = %e, "socket file not removed");
+        }
+    }
+}
+
+impl Daemon {
+    /// Opens the state of every role and binds every door.
+    ///
+    /// # Errors
+    /// Any [`DaemonError`]; what was bound is released again.
+    pub async fn bind(config: &Config, clock: SharedClock) -> Result<Self, DaemonError> {
+        state::prepare(&config.state)?;
+        match &config.role {
+            Role::Root(root) => {
+                let authority = bind_authority(root, clock).await?;
+                Ok(Self { authority: Some(authority), node: None })
+            }
+            Role::Node(node, Joining { authority, token_file }) => {
+                let link = Arc::new(Remote::new(authority, clock.clone()));
+                let node = bind_node(node, link, TokenSource::File(token_file.clone()), clock)?;
+                Ok(Self { authority: None, node: Some(node) })
+            }
+            Role::Local(root, node) => {
+                let doors = bind_authority(root, clock.clone()).await?;
+                let authority = doors.authority.clone();
+                let link = Arc::new(Embedded(authority.clone()));
+                let node = bind_node(node, link, TokenSource::Own(authority), clock)?;
+                Ok(Self { authority: Some(doors), node: Some(node) })
+            }
+        }
+    }
+
+    /// The TCP addresses it listens on.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.authority.iter().flat_map(|a| &a.tcp).filter_map(|l| l.local_addr().ok()).collect()
+    }
+
+    /// Serves until `stop` is done, then lets answers under way finish for a moment. Socket files are removed.
+    ///
+    /// # Errors
+    /// [`DaemonError`] of the first part that cannot go on.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
+        let (stopping, stopped) = watch::channel(());
+        let authority = async {
+            match self.authority {
+                Some(doors) => Box::pin(serve_authority(doors, stopped.clone())).await,
+                None => Ok(()),
+            }
+        };
+        let node = async {
+            match self.node {
+                Some(door) => Box::pin(serve_node(door, stopped.clone())).await,
+                None => Ok(()),
+            }
+        };
+        let serving = async { tokio::try_join!(authority, node) };
+        tokio::pin!(serving);
+        tokio::select! {
+            ended = &mut serving => return ended.map(|_| ()),
+            () = stop => drop(stopping),
+        }
+        match tokio::time::timeout(GRACE, serving).await {
+            Ok(ended) => ended.map(|_| ()),
+            // Watchers of the bundle never finish by themselves.
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+async fn bind_authority(root: &RootConfig, clock: SharedClock) -> Result<AuthorityDoors, DaemonError> {
+    let authority = Arc::new(Authority::open(&root.charter, clock)?);
+    let admin = UnixDoor::bind(&root.admin_socket)?;
+    let mut tcp = Vec::new();
+    for address in &root.listen {
+        let bound = TcpListener::bind(address).await;
+        tcp.push(bound.map_err(|source| DaemonError::Bind { at: address.to_string(), source })?);
+    }
+    Ok(AuthorityDoors { authority, tcp, admin })
+}
+
+fn bind_node(
+    node: &NodeConfig,
+    link: Arc<dyn AuthorityLink>,
+    tokens: TokenSource,
+    clock: SharedClock,
+) -> Result<NodeDoor, DaemonError> {
+    let ca = Arc::new(NodeCa::open(node.setup.clone(), clock)?);
+    let socket = UnixDoor::bind(&node.socket)?;
+    let mut callers = node.callers.clone();
+    callers.push(0);
+    Ok(NodeDoor { node: ca, socket, callers, link, tokens })
+}
+
+async fn serve_authority(mut doors: AuthorityDoors, stopped: watch::Receiver<()>) -> Result<(), DaemonError> {
+    let us = rustix::process::geteuid().as_raw();
+    let admission = Server::builder()
+        .concurrency_limit_per_connection(CONCURRENCY)
+        .add_service(AdmissionService::server(doors.authority.clone()));
+    let membership = Server::builder()
+        .concurrency_limit_per_connection(4)
+        .max_concurrent_streams(4)
+        .add_service(MembershipService::server(doors.authority.clone()));
+    let incoming = listener::incoming(std::mem::take(&mut doors.tcp), &doors.authority)?;
+    let membership = membership.serve_with_incoming_shutdown(incoming, ended(stopped.clone()));
+    let admission = serve_unix(admission, &mut doors.admin, vec![0, us], stopped);
+    tokio::try_join!(async { membership.await.map_err(DaemonError::from) }, admission)?;
+    Ok(())
+}
+
+async fn serve_node(mut door: NodeDoor, stopped: watch::Receiver<()>) -> Result<(), DaemonError> {
+    let issuance = Server::builder()
+        .concurrency_limit_per_connection(CONCURRENCY)
+        .add_service(IssuanceService::server(door.node.clone()));
+    let serving = serve_unix(issuance, &mut door.socket, door.callers.clone(), stopped);
+    tokio::select! {
+        ended = serving => ended,
+        kept = upkeep::keep(&door.node, door.link.as_ref(), &door.tokens) => match kept {
+            Ok(never) => match never {},
+            Err(e) => Err(e.into()),
+        },
+    }
+}
+
+async fn serve_unix(
+    router: Router,
+    door: &mut UnixDoor,
+    callers: Vec<u32>,
+    stopped: watch::Receiver<()>,
+) -> Result<(), DaemonError> {
+    let Some(listener) = door.listener.take() else { return Ok(()) };
+    let incoming = endpoint::admit(listener, callers);
+    Ok(router.serve_with_incoming_shutdown(incoming, ended(stopped)).await?)
+}
+
+/// Done when the sender is dropped.
+async fn ended(mut stopped: watch::Receiver<()>) {
+    while stopped.changed().await.is_ok() {}
+}

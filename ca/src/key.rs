@@ -1,0 +1,204 @@
+//! A P-256 signing key: generated here, kept in files only their owner reads, never printed.
+//!
+//! The PKCS#8 form is wiped when dropped. ring keeps its own copy of the scalar, which it cannot wipe.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroizing;
+
+/// The largest key file that is read, in bytes; a P-256 key in PKCS#8 has fewer than 200.
+const KEY_FILE_MAX: u64 = 1024;
+
+/// Why there is no key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The random source failed.
+    #[error("no key could be generated: the system's random source failed")]
+    Generate,
+    /// The bytes are no P-256 key.
+    #[error("not a P-256 private key in PKCS#8")]
+    Malformed,
+    /// The file could not be read or written.
+    #[error("key file {}: {source}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Somebody else could read the key.
+    #[error("key file {} has mode {mode:04o} and owner {owner}; it must have mode 0600 and belong to uid {us}", path.display())]
+    Exposed {
+        /// Which file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+        /// Its owner.
+        owner: u32,
+        /// The uid of this daemon.
+        us: u32,
+    },
+}
+
+/// A P-256 key pair.
+pub struct Key {
+    pkcs8: Zeroizing<Vec<u8>>,
+    pair: EcdsaKeyPair,
+}
+
+impl Key {
+    /// A new key from the system's random source.
+    ///
+    /// # Errors
+    /// [`KeyError::Generate`] if that source fails.
+    pub fn generate() -> Result<Self, KeyError> {
+        let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new())
+            .map_err(|_| KeyError::Generate)?;
+        Self::from_pkcs8(Zeroizing::new(document.as_ref().to_vec()))
+    }
+
+    /// A key from its PKCS#8 DER form.
+    ///
+    /// # Errors
+    /// [`KeyError::Malformed`] if it is none.
+    pub fn from_pkcs8(pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, KeyError> {
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &pkcs8, &SystemRandom::new())
+            .map_err(|_| KeyError::Malformed)?;
+        Ok(Self { pkcs8, pair })
+    }
+
+    /// The PKCS#8 DER form: the secret itself.
+    pub(crate) fn pkcs8(&self) -> &[u8] {
+        &self.pkcs8
+    }
+
+    /// Writes the key to a file that must not exist yet, mode 0600, and makes it durable.
+    ///
+    /// # Errors
+    /// [`KeyError::File`], also if the file exists.
+    pub fn create_file(&self, path: &Path) -> Result<(), KeyError> {
+        write_secret(path, &self.pkcs8).map_err(|source| KeyError::File { path: path.to_owned(), source })
+    }
+
+    /// Reads a key file.
+    ///
+    /// # Errors
+    /// [`KeyError::Exposed`] if anybody but this uid could read or change it.
+    pub fn open_file(path: &Path) -> Result<Self, KeyError> {
+        Self::from_pkcs8(read_secret(path, KEY_FILE_MAX)?)
+    }
+
+    /// The key as rustls signs with it.
+    pub(crate) fn for_tls(&self) -> Result<Arc<dyn rustls::sign::SigningKey>, KeyError> {
+        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.as_slice()));
+        rustls::crypto::ring::sign::any_ecdsa_type(&der).map_err(|_| KeyError::Malformed)
+    }
+}
+
+/// Writes bytes to a new file, mode 0600 from its first moment (`O_EXCL`: no file of another is followed or reused).
+pub(crate) fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Reads a file that only this uid may read.
+pub(crate) fn read_secret(path: &Path, max: u64) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let failed = |source| KeyError::File { path: path.to_owned(), source };
+    let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
+    let file = OpenOptions::new().read(true).custom_flags(no_follow).open(path).map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    let us = rustix::process::geteuid().as_raw();
+    if meta.mode() & 0o077 != 0 || meta.uid() != us {
+        let (mode, owner) = (meta.mode() & 0o7777, meta.uid());
+        return Err(KeyError::Exposed { path: path.to_owned(), mode, owner, us });
+    }
+    // Capacity up front: a growing buffer would leave copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(max).unwrap_or(0) + 1));
+    file.take(max + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > max {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, format!("larger than {max} bytes"))));
+    }
+    Ok(bytes)
+}
+
+impl rcgen::PublicKeyData for Key {
+    fn der_bytes(&self) -> &[u8] {
+        self.pair.public_key().as_ref()
+    }
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_ECDSA_P256_SHA256
+    }
+}
+
+impl rcgen::SigningKey for Key {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        let signature = self.pair.sign(&SystemRandom::new(), message).map_err(|_| rcgen::Error::RingUnspecified)?;
+        Ok(signature.as_ref().to_vec())
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(redacted)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_key_file_survives_the_round_trip_and_is_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("root.key");
+        let key = Key::generate().unwrap();
+        key.create_file(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(Key::open_file(&path).unwrap().pkcs8(), key.pkcs8());
+        assert!(matches!(Key::generate().unwrap().create_file(&path), Err(KeyError::File { .. })));
+    }
+
+    #[test]
+    fn a_key_file_that_others_could_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("root.key");
+        Key::generate().unwrap().create_file(&path).unwrap();
+        for mode in [0o640, 0o604, 0o660] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let said = Key::open_file(&path).unwrap_err().to_string();
+            assert!(said.contains(&format!("mode {mode:04o}")), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_symlink_or_garbage_is_no_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        Key::generate().unwrap().create_file(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        assert!(matches!(Key::open_file(&link), Err(KeyError::File { .. })));
+        let garbage = dir.path().join("garbage");
+        write_secret(&garbage, b"not a key").unwrap();
+        assert!(matches!(Key::open_file(&garbage), Err(KeyError::Malformed)));
+    }
+
+    #[test]
+    fn debug_shows_nothing() {
+        assert_eq!(format!("{:?}", Key::generate().unwrap()), "Key(redacted)");
+    }
+}

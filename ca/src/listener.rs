@@ -1,0 +1,188 @@
+//! The authority's TCP door: TLS 1.3 first, then gRPC, with the peer's verified SVID attached to every request.
+//!
+//! Bounded against strangers: so many connections at once, so long for a handshake, so long for a connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bonafide_proto::clock::TlsTime;
+use bonafide_proto::svid::{Expect, PeerSvid};
+use bonafide_proto::tls::{PeerVerifier, provider};
+use rustls::ServerConfig;
+use rustls::pki_types::UnixTime;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::authority::Authority;
+
+/// Connections at once, handshakes included.
+const CONNECTIONS: usize = 256;
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long a connection may live; nodes make one per request.
+const LIFETIME: Duration = Duration::from_secs(30);
+/// HTTP/2 (RFC 9113 §3.2): gRPC's transport.
+pub(crate) const ALPN: &[u8] = b"h2";
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// What its certificate proved; `None` if it showed none.
+    pub svid: Option<PeerSvid>,
+    /// Its address, for the log only.
+    pub address: SocketAddr,
+}
+
+/// Why there is no TLS configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("TLS cannot be set up: {0}")]
+pub struct TlsSetupError(#[from] rustls::Error);
+
+/// Accepts from these listeners until the stream is dropped.
+///
+/// # Errors
+/// [`TlsSetupError`] if the library refuses our own configuration.
+pub fn incoming(
+    listeners: Vec<TcpListener>,
+    authority: &Arc<Authority>,
+) -> Result<ReceiverStream<io::Result<Connection>>, TlsSetupError> {
+    let (out, connections) = mpsc::channel(16);
+    let door = Arc::new(Door {
+        acceptor: TlsAcceptor::from(Arc::new(server_config(authority)?)),
+        verifier: verifier(authority),
+        authority: authority.clone(),
+        room: Arc::new(Semaphore::new(CONNECTIONS)),
+        out,
+    });
+    for listener in listeners {
+        tokio::spawn(door.clone().accept(listener));
+    }
+    Ok(ReceiverStream::new(connections))
+}
+
+fn verifier(authority: &Authority) -> PeerVerifier {
+    PeerVerifier::new(authority.trust_bundle().clone(), Expect::Node).client_may_be_anonymous()
+}
+
+fn server_config(authority: &Arc<Authority>) -> Result<ServerConfig, rustls::Error> {
+    let time = Arc::new(TlsTime(authority.clock().clone()));
+    let mut config = ServerConfig::builder_with_details(provider().clone(), time)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::new(verifier(authority)))
+        .with_cert_resolver(Arc::new(OwnSvid(authority.clone())));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    // Every connection is a full handshake, checked in full.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// Shows the authority's own SVID, always the current one.
+#[derive(Debug)]
+struct OwnSvid(Arc<Authority>);
+
+impl ResolvesServerCert for OwnSvid {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.own_svid().map_err(|e| tracing::error!(error = %e, "no SVID to show")).ok()
+    }
+}
+
+struct Door {
+    acceptor: TlsAcceptor,
+    verifier: PeerVerifier,
+    authority: Arc<Authority>,
+    room: Arc<Semaphore>,
+    out: mpsc::Sender<io::Result<Connection>>,
+}
+
+impl Door {
+    async fn accept(self: Arc<Self>, listener: TcpListener) {
+        while let Ok(permit) = self.room.clone().acquire_owned().await {
+            tokio::select! {
+                () = self.out.closed() => return,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, address)) => {
+                        tokio::spawn(self.clone().greet(stream, address, permit));
+                    }
+                    Err(e) => {
+                        // Out of descriptors, most likely: wait for some to come back.
+                        tracing::warn!(error = %e, "accept failed");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                },
+            }
+        }
+    }
+
+    async fn greet(self: Arc<Self>, stream: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
+        let tls = match tokio::time::timeout(HANDSHAKE, self.acceptor.accept(stream)).await {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(e)) => return tracing::info!(%address, error = %e, "handshake failed"),
+            Err(_) => return tracing::info!(%address, "handshake took too long"),
+        };
+        let svid = match self.peer_of(&tls) {
+            Ok(svid) => svid,
+            Err(e) => return tracing::warn!(%address, error = %e, "peer refused"),
+        };
+        let peer = Peer { svid, address };
+        let connection = Connection { tls, peer, deadline: Box::pin(tokio::time::sleep(LIFETIME)), _room: permit };
+        // The receiver is gone only when the daemon stops.
+        let _ = self.out.send(Ok(connection)).await;
+    }
+
+    fn peer_of(&self, tls: &TlsStream<TcpStream>) -> Result<Option<PeerSvid>, bonafide_proto::svid::SvidError> {
+        let now = UnixTime::since_unix_epoch(self.authority.clock().now());
+        match tls.get_ref().1.peer_certificates() {
+            None => Ok(None),
+            shown => self.verifier.peer(shown, now).map(Some),
+        }
+    }
+}
+
+/// A connection after its handshake. Holds its place among the permitted ones until dropped.
+#[derive(Debug)]
+pub struct Connection {
+    tls: TlsStream<TcpStream>,
+    peer: Peer,
+    deadline: Pin<Box<Sleep>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl tonic::transport::server::Connected for Connection {
+    type ConnectInfo = Peer;
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Pin::new(&mut self.tls).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(cx)
+    }
+}

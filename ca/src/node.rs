@@ -1,0 +1,317 @@
+//! The node role: holds this node's intermediate and issues leaves, also while the authority is away.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bonafide_proto::clock::SharedClock;
+use bonafide_proto::fingerprint::{Evidence, Fingerprint};
+use bonafide_proto::name::{NodeName, TrustDomain, WorkloadName};
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::svid::{CertifiedProgram, TrustBundle};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
+
+use crate::authority::Application;
+use crate::certify::IssueError;
+use crate::checker::{self, CheckError};
+use crate::csr::{CsrError, PublicKey};
+use crate::key::KeyError;
+use crate::link::{AuthorityLink, LinkError};
+use crate::machine::Machine;
+use crate::member::{Candidate, Member, MemberError};
+use crate::order::{Holder, Order};
+use crate::state::{self, StateError};
+use crate::store::{EmbeddedStore, Store, StoreError};
+use crate::token::JoinToken;
+
+/// How long expired leaves stay in the ledger, seconds.
+const REMEMBER: i64 = 90 * 86_400;
+
+/// Why the node role cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeOpenError {
+    /// The directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The membership file.
+    #[error(transparent)]
+    Member(#[from] MemberError),
+}
+
+/// Why the node did not become, or stay, a member.
+#[derive(Debug, thiserror::Error)]
+pub enum MembershipError {
+    /// The authority gave nothing.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// What it gave was refused, or could not be kept.
+    #[error(transparent)]
+    Member(#[from] MemberError),
+    /// The token's root is no root.
+    #[error("the join token carries no valid root certificate: {0}")]
+    TokenRoot(CheckError),
+    /// The root of the token is not among those the authority gave.
+    #[error("the authority did not confirm the root certificate that the join token carries")]
+    PinMissing,
+    /// There is nothing to renew.
+    #[error("this node is not a member yet")]
+    NotAMember,
+}
+
+impl From<KeyError> for MembershipError {
+    fn from(e: KeyError) -> Self {
+        Self::Member(e.into())
+    }
+}
+
+impl From<CsrError> for MembershipError {
+    fn from(e: CsrError) -> Self {
+        Self::Member(e.into())
+    }
+}
+
+/// What a node role is made of.
+#[derive(Debug, Clone)]
+pub struct NodeSetup {
+    /// Directory for keys, certificates and ledger; made if missing, mode 0700.
+    pub state: PathBuf,
+    /// The node's name.
+    pub name: NodeName,
+    /// Lifetime of leaves, seconds.
+    pub leaf_ttl: u32,
+}
+
+/// A leaf, ready to be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    /// Leaf first, then the node's intermediate; the root is not in it.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// First second of its validity, unix.
+    pub not_before: i64,
+    /// Last second of its validity, unix.
+    pub not_after: i64,
+}
+
+/// How the last talk with the authority went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Contact {
+    /// There was none since the start.
+    None,
+    /// It answered.
+    Reached,
+    /// It did not, or it refused.
+    Failed(String),
+}
+
+/// What the node should do about its membership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// It is no member, or no longer one: join.
+    Join,
+    /// Half of the time is over: renew.
+    Renew,
+    /// Nothing for so many seconds.
+    NothingFor(i64),
+}
+
+/// The CA of one node.
+#[derive(Debug)]
+pub struct NodeCa {
+    setup: NodeSetup,
+    store: Arc<dyn Store>,
+    clock: SharedClock,
+    /// Watched by those who want the bundle.
+    member: watch::Sender<Option<Arc<Member>>>,
+    contact: watch::Sender<Contact>,
+    issued: AtomicU64,
+}
+
+impl NodeCa {
+    /// Opens the node's state; it may not be a member yet.
+    ///
+    /// # Errors
+    /// Any [`NodeOpenError`]; nothing that exists is changed then.
+    pub fn open(setup: NodeSetup, clock: SharedClock) -> Result<Self, NodeOpenError> {
+        state::prepare(&setup.state)?;
+        let store = EmbeddedStore::open(&setup.state.join("store"))?;
+        store.forget_before(clock.unix().saturating_sub(REMEMBER))?;
+        let member = Member::load(&setup.state.join(MEMBER_FILE), &setup.name)?;
+        Ok(Self {
+            setup,
+            store: Arc::new(store),
+            clock,
+            member: watch::Sender::new(member.map(Arc::new)),
+            contact: watch::Sender::new(Contact::None),
+            issued: AtomicU64::new(0),
+        })
+    }
+
+    /// The node's name.
+    #[must_use]
+    pub fn name(&self) -> &NodeName {
+        &self.setup.name
+    }
+
+    /// The membership, if there is one.
+    #[must_use]
+    pub fn member(&self) -> Option<Arc<Member>> {
+        self.member.borrow().clone()
+    }
+
+    /// The membership now and after every change.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Option<Arc<Member>>> {
+        self.member.subscribe()
+    }
+
+    /// The trust domain and its roots, once it is a member.
+    #[must_use]
+    pub fn trust_bundle(&self) -> Option<TrustBundle> {
+        self.member().map(|m| m.bundle().clone())
+    }
+
+    /// How the last talk with the authority went.
+    #[must_use]
+    pub fn contact(&self) -> Contact {
+        self.contact.borrow().clone()
+    }
+
+    /// Leaves issued since the start.
+    #[must_use]
+    pub fn issued(&self) -> u64 {
+        self.issued.load(Ordering::Relaxed)
+    }
+
+    /// Issues a leaf for a program that earned a workload. Names inside the request are ignored.
+    ///
+    /// Blocks until the ledger has it.
+    ///
+    /// # Errors
+    /// `no-intermediate`, `bad-request`, `checker-refused`, or `unavailable` if the ledger cannot be written.
+    pub fn issue_leaf(
+        &self,
+        workload: &WorkloadName,
+        fingerprint: &Fingerprint,
+        csr: &[u8],
+    ) -> Result<Leaf, AttestRefusal> {
+        let no_intermediate = |why: &str| AttestRefusal::new(AttestReason::NoIntermediate, why);
+        let member = self.member().ok_or_else(|| no_intermediate("this node has not joined the trust domain yet"))?;
+        let key = PublicKey::of_csr(csr).map_err(|e| AttestRefusal::new(AttestReason::BadRequest, e.to_string()))?;
+        let now = self.clock.unix();
+        let validity = member.signer().validity.within(now, i64::from(self.setup.leaf_ttl));
+        let order = Order {
+            trust_domain: member.bundle().trust_domain().clone(),
+            holder: Holder::Workload(workload.clone(), certified(fingerprint)),
+            validity,
+        };
+        let leaf = member.signer().issue(&order, &key, None, self.store.as_ref(), now).map_err(refusal)?;
+        self.issued.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(%workload, serial = leaf.serial(), until = validity.until, "leaf issued");
+        let chain = vec![leaf.der().clone(), member.signer().certificate.clone()];
+        Ok(Leaf { chain, not_before: validity.from, not_after: validity.until })
+    }
+
+    /// What should be done now.
+    #[must_use]
+    pub fn due(&self) -> Due {
+        let now = self.clock.unix();
+        match self.member() {
+            None => Due::Join,
+            Some(member) if now > member.not_after() => Due::Join,
+            Some(member) if now >= member.renew_at() => Due::Renew,
+            Some(member) => Due::NothingFor(member.renew_at() - now),
+        }
+    }
+
+    /// Becomes a member: new keys, certified by the authority that the token names.
+    ///
+    /// # Errors
+    /// Any [`MembershipError`]; the membership there was, if any, stays.
+    pub async fn join(&self, link: &dyn AuthorityLink, token: &JoinToken) -> Result<(), MembershipError> {
+        let outcome = self.try_join(link, token).await;
+        self.note(&outcome);
+        outcome
+    }
+
+    async fn try_join(&self, link: &dyn AuthorityLink, token: &JoinToken) -> Result<(), MembershipError> {
+        let expected = checker::read_root(token.root()).map_err(MembershipError::TokenRoot)?.trust_domain;
+        let candidate = Candidate::generate()?;
+        let (signing_csr, authentication_csr) = candidate.requests()?;
+        let Machine { bios_uuid, machine_id } = Machine::read();
+        let node = self.setup.name.clone();
+        let application = Application { node, signing_csr, authentication_csr, bios_uuid, machine_id };
+        let issued = link.join(token, &application).await?;
+        if !issued.roots.contains(token.root()) {
+            return Err(MembershipError::PinMissing);
+        }
+        self.take(candidate, issued, &expected)
+    }
+
+    /// Renews both certificates, with new keys.
+    ///
+    /// # Errors
+    /// Any [`MembershipError`]; the membership there was stays.
+    pub async fn renew(&self, link: &dyn AuthorityLink) -> Result<(), MembershipError> {
+        let outcome = self.try_renew(link).await;
+        self.note(&outcome);
+        outcome
+    }
+
+    async fn try_renew(&self, link: &dyn AuthorityLink) -> Result<(), MembershipError> {
+        let member = self.member().ok_or(MembershipError::NotAMember)?;
+        let candidate = Candidate::generate()?;
+        let (signing_csr, authentication_csr) = candidate.requests()?;
+        let issued = link.renew(&member, signing_csr, authentication_csr).await?;
+        self.take(candidate, issued, member.bundle().trust_domain())
+    }
+
+    /// Checked, kept on disk, and only then used.
+    fn take(
+        &self,
+        candidate: Candidate,
+        issued: crate::authority::Membership,
+        expected: &TrustDomain,
+    ) -> Result<(), MembershipError> {
+        let before = self.member();
+        let member = Member::take(&self.setup.name, candidate, issued, expected, before.as_deref())?;
+        member.save(&self.setup.state.join(MEMBER_FILE))?;
+        self.member.send_replace(Some(Arc::new(member)));
+        Ok(())
+    }
+
+    fn note(&self, outcome: &Result<(), MembershipError>) {
+        self.contact.send_replace(match outcome {
+            Ok(()) => Contact::Reached,
+            Err(e) => Contact::Failed(e.to_string()),
+        });
+    }
+}
+
+const MEMBER_FILE: &str = "membership.json";
+
+fn certified(fingerprint: &Fingerprint) -> CertifiedProgram {
+    let script = match &fingerprint.script {
+        Evidence::Known(file) => Some(file),
+        Evidence::Absent(_) => None,
+    };
+    CertifiedProgram {
+        exe: fingerprint.exe.digest,
+        script: script.map(|s| s.digest),
+        program: fingerprint.exe.path.clone(),
+        script_path: script.map(|s| s.path.clone()).unwrap_or_default(),
+    }
+}
+
+fn refusal(e: IssueError) -> AttestRefusal {
+    let reason = match &e {
+        IssueError::IssuerExpired(_) => AttestReason::NoIntermediate,
+        IssueError::Check(_) => AttestReason::CheckerRefused,
+        IssueError::Mint(_) | IssueError::Store(_) => AttestReason::Unavailable,
+    };
+    tracing::warn!(error = %e, %reason, "no leaf issued");
+    AttestRefusal::new(reason, e.to_string())
+}

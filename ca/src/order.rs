@@ -1,0 +1,82 @@
+//! What is to be certified: typed names and a validity, before any X.509.
+
+use bonafide_proto::name::{NodeName, TrustDomain, WorkloadName};
+use bonafide_proto::svid::CertifiedProgram;
+
+/// Who will hold the certificate. Decides every field but key, serial and times.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// The trust domain's root, which signs itself.
+    Root,
+    /// A node's signing key: issues leaves, never authenticates.
+    Intermediate(NodeName),
+    /// A node's own SVID: authenticates, signs nothing.
+    Node(NodeName),
+    /// The authority's own SVID, shown by its server.
+    Authority,
+    /// A program that earned a workload.
+    Workload(WorkloadName, CertifiedProgram),
+}
+
+impl Holder {
+    /// The kind of certificate, as the ledger calls it.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Intermediate(_) => "intermediate",
+            Self::Node(_) => "node",
+            Self::Authority => "authority",
+            Self::Workload(..) => "workload",
+        }
+    }
+
+    /// The name it is issued to, as the ledger writes it.
+    pub(crate) fn who(&self) -> &str {
+        match self {
+            Self::Root | Self::Authority => "authority",
+            Self::Intermediate(node) | Self::Node(node) => node.as_str(),
+            Self::Workload(workload, _) => workload.as_str(),
+        }
+    }
+}
+
+/// When a certificate is valid, unix seconds, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Validity {
+    /// First second.
+    pub(crate) from: i64,
+    /// Last second.
+    pub(crate) until: i64,
+}
+
+/// How far back certificates start, seconds: clocks of two hosts are never the same.
+pub(crate) const BACKDATE: i64 = 60;
+
+impl Validity {
+    /// From a minute ago until `ttl` seconds from now, never beyond what the issuer itself has.
+    pub(crate) fn within(self, now: i64, ttl: i64) -> Self {
+        let from = now.saturating_sub(BACKDATE).max(self.from);
+        Self { from, until: now.saturating_add(ttl).min(self.until) }
+    }
+
+    /// True at this second.
+    pub(crate) fn covers(self, now: i64) -> bool {
+        self.from <= now && now <= self.until
+    }
+
+    /// The second at which half of the time from `from` to `until` is over.
+    pub(crate) fn half(self) -> i64 {
+        self.from + (self.until - self.from) / 2
+    }
+}
+
+/// One certificate, ordered.
+#[derive(Debug, Clone)]
+pub(crate) struct Order {
+    /// Of which trust domain.
+    pub(crate) trust_domain: TrustDomain,
+    /// For whom.
+    pub(crate) holder: Holder,
+    /// For how long.
+    pub(crate) validity: Validity,
+}

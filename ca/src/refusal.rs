@@ -1,0 +1,97 @@
+//! Why the authority refuses membership, by name; the name crosses the wire, so the node's operator reads it too.
+
+use bonafide_proto::name::NodeName;
+use tonic::{Code, Status};
+
+use crate::certify::IssueError;
+use crate::csr::CsrError;
+use crate::store::StoreError;
+
+/// A refusal to admit or renew a node.
+#[derive(Debug, thiserror::Error)]
+pub enum MembershipRefusal {
+    /// No token has this secret. Says nothing else: who does not know a secret learns nothing.
+    #[error("the authority does not know this join token; make one there with `bonafide-ca token`")]
+    TokenUnknown,
+    /// It admitted a node before.
+    #[error("this join token was used already; each admits one node once")]
+    TokenUsed,
+    /// Too late.
+    #[error("this join token expired {0} s ago; make a new one")]
+    TokenExpired(i64),
+    /// Bound to another name.
+    #[error("this join token is for node {0}")]
+    TokenForAnotherNode(NodeName),
+    /// Another node has the name.
+    #[error("a node named {0} is a member already; choose another name, or make a token bound to it with --node {0}")]
+    NameTaken(NodeName),
+    /// The request itself is wrong.
+    #[error("{0}")]
+    BadRequest(String),
+    /// Only nodes renew.
+    #[error("renewal needs the node's own SVID")]
+    NoSvid,
+    /// The authority does not list this node.
+    #[error("node {0} is not a member here; it must join with a new token")]
+    NotAMember(NodeName),
+    /// Somebody joined under the name later.
+    #[error("another machine joined as {0} later; this one must join with a new token")]
+    Replaced(NodeName),
+    /// The authority failed. The detail stays in its own log.
+    #[error("the authority failed; its log says why")]
+    Internal(#[source] IssueError),
+}
+
+impl MembershipRefusal {
+    /// The name, as it stands before the colon in a status message.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::TokenUnknown => "token-unknown",
+            Self::TokenUsed => "token-used",
+            Self::TokenExpired(_) => "token-expired",
+            Self::TokenForAnotherNode(_) => "token-for-another-node",
+            Self::NameTaken(_) => "name-taken",
+            Self::BadRequest(_) => "bad-request",
+            Self::NoSvid => "no-svid",
+            Self::NotAMember(_) => "not-a-member",
+            Self::Replaced(_) => "membership-replaced",
+            Self::Internal(_) => "authority-failed",
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::TokenUnknown | Self::NoSvid => Code::Unauthenticated,
+            Self::TokenUsed | Self::TokenExpired(_) => Code::FailedPrecondition,
+            Self::TokenForAnotherNode(_) | Self::NotAMember(_) | Self::Replaced(_) => Code::PermissionDenied,
+            Self::NameTaken(_) => Code::AlreadyExists,
+            Self::BadRequest(_) => Code::InvalidArgument,
+            Self::Internal(_) => Code::Internal,
+        }
+    }
+}
+
+impl From<MembershipRefusal> for Status {
+    fn from(refusal: MembershipRefusal) -> Self {
+        Status::new(refusal.code(), format!("{}: {refusal}", refusal.as_str()))
+    }
+}
+
+impl From<IssueError> for MembershipRefusal {
+    fn from(e: IssueError) -> Self {
+        Self::Internal(e)
+    }
+}
+
+impl From<StoreError> for MembershipRefusal {
+    fn from(e: StoreError) -> Self {
+        Self::Internal(e.into())
+    }
+}
+
+impl From<CsrError> for MembershipRefusal {
+    fn from(e: CsrError) -> Self {
+        Self::BadRequest(e.to_string())
+    }
+}

@@ -1,0 +1,174 @@
+//! The authority on another host, over TLS 1.3: one connection per request, its server verified as `Expect::Authority`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bonafide_proto::clock::{SharedClock, TlsTime};
+use bonafide_proto::svid::{Expect, TrustBundle};
+use bonafide_proto::tls::{PeerVerifier, provider, svid_error};
+use bonafide_proto::wire::authority as wire;
+use bonafide_proto::wire::authority::membership_client::MembershipClient;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::client::Resumption;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use crate::authority::{Application, Membership};
+use crate::checker;
+use crate::link::{AuthorityLink, LinkError};
+use crate::listener::ALPN;
+use crate::member::Member;
+use crate::token::JoinToken;
+
+/// How long connecting, handshake included, may take.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(20);
+/// The largest answer that is read, in bytes.
+const ANSWER_MAX: usize = 256 * 1024;
+
+/// An authority reached over the network.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    address: String,
+    clock: SharedClock,
+}
+
+impl Remote {
+    /// The authority at `host:port`. The address is only where to knock: the certificate says who opens.
+    #[must_use]
+    pub fn new(address: impl Into<String>, clock: SharedClock) -> Self {
+        Self { address: address.into(), clock }
+    }
+
+    async fn client(&self, bundle: TrustBundle, as_member: Option<&Member>) -> Result<Client, LinkError> {
+        let config = self.config(bundle, as_member).map_err(|e| self.distrust(&e))?;
+        let stream = match tokio::time::timeout(CONNECT, self.dial(config)).await {
+            Ok(dialled) => dialled?,
+            Err(_) => return Err(self.unreachable("no answer in time")),
+        };
+        let channel = channel(stream).await.map_err(|e| self.unreachable(&e.to_string()))?;
+        Ok(MembershipClient::new(channel).max_decoding_message_size(ANSWER_MAX))
+    }
+
+    fn config(&self, bundle: TrustBundle, as_member: Option<&Member>) -> Result<ClientConfig, rustls::Error> {
+        let time = Arc::new(TlsTime(self.clock.clone()));
+        let builder = ClientConfig::builder_with_details(provider().clone(), time)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(PeerVerifier::new(bundle, Expect::Authority)));
+        let mut config = match as_member {
+            None => builder.with_no_client_auth(),
+            Some(member) => {
+                let key = PrivatePkcs8KeyDer::from(member.authentication().pkcs8().to_vec());
+                builder.with_client_auth_cert(vec![member.node_svid().clone()], PrivateKeyDer::Pkcs8(key))?
+            }
+        };
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.resumption = Resumption::disabled();
+        config.enable_sni = false;
+        Ok(config)
+    }
+
+    async fn dial(&self, config: ClientConfig) -> Result<TlsStream<TcpStream>, LinkError> {
+        let tcp = TcpStream::connect(&self.address).await.map_err(|e| self.unreachable(&e.to_string()))?;
+        // Neither sent nor compared: the verifier goes by the SPIFFE ID.
+        let name = ServerName::try_from("authority.invalid").map_err(|e| self.unreachable(&e.to_string()))?;
+        TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|e| self.handshake(&e))
+    }
+
+    fn handshake(&self, e: &std::io::Error) -> LinkError {
+        match e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(tls) => match svid_error(tls) {
+                Some(refused) => self.distrust(&refused),
+                None => self.distrust(tls),
+            },
+            None => self.unreachable(&e.to_string()),
+        }
+    }
+
+    fn unreachable(&self, why: &str) -> LinkError {
+        LinkError::Unreachable { address: self.address.clone(), why: why.to_owned() }
+    }
+
+    fn distrust(&self, why: &dyn std::fmt::Display) -> LinkError {
+        LinkError::Distrust { address: self.address.clone(), why: why.to_string() }
+    }
+
+    fn refused(&self, status: &Status) -> LinkError {
+        match (status.code(), status.message().split_once(": ")) {
+            (Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown, _) | (_, None) => {
+                self.unreachable(&format!("{:?}: {}", status.code(), status.message()))
+            }
+            (_, Some((reason, message))) => {
+                LinkError::Refused { reason: reason.to_owned(), message: message.to_owned() }
+            }
+        }
+    }
+
+    async fn answered(
+        &self,
+        answer: impl Future<Output = Result<tonic::Response<wire::Membered>, Status>>,
+    ) -> Result<Membership, LinkError> {
+        match tokio::time::timeout(ANSWER, answer).await {
+            Ok(Ok(membered)) => membership(membered.into_inner()),
+            Ok(Err(status)) => Err(self.refused(&status)),
+            Err(_) => Err(self.unreachable("no answer in time")),
+        }
+    }
+}
+
+type Client = MembershipClient<Channel>;
+
+#[tonic::async_trait]
+impl AuthorityLink for Remote {
+    async fn join(&self, token: &JoinToken, application: &Application) -> Result<Membership, LinkError> {
+        let root = checker::read_root(token.root()).map_err(|e| self.distrust(&e))?;
+        let bundle = TrustBundle::new(root.trust_domain, vec![token.root().clone()]).map_err(|e| self.distrust(&e))?;
+        let mut client = self.client(bundle, None).await?;
+        let request = wire::JoinRequest {
+            token_secret: token.secret().bytes().to_vec(),
+            node: application.node.to_string(),
+            signing_csr: application.signing_csr.clone(),
+            authentication_csr: application.authentication_csr.clone(),
+            bios_uuid: application.bios_uuid.clone(),
+            machine_id: application.machine_id.clone(),
+        };
+        self.answered(client.join(request)).await
+    }
+
+    async fn renew(
+        &self,
+        member: &Member,
+        signing_csr: Vec<u8>,
+        authentication_csr: Vec<u8>,
+    ) -> Result<Membership, LinkError> {
+        let mut client = self.client(member.bundle().clone(), Some(member)).await?;
+        self.answered(client.renew(wire::RenewRequest { signing_csr, authentication_csr })).await
+    }
+}
+
+/// A channel over this one connection; it never dials again.
+async fn channel(stream: TlsStream<TcpStream>) -> Result<Channel, tonic::transport::Error> {
+    let mut stream = Some(TokioIo::new(stream));
+    let once = tower::service_fn(move |_: tonic::transport::Uri| {
+        let taken = stream.take().ok_or(std::io::Error::from(std::io::ErrorKind::NotConnected));
+        async move { taken }
+    });
+    Endpoint::from_static("http://authority.invalid").connect_with_connector(once).await
+}
+
+fn membership(wire: wire::Membered) -> Result<Membership, LinkError> {
+    let malformed = |e: &dyn std::fmt::Display| LinkError::Malformed(format!("the trust domain {e}"));
+    Ok(Membership {
+        trust_domain: wire.trust_domain.parse().map_err(|e| malformed(&e))?,
+        intermediate: wire.intermediate.into(),
+        node_svid: wire.node_svid.into(),
+        roots: wire.roots.into_iter().map(Into::into).collect(),
+    })
+}

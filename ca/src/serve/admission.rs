@@ -1,0 +1,71 @@
+//! `Admission`: what the operator asks of the authority, over its unix socket.
+
+use std::sync::Arc;
+
+use bonafide_proto::name::NodeName;
+use bonafide_proto::wire::authority as wire;
+use tonic::{Request, Response, Status};
+
+use crate::authority::{Authority, TokenCreationError};
+use crate::serve::{MESSAGE_MAX, blocking};
+use crate::store::NodeRecord;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct AdmissionService(Arc<Authority>);
+
+impl AdmissionService {
+    /// The service as tonic routes it.
+    #[must_use]
+    pub fn server(authority: Arc<Authority>) -> wire::admission_server::AdmissionServer<Self> {
+        wire::admission_server::AdmissionServer::new(Self(authority)).max_decoding_message_size(MESSAGE_MAX)
+    }
+}
+
+#[tonic::async_trait]
+impl wire::admission_server::Admission for AdmissionService {
+    async fn create_token(
+        &self,
+        request: Request<wire::CreateTokenRequest>,
+    ) -> Result<Response<wire::CreateTokenResponse>, Status> {
+        let wire::CreateTokenRequest { node, ttl_seconds } = request.into_inner();
+        let node: Option<NodeName> = match node.as_str() {
+            "" => None,
+            name => Some(name.parse().map_err(|e| Status::invalid_argument(format!("the node name {e}")))?),
+        };
+        let authority = self.0.clone();
+        let bound = node.clone();
+        let (token, expires) =
+            blocking(move || authority.create_token(bound, ttl_seconds).map_err(token_status)).await?;
+        tracing::info!(node = node.as_ref().map_or("any", |n| n.as_str()), expires, "join token made");
+        Ok(Response::new(wire::CreateTokenResponse { token: token.reveal().to_string(), expires }))
+    }
+
+    async fn list_nodes(
+        &self,
+        _request: Request<wire::ListNodesRequest>,
+    ) -> Result<Response<wire::ListNodesResponse>, Status> {
+        let authority = self.0.clone();
+        let nodes = blocking(move || authority.nodes().map_err(|e| Status::internal(e.to_string()))).await?;
+        let nodes = nodes.into_iter().map(|(name, record)| node(&name, record)).collect();
+        Ok(Response::new(wire::ListNodesResponse { nodes }))
+    }
+}
+
+fn token_status(e: TokenCreationError) -> Status {
+    match e {
+        TokenCreationError::Ttl(_) => Status::invalid_argument(e.to_string()),
+        TokenCreationError::Token(_) | TokenCreationError::Store(_) => Status::internal(e.to_string()),
+    }
+}
+
+fn node(name: &NodeName, record: NodeRecord) -> wire::Node {
+    wire::Node {
+        name: name.to_string(),
+        bios_uuid: record.bios_uuid,
+        machine_id: record.machine_id,
+        joined: record.joined,
+        last_renewed: record.last_renewed,
+        not_after: record.not_after,
+    }
+}

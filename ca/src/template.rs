@@ -1,0 +1,120 @@
+//! From an order to the fields of a certificate. Builder's side: shares nothing with the checker.
+//!
+//! Rules: X509-SVID.md §2 to §4.
+
+use bonafide_proto::name::{SpiffeId, TrustDomain};
+use bonafide_proto::svid::{CertifiedProgram, FINGERPRINT_OID};
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyUsagePurpose, SanType, SerialNumber,
+};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use time::OffsetDateTime;
+
+use crate::mint::MintError;
+use crate::order::{Holder, Order};
+
+/// Bytes of a serial number; RFC 5280 §4.1.2.2 allows 20.
+const SERIAL_LEN: usize = 16;
+
+/// Every field of the certificate but key, issuer and signature.
+pub(crate) fn template(order: &Order) -> Result<CertificateParams, MintError> {
+    let mut params = CertificateParams::default();
+    params.serial_number = Some(serial()?);
+    params.not_before = instant(order.validity.from)?;
+    params.not_after = instant(order.validity.until)?;
+    params.distinguished_name = subject(&order.holder);
+    params.subject_alt_names = vec![SanType::URI(uri(order).try_into().map_err(|_| MintError::Uri)?)];
+    params.use_authority_key_identifier_extension = true;
+    match &order.holder {
+        Holder::Root => authority_constraints(&mut params, BasicConstraints::Unconstrained),
+        Holder::Intermediate(_) => authority_constraints(&mut params, BasicConstraints::Constrained(0)),
+        Holder::Node(_) | Holder::Authority => leaf_constraints(&mut params),
+        Holder::Workload(_, program) => {
+            leaf_constraints(&mut params);
+            params.custom_extensions = vec![CustomExtension::from_oid_content(&FINGERPRINT_OID, fingerprint(program))];
+        }
+    }
+    Ok(params)
+}
+
+/// The name under which a holder appears as an issuer. Leaves have none: their SAN is critical instead.
+pub(crate) fn subject(holder: &Holder) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    match holder {
+        Holder::Root => {
+            name.push(DnType::CommonName, "Bonafide root");
+            name.push(DnType::OrganizationName, "Bonafide");
+        }
+        Holder::Intermediate(node) => {
+            name.push(DnType::CommonName, node.as_str());
+            name.push(DnType::OrganizationName, "Bonafide node");
+        }
+        Holder::Node(_) | Holder::Authority | Holder::Workload(..) => {}
+    }
+    name
+}
+
+fn uri(order: &Order) -> String {
+    let domain: &TrustDomain = &order.trust_domain;
+    match &order.holder {
+        // X509-SVID §3.2: a signing certificate's SPIFFE ID has no path.
+        Holder::Root | Holder::Intermediate(_) => format!("spiffe://{domain}"),
+        Holder::Node(node) => SpiffeId::node(domain, node).to_string(),
+        Holder::Authority => SpiffeId::authority(domain).to_string(),
+        Holder::Workload(workload, _) => SpiffeId::workload(domain, workload).to_string(),
+    }
+}
+
+fn authority_constraints(params: &mut CertificateParams, constraints: BasicConstraints) {
+    params.is_ca = IsCa::Ca(constraints);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+}
+
+fn leaf_constraints(params: &mut CertificateParams) {
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+}
+
+/// Random, positive, and always of full length.
+fn serial() -> Result<SerialNumber, MintError> {
+    let mut bytes = [0; SERIAL_LEN];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| MintError::Random)?;
+    if let Some(first) = bytes.first_mut() {
+        *first = (*first & 0x7f) | 0x40;
+    }
+    Ok(SerialNumber::from_slice(&bytes))
+}
+
+fn instant(unix: i64) -> Result<OffsetDateTime, MintError> {
+    OffsetDateTime::from_unix_timestamp(unix).map_err(|_| MintError::Time(unix))
+}
+
+/// The DER content of the fingerprint extension, as `bonafide_proto::svid` documents it.
+fn fingerprint(program: &CertifiedProgram) -> Vec<u8> {
+    let mut content = tlv(OCTET_STRING, &program.exe.0);
+    content.extend(tlv(OCTET_STRING, program.script.as_ref().map_or(&[][..], |d| &d.0)));
+    content.extend(tlv(UTF8_STRING, program.program.as_bytes()));
+    content.extend(tlv(UTF8_STRING, program.script_path.as_bytes()));
+    tlv(SEQUENCE, &content)
+}
+
+const OCTET_STRING: u8 = 0x04;
+const UTF8_STRING: u8 = 0x0c;
+const SEQUENCE: u8 = 0x30;
+
+/// One DER element: tag, shortest length, value (X.690 §8.1, §10.1).
+fn tlv(tag: u8, value: &[u8]) -> Vec<u8> {
+    let mut out = vec![tag];
+    match u8::try_from(value.len()) {
+        Ok(short) if short < 0x80 => out.push(short),
+        _ => {
+            let length: Vec<u8> = value.len().to_be_bytes().into_iter().skip_while(|b| *b == 0).collect();
+            out.push(0x80 | u8::try_from(length.len()).unwrap_or(u8::MAX));
+            out.extend(length);
+        }
+    }
+    out.extend_from_slice(value);
+    out
+}

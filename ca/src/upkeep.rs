@@ -1,0 +1,158 @@
+//! Keeps a node a member: joins once, renews at half-life, and asks again, ever more slowly, while the authority is away.
+//!
+//! Meanwhile the node keeps issuing under the intermediate it has.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ring::rand::{SecureRandom as _, SystemRandom};
+use zeroize::Zeroizing;
+
+use crate::authority::{Authority, TokenCreationError};
+use crate::link::{AuthorityLink, LinkError};
+use crate::node::{Due, MembershipError, NodeCa};
+use crate::token::{JoinToken, TOKEN_TEXT_MAX, TokenError};
+
+/// The first pause after a failure.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The longest pause after failures.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// The clock is looked at this often at least: hosts sleep, and clocks are set.
+const LOOK: Duration = Duration::from_secs(5);
+/// Life of the token an embedded authority gives its own node, seconds.
+const OWN_TOKEN_TTL: u32 = 60;
+
+/// Why a node did not become a member.
+#[derive(Debug, thiserror::Error)]
+pub enum UpkeepError {
+    /// The token file.
+    #[error("join token file {}: {why}", path.display())]
+    TokenFile {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// What it holds is no token.
+    #[error("join token file {}: {source}", path.display())]
+    Token {
+        /// Which file.
+        path: PathBuf,
+        /// Why it is none.
+        source: TokenError,
+    },
+    /// The embedded authority gave no token.
+    #[error(transparent)]
+    Own(#[from] TokenCreationError),
+    /// It asked and was not taken.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+}
+
+impl UpkeepError {
+    /// True if only an operator can help: asking again would bring the same answer.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Membership(MembershipError::Link(link)) => match link {
+                LinkError::Unreachable { .. } => false,
+                LinkError::Refused { reason, .. } => reason != "authority-failed",
+                LinkError::Distrust { .. } | LinkError::Malformed(_) => true,
+            },
+            _ => true,
+        }
+    }
+}
+
+/// Where a join token comes from.
+#[derive(Debug, Clone)]
+pub enum TokenSource {
+    /// A file that the operator put there; deleted after it was used.
+    File(PathBuf),
+    /// The authority in this process.
+    Own(Arc<Authority>),
+}
+
+/// Keeps the node a member, for ever.
+///
+/// # Errors
+/// Before the first membership, what only an operator can cure; later failures are logged and tried again.
+pub async fn keep(
+    node: &NodeCa,
+    link: &dyn AuthorityLink,
+    tokens: &TokenSource,
+) -> Result<std::convert::Infallible, UpkeepError> {
+    let mut pause = PAUSE_MIN;
+    loop {
+        let wait = match step(node, link, tokens).await {
+            Ok(wait) => {
+                pause = PAUSE_MIN;
+                wait
+            }
+            Err(e) if node.member().is_none() && e.is_final() => return Err(e),
+            Err(e) => {
+                let wait = jittered(pause);
+                pause = (pause * 2).min(PAUSE_MAX);
+                tracing::warn!(error = %e, again_in = ?wait, "membership not renewed");
+                wait
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Does what is due now; says how long to rest.
+///
+/// # Errors
+/// Any [`UpkeepError`]; the membership there was stays.
+pub async fn step(node: &NodeCa, link: &dyn AuthorityLink, tokens: &TokenSource) -> Result<Duration, UpkeepError> {
+    match node.due() {
+        Due::NothingFor(seconds) => {
+            return Ok(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).clamp(Duration::from_millis(100), LOOK));
+        }
+        Due::Renew => node.renew(link).await?,
+        Due::Join => join(node, link, tokens).await?,
+    }
+    if let Some(member) = node.member() {
+        tracing::info!(node = %member.name(), until = member.not_after(), "membership is current");
+    }
+    Ok(Duration::ZERO)
+}
+
+async fn join(node: &NodeCa, link: &dyn AuthorityLink, tokens: &TokenSource) -> Result<(), UpkeepError> {
+    match tokens {
+        TokenSource::File(path) => {
+            node.join(link, &read_token(path)?).await?;
+            if let Err(e) = std::fs::remove_file(path) {
+                // Harmless: it admits nobody any more.
+                tracing::warn!(path = %path.display(), error = %e, "the used join token could not be deleted");
+            }
+        }
+        TokenSource::Own(authority) => {
+            let (token, _) = authority.create_token(Some(node.name().clone()), OWN_TOKEN_TTL)?;
+            node.join(link, &token).await?;
+        }
+    }
+    Ok(())
+}
+
+fn read_token(path: &Path) -> Result<JoinToken, UpkeepError> {
+    use std::io::Read as _;
+    let failed = |why: String| UpkeepError::TokenFile { path: path.to_owned(), why };
+    let file = std::fs::File::open(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            failed("it does not exist; make a token at the authority with `bonafide-ca token` and put it there".into())
+        }
+        _ => failed(e.to_string()),
+    })?;
+    let mut text = Zeroizing::new(String::with_capacity(TOKEN_TEXT_MAX));
+    file.take(TOKEN_TEXT_MAX as u64).read_to_string(&mut text).map_err(|e| failed(e.to_string()))?;
+    text.parse().map_err(|source| UpkeepError::Token { path: path.to_owned(), source })
+}
+
+/// Up to a quarter more or less, so that nodes do not ask in step.
+fn jittered(pause: Duration) -> Duration {
+    let mut byte = [0u8; 1];
+    let chance = SystemRandom::new().fill(&mut byte).map_or(128, |()| u32::from(byte[0]));
+    pause * (384 + chance) / 512
+}
