@@ -1,0 +1,316 @@
+//! The rules for iptables over nf_tables, one restore per family.
+//!
+//! What it cannot do, and nftables can: TPROXY comes before DNAT here, so a connection that somebody else DNATs to
+//! this host (published container ports) fails; a missing listener and a connection older than the rules hang instead
+//! of being reset; each family is replaced atomically, but one after the other; and the empty tables and built-in
+//! chains that iptables creates stay behind when the rules are removed.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+use bonafide_policy::Mode;
+
+use super::Rules;
+use super::error::CaptureError;
+use super::exemption::Holder;
+use super::mark::{CAPTURED_IN, CAPTURED_OUT, DELIVERY, MASK, STEER, WIRE};
+use super::tool::Tool;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    fn lister(self) -> Tool {
+        let name = match self {
+            Self::V4 => "iptables-nft",
+            Self::V6 => "ip6tables-nft",
+        };
+        Tool { name, package: "iptables 1.8 or later, with its nf_tables variant" }
+    }
+
+    fn restorer(self) -> Tool {
+        let name = match self {
+            Self::V4 => "iptables-nft-restore",
+            Self::V6 => "ip6tables-nft-restore",
+        };
+        Tool { name, ..self.lister() }
+    }
+
+    fn loopback(self) -> &'static str {
+        match self {
+            Self::V4 => "127.0.0.1",
+            Self::V6 => "::1",
+        }
+    }
+
+    fn has(self, addr: SocketAddr) -> bool {
+        addr.is_ipv4() == (self == Self::V4)
+    }
+}
+
+/// A built-in chain and the chain of ours that it must visit first.
+struct Hook {
+    table: &'static str,
+    chain: &'static str,
+    ours: &'static str,
+}
+
+const HOOKS: [Hook; 6] = [
+    Hook { table: "mangle", chain: "OUTPUT", ours: "BF-OUT" },
+    Hook { table: "mangle", chain: "PREROUTING", ours: "BF-PRE" },
+    Hook { table: "mangle", chain: "POSTROUTING", ours: "BF-POST" },
+    Hook { table: "mangle", chain: "INPUT", ours: "BF-IN" },
+    Hook { table: "nat", chain: "OUTPUT", ours: "BF-IDD" },
+    Hook { table: "nat", chain: "POSTROUTING", ours: "BF-IDS" },
+];
+const TABLES: [&str; 2] = ["mangle", "nat"];
+const MANGLE: [&str; 7] = ["BF-OWN", "BF-TOLO", "BF-OUT", "BF-PRE", "BF-PRELO", "BF-POST", "BF-IN"];
+const NAT: [&str; 2] = ["BF-IDD", "BF-IDS"];
+
+/// How often each hook of [`HOOKS`] already visits ours.
+type Visits = [usize; HOOKS.len()];
+
+/// Loads or replaces the rules, a family at a time.
+pub(super) async fn load(rules: &Rules<'_>) -> Result<(), CaptureError> {
+    for family in Family::BOTH {
+        let text = text(rules, family, &visits(family).await?);
+        family.restorer().load("loading the capture rules", &["--noflush"], &text).await?;
+    }
+    Ok(())
+}
+
+/// Removes the rules; there need not be any.
+pub(super) async fn remove() -> Result<(), CaptureError> {
+    for family in Family::BOTH {
+        let text = removal(&visits(family).await?);
+        if is_present(family).await? {
+            family.restorer().load("removing the capture rules", &["--noflush"], &text).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Are rules of ours loaded, in either family?
+pub(super) async fn present() -> Result<bool, CaptureError> {
+    Ok(is_present(Family::V4).await? || is_present(Family::V6).await?)
+}
+
+async fn is_present(family: Family) -> Result<bool, CaptureError> {
+    for (table, chain) in [("mangle", "BF-OUT"), ("nat", "BF-IDD")] {
+        if family.lister().run(&["-t", table, "-S", chain], "").await?.status.success() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn visits(family: Family) -> Result<Visits, CaptureError> {
+    let mut visits = Visits::default();
+    for (count, hook) in visits.iter_mut().zip(&HOOKS) {
+        let said = family.lister().run(&["-t", hook.table, "-S", hook.chain], "").await?;
+        let jump = format!("-A {} -j {}", hook.chain, hook.ours);
+        *count = said.stdout.lines().filter(|line| *line == jump).count();
+    }
+    Ok(visits)
+}
+
+/// Declaring a chain flushes it, and nothing takes effect before its table's `COMMIT`.
+fn text(rules: &Rules<'_>, family: Family, visits: &Visits) -> String {
+    let bodies = [mangle(rules, family), nat()];
+    let tables = TABLES.iter().zip(bodies).map(|(table, body)| {
+        let (chains, unhook, hook) = (declared(table), unhooked(table, visits), hooked(table));
+        format!("*{table}\n{chains}{body}{unhook}{hook}COMMIT\n")
+    });
+    tables.collect()
+}
+
+fn removal(visits: &Visits) -> String {
+    let tables = TABLES.iter().map(|table| {
+        let deleted: String = chains_of(table).iter().map(|chain| format!("-X {chain}\n")).collect();
+        format!("*{table}\n{}{}{deleted}COMMIT\n", declared(table), unhooked(table, visits))
+    });
+    tables.collect()
+}
+
+fn chains_of(table: &str) -> &'static [&'static str] {
+    if table == "mangle" { &MANGLE } else { &NAT }
+}
+
+fn declared(table: &str) -> String {
+    chains_of(table).iter().map(|chain| format!(":{chain} - [0:0]\n")).collect()
+}
+
+fn unhooked(table: &str, visits: &Visits) -> String {
+    let here = HOOKS.iter().zip(visits).filter(|(hook, _)| hook.table == table);
+    here.map(|(hook, count)| format!("-D {} -j {}\n", hook.chain, hook.ours).repeat(*count)).collect()
+}
+
+/// First, whatever others inserted since.
+fn hooked(table: &str) -> String {
+    let here = HOOKS.iter().filter(|hook| hook.table == table);
+    here.map(|hook| format!("-I {} 1 -j {}\n", hook.chain, hook.ours)).collect()
+}
+
+fn mangle(rules: &Rules<'_>, family: Family) -> String {
+    [own(), out(rules, family), pre(rules, family), pre_lo(rules, family), guards(rules.mode)].concat()
+}
+
+/// What happens to a packet that is in doubt, or older than the rules.
+fn doubt(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "DROP",
+        Mode::Observe => "RETURN",
+    }
+}
+
+fn own() -> String {
+    format!(
+        "-A BF-OWN -m conntrack --ctdir REPLY -j ACCEPT
+-A BF-OWN -o lo {delivery}
+-A BF-OWN ! -o lo {wire}
+-A BF-OWN -j ACCEPT
+-A BF-TOLO -j MARK --set-xmark {STEER:#010x}/{STEER:#010x}
+-A BF-TOLO -j ACCEPT
+",
+        delivery = remember(DELIVERY),
+        wire = remember(WIRE),
+    )
+}
+
+fn out(rules: &Rules<'_>, family: Family) -> String {
+    let doubt = doubt(rules.mode);
+    let mut text = String::from("-A BF-OUT ! -p tcp -j RETURN\n");
+    text += &exempt(rules.own, None);
+    for control in rules.controls.iter().filter(|control| family.has(control.to)) {
+        text += &exempt(control.holder(), Some(control.to));
+    }
+    text += &link_local("BF-OUT", rules.mode, family);
+    let _ = write!(
+        text,
+        "-A BF-OUT -m conntrack --ctstate INVALID -j {doubt}
+-A BF-OUT -p tcp --syn -m conntrack --ctstate NEW {unknown} {capture}
+-A BF-OUT -m conntrack --ctdir ORIGINAL {captured} -j BF-TOLO
+-A BF-OUT ! -o lo -m conntrack --ctdir REPLY {delivery} -j BF-TOLO
+-A BF-OUT -p tcp --syn -j {doubt}
+-A BF-OUT {known} -j ACCEPT
+-A BF-OUT -j {doubt}
+",
+        unknown = is(0),
+        capture = remember(CAPTURED_OUT),
+        captured = is(CAPTURED_OUT),
+        delivery = is(DELIVERY),
+        known = is_not(0),
+    );
+    text
+}
+
+/// Observe leaves outgoing IPv6 link-local alone; it cannot be captured safely.
+fn link_local(chain: &str, mode: Mode, family: Family) -> String {
+    match (mode, family) {
+        (Mode::Observe, Family::V6) => format!("-A {chain} -s fe80::/10 {} -j RETURN\n", is(0)),
+        _ => String::new(),
+    }
+}
+
+fn exempt(holder: Holder<'_>, to: Option<SocketAddr>) -> String {
+    let destination = to.map(|to| format!("-p tcp -d {} --dport {} ", to.ip(), to.port())).unwrap_or_default();
+    // Inside quotes, a restore reads a backslash as an escape.
+    let path = holder.cgroup.path().replace('\\', "\\\\");
+    format!("-A BF-OUT {destination}-m cgroup --path \"{path}\" -m owner --uid-owner {} -j BF-OWN\n", holder.uid)
+}
+
+fn pre(rules: &Rules<'_>, family: Family) -> String {
+    format!(
+        "-A BF-PRE ! -p tcp -j RETURN
+-A BF-PRE -i lo -g BF-PRELO
+-A BF-PRE {out} -j DROP
+-A BF-PRE {delivery} -j DROP
+-A BF-PRE -m addrtype ! --dst-type LOCAL -j RETURN
+-A BF-PRE -m conntrack --ctstate INVALID -j {doubt}
+-A BF-PRE -p tcp --syn -m conntrack --ctstate NEW {unknown} {capture}
+-A BF-PRE -p tcp -m conntrack --ctdir ORIGINAL {captured} {tproxy}
+-A BF-PRE {known} -j RETURN
+-A BF-PRE -p tcp --syn -j {doubt}
+-A BF-PRE -j {doubt}
+",
+        out = is(CAPTURED_OUT),
+        delivery = is(DELIVERY),
+        doubt = doubt(rules.mode),
+        unknown = is(0),
+        capture = remember(CAPTURED_IN),
+        captured = is(CAPTURED_IN),
+        tproxy = tproxy(family, rules.inbound_port),
+        known = is_not(0),
+    )
+}
+
+fn pre_lo(rules: &Rules<'_>, family: Family) -> String {
+    let refused = match family {
+        Family::V4 => String::new(),
+        Family::V6 => {
+            format!("-A BF-PRELO -s fe80::/10 -p tcp -m conntrack --ctdir ORIGINAL {} -j DROP\n", is(CAPTURED_OUT))
+        }
+    };
+    format!(
+        "{refused}-A BF-PRELO -p tcp -m conntrack --ctdir ORIGINAL {captured} {tproxy}
+-A BF-PRELO {captured} -j RETURN
+-A BF-PRELO {delivery} -j RETURN
+-A BF-PRELO {known} -j DROP
+{link_local}-A BF-PRELO -p tcp --syn -j {doubt}
+-A BF-PRELO -j {doubt}
+",
+        captured = is(CAPTURED_OUT),
+        tproxy = tproxy(family, rules.outbound_port),
+        delivery = is(DELIVERY),
+        known = is_not(0),
+        link_local = link_local("BF-PRELO", rules.mode, family),
+        doubt = doubt(rules.mode),
+    )
+}
+
+/// Belt and braces: nothing uncaptured is delivered, nothing captured leaves.
+fn guards(mode: Mode) -> String {
+    format!(
+        "-A BF-IN ! -i lo -p tcp --syn -m conntrack --ctdir ORIGINAL {uncaptured} -j {doubt}
+-A BF-POST ! -p tcp -j RETURN
+-A BF-POST ! -o lo {out} -j DROP
+-A BF-POST ! -o lo {delivery} -j DROP
+",
+        uncaptured = is_not(CAPTURED_IN),
+        doubt = doubt(mode),
+        out = is(CAPTURED_OUT),
+        delivery = is(DELIVERY),
+    )
+}
+
+/// Accepting in `nat` ends it: nobody after us translates these.
+fn nat() -> String {
+    let (out, delivery) = (is(CAPTURED_OUT), is(DELIVERY));
+    format!(
+        "-A BF-IDD -p tcp {delivery} -j ACCEPT
+-A BF-IDS -p tcp {out} -j ACCEPT
+-A BF-IDS -p tcp {delivery} -j ACCEPT
+"
+    )
+}
+
+fn tproxy(family: Family, port: u16) -> String {
+    format!("-j TPROXY --on-ip {} --on-port {port}", family.loopback())
+}
+
+fn remember(kind: u32) -> String {
+    format!("-j CONNMARK --set-xmark {kind:#010x}/{MASK:#010x}")
+}
+
+fn is(kind: u32) -> String {
+    format!("-m connmark --mark {kind:#010x}/{MASK:#010x}")
+}
+
+fn is_not(kind: u32) -> String {
+    format!("-m connmark ! --mark {kind:#010x}/{MASK:#010x}")
+}

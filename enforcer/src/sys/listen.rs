@@ -1,0 +1,40 @@
+//! Listeners that accept connections meant for other addresses.
+
+use std::io;
+use std::net::SocketAddr;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+
+/// Accepted connections that may wait for `accept`. The kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Listens on `addr` and accepts what TPROXY steers there: the local address of an accepted stream is where the
+/// client meant to go.
+///
+/// An IPv6 listener takes IPv6 only: a dual one would report IPv4 clients in their mapped form.
+///
+/// # Errors
+/// What the kernel says; `PermissionDenied` where `CAP_NET_ADMIN` is missing. Must be called inside a tokio runtime.
+pub fn transparent(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = stream_for(addr)?;
+    make_transparent(&socket, addr)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// A non-blocking TCP socket of the family of `addr`.
+pub(super) fn stream_for(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
+/// Lets `socket` own an address that is not this host's.
+pub(super) fn make_transparent(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
+    if addr.is_ipv6() { socket.set_ip_transparent_v6(true) } else { socket.set_ip_transparent_v4(true) }
+}

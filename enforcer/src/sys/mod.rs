@@ -1,0 +1,9 @@
+//! The kernel through safe functions: sockets that stand in for somebody else's, and the routing questions they raise.
+
+pub mod captured;
+pub mod dial;
+pub mod listen;
+pub mod locality;
+pub(crate) mod netlink;
+pub mod netns;
+pub mod reset;
