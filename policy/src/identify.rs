@@ -260,7 +260,8 @@ mod tests {
     #[test]
     fn two_scripts_of_one_interpreter_are_told_apart() {
         let exe = "exe = \"/usr/bin/python3.11\"\nscript =";
-        let workloads = [&format!("{exe} \"/srv/a.py\""), &format!("{exe} \"/srv/b.py\"")].map(String::as_str);
+        let (a, b) = (format!("{exe} \"/srv/a.py\""), format!("{exe} \"/srv/b.py\""));
+        let workloads = [a.as_str(), b.as_str()];
         assert_eq!(identify(&workloads, &python("/srv/b.py", 1)), earned("w1"));
         assert_eq!(
             near(&workloads, &python("/srv/c.py", 1)),

@@ -144,6 +144,21 @@ impl Policy {
         self.by_name.get(name).is_some_and(|end| self.tables.reach_mesh.contains(end))
     }
 
+    /// True if some rule allows `from` to reach `to` on some port; a denying rule before it may still decide.
+    #[must_use]
+    pub fn may_reach(&self, from: &WorkloadName, to: &WorkloadName) -> bool {
+        let ends = self.by_name.get(from).zip(self.by_name.get(to));
+        let pair = ends.and_then(|(from, to)| self.tables.pairs.get(&(*from, *to)));
+        pair.is_some_and(|pair| pair.allowing.is_some())
+    }
+
+    /// The first `[[outside]]` whose prefixes cover an address that connects from there, for records.
+    #[must_use]
+    pub fn outside_source(&self, addr: IpAddr) -> Option<&str> {
+        let covering = self.covering(addr).into_iter().next()?;
+        self.outside_at(covering).map(|o| o.name.as_str())
+    }
+
     /// The names of the workloads, in the order of the file.
     pub fn workloads(&self) -> impl Iterator<Item = &WorkloadName> {
         self.workloads.iter().map(|workload| &workload.name)
