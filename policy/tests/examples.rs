@@ -1,0 +1,249 @@
+//! Every shipped example is held to the verdicts it promises, in its lines that begin with `#=`:
+//!
+//! ```text
+//! #= mode observe
+//! #= allow from=A to=B port=N rule="which"
+//! #= deny from=A to=B port=N rule="which"              denied by a rule
+//! #= deny from=A to=B port=N nearest="rule: field"     no rule; without nearest= there must be none
+//! #= earns NAME exe=… [sha256=… script=… script_sha256=… unit=… uid=…]
+//! #= earns nothing exe=… near="workload: selector"     the nearest of the near misses
+//! #= outside ADDRESS port=N name=NAME                  name=none: no [[outside]] covers it
+//! ```
+//! `A` and `B` are names of workloads, or addresses.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use bonafide_policy::{Denied, Identified, LANGUAGE, Policy, Subject, Verdict};
+use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host};
+use bonafide_proto::name::WorkloadName;
+use bonafide_proto::record::NearMiss;
+
+fn directory() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../policy-examples")
+}
+
+/// Every example: its file name and its text.
+fn examples() -> Vec<(String, String)> {
+    let files = std::fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().path());
+    let mut examples: Vec<(String, String)> = files
+        .filter(|path| path.extension().is_some_and(|e| e == "toml"))
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read_to_string(path).unwrap()))
+        .collect();
+    examples.sort();
+    assert!(examples.len() >= 5, "the examples are found");
+    examples
+}
+
+/// One `#=` line: its first word, the words after it, and its `key=value` pairs.
+#[derive(Debug)]
+struct Expectation {
+    verb: String,
+    subject: String,
+    pairs: BTreeMap<String, String>,
+}
+
+impl Expectation {
+    fn parse(line: &str) -> Self {
+        let mut words = words(line).into_iter().peekable();
+        let verb = words.next().unwrap();
+        let subject = words.next_if(|word| !word.contains('=')).unwrap_or_default();
+        let pairs =
+            words.map(|word| word.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())).unwrap()).collect();
+        Self { verb, subject, pairs }
+    }
+
+    /// Takes a pair, so that what is left at the end was not understood.
+    fn take(&mut self, key: &str) -> Option<String> {
+        self.pairs.remove(key)
+    }
+
+    fn must(&mut self, key: &str) -> String {
+        self.take(key).unwrap_or_else(|| panic!("it has no {key}="))
+    }
+
+    fn port(&mut self) -> u16 {
+        self.must("port").parse().unwrap()
+    }
+}
+
+/// Words between spaces; quotes hold a word together and are dropped.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut quoted) = (vec![String::new()], false);
+    for c in line.trim().chars() {
+        match c {
+            '"' => quoted = !quoted,
+            ' ' if !quoted => words.push(String::new()),
+            other => words.last_mut().unwrap().push(other),
+        }
+    }
+    assert!(!quoted, "a quote is not closed");
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+/// Checks one line; returns the rule that decided, if one did.
+fn check(policy: &Policy, mut line: Expectation) -> Option<String> {
+    let decided = match line.verb.as_str() {
+        "mode" => {
+            assert_eq!(policy.mode().as_str(), line.subject);
+            None
+        }
+        "allow" => check_allow(policy, &mut line),
+        "deny" => check_deny(policy, &mut line),
+        "earns" => check_earns(policy, &mut line),
+        "outside" => check_outside(policy, &mut line),
+        other => panic!("{other} is no expectation"),
+    };
+    assert!(line.pairs.is_empty(), "not understood: {:?}", line.pairs);
+    decided
+}
+
+fn verdict(policy: &Policy, line: &mut Expectation) -> Verdict {
+    let (from, to, port) = (line.must("from"), line.must("to"), line.port());
+    let names = (from.parse::<WorkloadName>(), to.parse::<WorkloadName>());
+    let known = |name: &WorkloadName| assert!(policy.workloads().any(|w| w == name), "{name} is a workload");
+    let subject = |text: &str, name: Option<&'_ WorkloadName>| -> Option<SocketAddr> {
+        let addr = text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, port));
+        if addr.is_none() {
+            known(name.unwrap());
+        }
+        addr
+    };
+    let (from_addr, to_addr) = (subject(&from, names.0.as_ref().ok()), subject(&to, names.1.as_ref().ok()));
+    let from = from_addr.map_or_else(|| Subject::Workload(names.0.as_ref().unwrap()), Subject::Outside);
+    let to = to_addr.map_or_else(|| Subject::Workload(names.1.as_ref().unwrap()), Subject::Outside);
+    policy.decide(&from, &to, port)
+}
+
+fn check_allow(policy: &Policy, line: &mut Expectation) -> Option<String> {
+    match verdict(policy, line) {
+        Verdict::Allow(allowed) => {
+            assert_eq!(allowed.rule, line.must("rule"));
+            Some(allowed.rule)
+        }
+        denied @ Verdict::Deny(_) => panic!("it is {denied}"),
+    }
+}
+
+fn check_deny(policy: &Policy, line: &mut Expectation) -> Option<String> {
+    match verdict(policy, line) {
+        Verdict::Deny(Denied { rule, nearest }) => {
+            assert_eq!(rule, line.take("rule"), "nearest: {nearest:?}");
+            assert_eq!(nearest.as_ref().map(short), line.take("nearest"));
+            rule
+        }
+        allowed @ Verdict::Allow(_) => panic!("it is {allowed}"),
+    }
+}
+
+fn check_earns(policy: &Policy, line: &mut Expectation) -> Option<String> {
+    let fingerprint = fingerprint(line);
+    match policy.identify(&fingerprint) {
+        Identified::Workload(name) => assert_eq!(name.as_str(), line.subject),
+        Identified::Nothing { near } => {
+            assert_eq!(line.subject, "nothing", "near: {near:?}");
+            assert_eq!(near.first().map(short), line.take("near"));
+        }
+        Identified::Ambiguous(several) => panic!("it is ambiguous: {several:?}"),
+    }
+    None
+}
+
+fn check_outside(policy: &Policy, line: &mut Expectation) -> Option<String> {
+    let addr = SocketAddr::new(line.subject.parse().unwrap(), line.port());
+    assert_eq!(policy.outside(addr).unwrap_or("none"), line.must("name"));
+    None
+}
+
+fn short(miss: &NearMiss) -> String {
+    format!("{}: {}", miss.of, miss.field)
+}
+
+/// Evidence as far as the line gives it; a digest that it does not give is one that no policy has.
+fn fingerprint(line: &mut Expectation) -> Fingerprint {
+    let mut digest = |key: &str| line.take(key).map_or(Digest([0; 32]), |text| text.parse().unwrap());
+    let (exe_digest, script_digest) = (digest("sha256"), digest("script_sha256"));
+    let absent = || Evidence::Absent("the example gives none".to_owned());
+    let script = line.take("script").map(|path| Evidence::Known(HashedFile { path, digest: script_digest }));
+    Fingerprint {
+        exe: HashedFile { path: line.must("exe"), digest: exe_digest },
+        script: script.unwrap_or_else(|| Evidence::Absent("the example gives none".to_owned())),
+        uid: line.take("uid").map_or(65534, |uid| uid.parse().unwrap()),
+        gid: 65534,
+        cgroup: absent(),
+        unit: line.take("unit").map_or_else(absent, Evidence::Known),
+        host: Host { bios_uuid: absent(), machine_id: absent(), node: None },
+    }
+}
+
+#[test]
+fn examples_keep_their_promises() {
+    for (file, text) in examples() {
+        let policy = Policy::parse(&file, &text).unwrap_or_else(|e| panic!("{e}"));
+        let (mut verbs, mut deciding) = (BTreeSet::new(), BTreeSet::new());
+        for (number, line) in (1..).zip(text.lines()) {
+            let Some(promise) = line.strip_prefix("#=") else { continue };
+            let promise = Expectation::parse(promise);
+            verbs.insert(promise.verb.clone());
+            let shown = format!("{file}:{number}: {line}");
+            let checked = std::panic::catch_unwind(|| check(&policy, promise));
+            deciding.extend(checked.unwrap_or_else(|_| panic!("not kept: {shown}")));
+        }
+        assert!(verbs.contains("allow") && verbs.contains("deny"), "{file} promises what it allows and what it denies");
+        let rules = text.lines().filter(|line| *line == "[[rule]]").count();
+        assert_eq!(deciding.len(), rules, "{file} shows each of its rules decide; seen: {deciding:?}");
+    }
+}
+
+#[test]
+fn examples_begin_with_what_they_show() {
+    for (file, text) in examples() {
+        assert!(text.starts_with("# "), "{file} begins with its case in a sentence");
+    }
+}
+
+#[test]
+fn the_page_names_every_field_and_every_example() {
+    let page = std::fs::read_to_string(directory().join("README.md")).unwrap();
+    for table in LANGUAGE {
+        for (field, _) in table.fields {
+            assert!(page.contains(&format!("`{field}`")), "the page does not explain {field} of {}", table.name);
+        }
+    }
+    for (file, _) in examples() {
+        assert!(page.contains(&format!("[{file}]({file})")), "the page does not list {file}");
+    }
+}
+
+#[test]
+fn the_policies_in_the_page_are_right() {
+    let page = std::fs::read_to_string(directory().join("README.md")).unwrap();
+    let policies: Vec<&str> = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(!policies.is_empty());
+    for policy in policies {
+        Policy::parse("README.md", policy).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+#[test]
+fn a_promise_that_is_not_kept_fails() {
+    let (_, text) = examples().into_iter().find(|(file, _)| file == "two-tier.toml").unwrap();
+    let policy = Policy::parse("p", &text).unwrap();
+    for wrong in [
+        "allow from=shop/web to=shop/db port=5432 rule=\"app to db\"",
+        "allow from=shop/web to=shop/app port=8080 rule=\"app to db\"",
+        "deny from=shop/web to=shop/app port=8080",
+        "deny from=shop/web to=shop/db port=5432 nearest=\"app to db: to\"",
+        "deny from=shop/wbe to=shop/db port=5432",
+        "deny from=shop/web to=shop/db port=5432 nearest=\"app to db: from\" colour=red",
+        "earns shop/web exe=/usr/sbin/nginx",
+        "mode observe",
+        "permit from=shop/web to=shop/app port=8080",
+    ] {
+        let kept = std::panic::catch_unwind(|| check(&policy, Expectation::parse(wrong)));
+        assert!(kept.is_err(), "{wrong} was kept");
+    }
+}
