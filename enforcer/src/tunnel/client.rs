@@ -96,3 +96,10 @@ where
         }
     }
 }
+
+#[cfg(test)]
+impl<S> Client<S> {
+    pub(super) fn session_mut(&mut self) -> &mut Session<S> {
+        &mut self.session
+    }
+}

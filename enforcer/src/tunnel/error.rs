@@ -83,9 +83,11 @@ impl TunnelError {
 }
 
 impl From<io::Error> for TunnelError {
-    /// An error on an open stream.
+    /// An error after the handshake, as this end saw it. An alert is still the server's verdict on our certificate:
+    /// in TLS 1.3 the client has finished before.
     fn from(e: io::Error) -> Self {
         match tls(&e) {
+            Some(alert @ Tls::AlertReceived(_)) => Self::of_tls(alert),
             Some(e) => Self::Protocol(e.to_string()),
             None if e.kind() == io::ErrorKind::UnexpectedEof => Self::Truncated,
             None => Self::Io(e),

@@ -11,6 +11,10 @@ pub mod server;
 mod session;
 pub mod sniff;
 mod stream;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use error::TunnelError;
 pub use leaf::{Leaf, LeafError, Trust};

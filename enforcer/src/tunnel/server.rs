@@ -127,3 +127,10 @@ where
         .await?
     }
 }
+
+#[cfg(test)]
+impl<S> Server<S> {
+    pub(super) fn session_mut(&mut self) -> &mut Session<S> {
+        &mut self.session
+    }
+}

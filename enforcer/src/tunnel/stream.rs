@@ -110,14 +110,9 @@ where
         }
     }
 
-    /// Discards what still comes until the peer closes, for at most `patience`.
-    ///
-    /// For after [`TunnelWriter::reset`]: closing a socket over unread bytes makes the kernel reset the connection,
-    /// and the peer might never read our RESET with its code.
-    pub async fn drain(&mut self, patience: Duration) {
-        self.read.clear();
+    async fn discard(mut self) {
         // Any outcome is an end.
-        drop(timeout(patience, tokio::io::copy(&mut self.half, &mut tokio::io::sink())).await);
+        drop(tokio::io::copy(&mut self.half, &mut tokio::io::sink()).await);
     }
 }
 
@@ -182,6 +177,23 @@ where
     pub async fn shutdown(&mut self) -> Result<(), TunnelError> {
         self.send_rest().await?;
         Ok(self.half.shutdown().await?)
+    }
+
+    /// Cuts the stream and closes, so that the peer reads our RESET before it sees the connection end.
+    ///
+    /// Closing a socket over bytes that were not read makes the kernel reset the connection, which can destroy a
+    /// RESET the peer has not read yet: what still comes is therefore discarded until the peer closes, too.
+    ///
+    /// # Errors
+    /// The connection failed, or the peer did not take our RESET within `patience`.
+    pub async fn cut(mut self, reader: TunnelReader<S>, code: EndCode, patience: Duration) -> Result<(), TunnelError> {
+        timeout(patience, async {
+            self.reset(code).await?;
+            self.shutdown().await?;
+            reader.discard().await;
+            Ok(())
+        })
+        .await?
     }
 
     fn must_be_open(&self, what: &str) -> Result<(), TunnelError> {
@@ -285,4 +297,11 @@ where
     frame.encode(&mut bytes);
     to.write_all(&bytes).await?;
     to.flush().await
+}
+
+#[cfg(test)]
+impl<S> Tunnel<S> {
+    pub(super) fn session_mut(&mut self) -> &mut Session<S> {
+        &mut self.session
+    }
 }
