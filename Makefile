@@ -1,0 +1,38 @@
+# Bonafide: what a person types. `make` alone explains.
+
+BIN := $(or $(CARGO_TARGET_DIR),target)/debug
+ARGS ?=
+
+.PHONY: help deps build demo test lint run clean
+
+help:
+	@echo 'make demo    two hosts, real programs, one policy: a story of about a minute (root)'
+	@echo 'make run     a node on this machine, observing, until Ctrl-C (root); ARGS="--policy FILE" and more'
+	@echo 'make test    everything: format, lints, dependencies, unit tests, scenarios (root)'
+	@echo 'make build   all binaries, in $(BIN)'
+	@echo 'make lint    format, lints and dependencies only'
+	@echo 'make deps    installs what is missing'
+	@echo 'make clean   removes what was built'
+
+deps:
+	@deploy/install-deps
+
+build: deps
+	cargo build --workspace --locked
+
+demo: build
+	@$(BIN)/bonafide-demo $(ARGS)
+
+run: build
+	@$(BIN)/bonafide run $(ARGS)
+
+test: lint
+	@.ci/test
+
+lint: deps
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@.ci/check-dependencies
+
+clean:
+	cargo clean
