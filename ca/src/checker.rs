@@ -94,6 +94,7 @@ pub(crate) fn check(draft: &Draft, order: &Order, spki: &[u8], by: SignedBy<'_>)
 
 fn check_der(der: &[u8], order: &Order, spki: &[u8], by: SignedBy<'_>) -> Result<Checked, CheckError> {
     let cert = read(der)?;
+    frame(der, &cert)?;
     serial(&cert)?;
     validity(&cert, order)?;
     key(&cert, spki)?;
@@ -128,6 +129,18 @@ fn read(der: &[u8]) -> Result<X509Certificate<'_>, CheckError> {
         Ok((_, cert)) => Ok(cert),
         Err(e) => malformed(&e.to_string()),
     }
+}
+
+/// What lies outside of the signature has one spelling only: x509-parser reads tags there more kindly than DER allows.
+fn frame(der: &[u8], cert: &X509Certificate<'_>) -> Result<(), CheckError> {
+    let (signed, signature) = (cert.tbs_certificate.as_ref(), cert.signature_value.data.as_ref());
+    let sizes = (u16::try_from(der.len().saturating_sub(4)), u8::try_from(signature.len() + 1));
+    let (Ok(total), Ok(bits)) = sizes else { return Err(CheckError::Malformed("its parts are too large".into())) };
+    // SEQUENCE { tbsCertificate, ecdsa-with-SHA256 (RFC 5758 §3.2), BIT STRING without unused bits }
+    let head = [&[0x30, 0x82][..], &total.to_be_bytes()].concat();
+    let algorithm = [0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
+    let canonical = [&head[..], signed, &algorithm, &[0x03, bits, 0x00], signature].concat();
+    if der == canonical { Ok(()) } else { Err(CheckError::Malformed("it is not in canonical DER".into())) }
 }
 
 fn serial(cert: &X509Certificate<'_>) -> Result<(), CheckError> {
@@ -398,3 +411,6 @@ pub(crate) fn received(
 fn times(cert: &X509Certificate<'_>) -> Validity {
     Validity { from: cert.validity().not_before.timestamp(), until: cert.validity().not_after.timestamp() }
 }
+
+#[cfg(test)]
+mod tests;

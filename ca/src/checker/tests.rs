@@ -1,0 +1,407 @@
+//! For every rule: the honest template passes, and each way to break the rule is refused under the rule's name.
+
+use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::svid::{CertifiedProgram, FINGERPRINT_OID};
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose as Eku, GeneralSubtree, IsCa,
+    KeyUsagePurpose as Ku, NameConstraints, SanType, SerialNumber,
+};
+
+use super::*;
+use crate::certify::{self, Signer};
+use crate::csr::{self, PublicKey};
+use crate::key::Key;
+use crate::{mint, template};
+
+const NOW: i64 = 1_800_000_000;
+
+struct Bench {
+    root: Signer,
+    node: Signer,
+    key: PublicKey,
+}
+
+fn domain() -> TrustDomain {
+    "example.org".parse().unwrap()
+}
+
+fn order(holder: Holder) -> Order {
+    Order { trust_domain: domain(), holder, validity: Validity { from: NOW - 60, until: NOW + 600 } }
+}
+
+fn program() -> CertifiedProgram {
+    CertifiedProgram {
+        exe: Digest([1; 32]),
+        script: Some(Digest([2; 32])),
+        program: "/usr/bin/python3".into(),
+        script_path: "/srv/ä.py".into(),
+    }
+}
+
+fn workload() -> Holder {
+    Holder::Workload("shop/web".parse().unwrap(), program())
+}
+
+fn intermediate() -> Holder {
+    Holder::Intermediate("a".parse().unwrap())
+}
+
+fn public(key: &Key) -> PublicKey {
+    PublicKey::of_csr(&csr::request(key).unwrap()).unwrap()
+}
+
+fn root(holder_validity: Validity) -> Signer {
+    let (key, holder) = (Key::generate().unwrap(), Holder::Root);
+    let order = Order { trust_domain: domain(), holder: holder.clone(), validity: holder_validity };
+    let certificate = certify::found(&order, &key).unwrap().der().clone();
+    Signer { key, certificate, holder, validity: holder_validity }
+}
+
+impl Bench {
+    fn new() -> Self {
+        let root = root(Validity { from: NOW - 60, until: NOW + 6000 });
+        let (key, holder) = (Key::generate().unwrap(), intermediate());
+        let order = Order { validity: Validity { from: NOW - 60, until: NOW + 1200 }, ..order(holder.clone()) };
+        let params = template::template(&order).unwrap();
+        let draft = mint::sign(&params, &key, &Holder::Root, &root.key).unwrap();
+        let spki = rcgen::PublicKeyData::subject_public_key_info(&key);
+        let by = SignedBy::Issuer(&root.certificate);
+        let certificate = check(&draft, &order, &spki, by).unwrap().der().clone();
+        let node = Signer { key, certificate, holder, validity: order.validity };
+        Self { root, node, key: public(&Key::generate().unwrap()) }
+    }
+
+    fn issuer(&self, holder: &Holder) -> &Signer {
+        if matches!(holder, Holder::Workload(..)) { &self.node } else { &self.root }
+    }
+
+    /// The template for this holder after `tamper`, signed as it should be, and judged as if nothing had happened.
+    fn judge(&self, holder: Holder, tamper: impl FnOnce(&mut CertificateParams)) -> Result<Checked, CheckError> {
+        let order = order(holder);
+        let mut params = template::template(&order).unwrap();
+        tamper(&mut params);
+        let issuer = self.issuer(&order.holder);
+        let draft = mint::sign(&params, &self.key, &issuer.holder, &issuer.key).unwrap();
+        check(&draft, &order, self.key.spki(), SignedBy::Issuer(&issuer.certificate))
+    }
+}
+
+fn holders() -> Vec<Holder> {
+    vec![workload(), intermediate(), Holder::Node("a".parse().unwrap()), Holder::Authority]
+}
+
+fn leaves() -> Vec<Holder> {
+    holders().into_iter().filter(|h| !matches!(h, Holder::Intermediate(_))).collect()
+}
+
+fn uri(text: &str) -> SanType {
+    SanType::URI(text.to_owned().try_into().unwrap())
+}
+
+fn dns(text: &str) -> SanType {
+    SanType::DnsName(text.to_owned().try_into().unwrap())
+}
+
+#[test]
+fn honest_templates_pass() {
+    let bench = Bench::new();
+    for holder in holders() {
+        let checked = bench.judge(holder, |_| {}).unwrap();
+        assert_eq!(checked.serial().len(), 32);
+    }
+}
+
+#[test]
+fn x1_exactly_one_uri_and_the_ordered_one() {
+    let bench = Bench::new();
+    for holder in holders() {
+        let tampers: Vec<fn(&mut CertificateParams)> = vec![
+            |p| p.subject_alt_names.push(uri("spiffe://example.org/other")),
+            |p| p.subject_alt_names.push(p.subject_alt_names[0].clone()),
+            |p| p.subject_alt_names.push(dns("example.org")),
+            |p| p.subject_alt_names.clear(),
+            |p| p.subject_alt_names = vec![dns("example.org")],
+            |p| p.subject_alt_names = vec![uri("spiffe://example.org/shop/db")],
+            |p| p.subject_alt_names = vec![uri("spiffe://example.com/shop/web")],
+            |p| p.subject_alt_names = vec![uri("spiffe://example.org/shop/web/")],
+            |p| p.subject_alt_names = vec![uri("https://example.org/shop/web")],
+        ];
+        for tamper in tampers {
+            let refused = bench.judge(holder.clone(), tamper);
+            assert!(matches!(refused, Err(CheckError::Names { .. })), "{holder:?} {refused:?}");
+        }
+    }
+}
+
+#[test]
+fn x2_leaves_have_a_path_and_no_subject_and_a_critical_san() {
+    let bench = Bench::new();
+    for holder in leaves() {
+        let rootless = bench.judge(holder.clone(), |p| p.subject_alt_names = vec![uri("spiffe://example.org")]);
+        assert!(matches!(rootless, Err(CheckError::Names { .. })), "{rootless:?}");
+        let named = bench.judge(holder, |p| p.distinguished_name.push(DnType::CommonName, "web"));
+        assert!(matches!(named, Err(CheckError::Subject(_))), "{named:?}");
+    }
+    let renamed = bench.judge(intermediate(), |p| p.distinguished_name.push(DnType::CommonName, "b"));
+    assert!(matches!(renamed, Err(CheckError::Subject(_))), "{renamed:?}");
+}
+
+#[test]
+fn x3_signing_certificates_have_no_path_and_their_keys_certify_nobody_else() {
+    let bench = Bench::new();
+    let with_path = bench.judge(intermediate(), |p| p.subject_alt_names = vec![uri("spiffe://example.org/a")]);
+    assert!(matches!(with_path, Err(CheckError::Names { .. })), "{with_path:?}");
+
+    let order = order(workload());
+    let params = template::template(&order).unwrap();
+    let own = public(&bench.node.key);
+    let draft = mint::sign(&params, &own, &bench.node.holder, &bench.node.key).unwrap();
+    let by = SignedBy::Issuer(&bench.node.certificate);
+    assert!(matches!(check(&draft, &order, own.spki(), by), Err(CheckError::Key(_))));
+    let draft = mint::sign(&params, &bench.key, &bench.node.holder, &bench.node.key).unwrap();
+    assert!(matches!(check(&draft, &order, own.spki(), by), Err(CheckError::Key(_))), "not the requested key");
+}
+
+#[test]
+fn x4_basic_constraints_are_present_and_say_what_was_ordered() {
+    let bench = Bench::new();
+    for holder in leaves() {
+        for is_ca in [IsCa::Ca(BasicConstraints::Unconstrained), IsCa::Ca(BasicConstraints::Constrained(0))] {
+            let refused = bench.judge(holder.clone(), |p| p.is_ca = is_ca);
+            assert!(matches!(refused, Err(CheckError::Constraints(_))), "{refused:?}");
+        }
+        // rcgen leaves the subject key identifier out with them: put it back, so that only the constraints are missing.
+        let refused = bench.judge(holder, |p| {
+            p.is_ca = IsCa::NoCa;
+            p.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 14], vec![4, 1, 7]));
+        });
+        assert!(matches!(refused, Err(CheckError::Constraints(_))), "{refused:?}");
+    }
+    for is_ca in
+        [IsCa::Ca(BasicConstraints::Unconstrained), IsCa::Ca(BasicConstraints::Constrained(1)), IsCa::ExplicitNoCa]
+    {
+        let refused = bench.judge(intermediate(), |p| p.is_ca = is_ca);
+        assert!(matches!(refused, Err(CheckError::Constraints(_))), "{refused:?}");
+    }
+}
+
+#[test]
+fn x4_basic_constraints_are_canonical_der() {
+    let bench = Bench::new();
+    let refused = bench.judge(workload(), |p| {
+        p.is_ca = IsCa::NoCa;
+        p.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 14], vec![4, 1, 7]));
+        // cA FALSE, written out: DER omits a default.
+        let mut explicit = CustomExtension::from_oid_content(&[2, 5, 29, 19], vec![0x30, 3, 1, 1, 0]);
+        explicit.set_criticality(true);
+        p.custom_extensions.push(explicit);
+    });
+    assert!(matches!(refused, Err(CheckError::Constraints(_) | CheckError::Malformed(_))), "{refused:?}");
+}
+
+#[test]
+fn x5_no_name_constraints_and_no_other_extension() {
+    let bench = Bench::new();
+    for holder in holders() {
+        let constrained = bench.judge(holder.clone(), |p| {
+            let subtree = GeneralSubtree::DnsName("example.org".to_owned());
+            p.name_constraints =
+                Some(NameConstraints { permitted_subtrees: vec![subtree], excluded_subtrees: Vec::new() });
+        });
+        assert!(matches!(constrained, Err(CheckError::Extension(_))), "{constrained:?}");
+        let unknown = bench.judge(holder, |p| {
+            p.custom_extensions.push(CustomExtension::from_oid_content(&[1, 2, 3, 4], vec![5, 0]));
+        });
+        assert_eq!(unknown, Err(CheckError::Extension("1.2.3.4".into())));
+    }
+}
+
+#[test]
+fn x6_key_usage_is_exactly_what_the_holder_needs() {
+    let bench = Bench::new();
+    for holder in holders() {
+        let honest = template::template(&order(holder.clone())).unwrap().key_usages;
+        for extra in [Ku::DigitalSignature, Ku::KeyCertSign, Ku::CrlSign, Ku::KeyAgreement, Ku::ContentCommitment] {
+            if !honest.contains(&extra) {
+                let refused = bench.judge(holder.clone(), |p| p.key_usages.push(extra));
+                assert!(matches!(refused, Err(CheckError::KeyUsage(_))), "{extra:?} {refused:?}");
+            }
+        }
+        for missing in &honest {
+            let refused = bench.judge(holder.clone(), |p| p.key_usages.retain(|u| u != missing));
+            assert!(matches!(refused, Err(CheckError::KeyUsage(_))), "{missing:?} {refused:?}");
+        }
+    }
+}
+
+#[test]
+fn x6_key_usage_is_critical() {
+    let refused = Bench::new().judge(workload(), |p| {
+        p.key_usages.clear();
+        p.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 15], vec![3, 2, 7, 0x80]));
+    });
+    assert_eq!(refused, Err(CheckError::KeyUsage("key usage is not critical")));
+}
+
+#[test]
+fn x7_extended_key_usage_is_both_on_leaves_and_none_on_signing_certificates() {
+    let bench = Bench::new();
+    for holder in leaves() {
+        let wrong: Vec<Vec<Eku>> = vec![
+            vec![],
+            vec![Eku::ServerAuth],
+            vec![Eku::ClientAuth],
+            vec![Eku::ServerAuth, Eku::ClientAuth, Eku::CodeSigning],
+            vec![Eku::ServerAuth, Eku::ClientAuth, Eku::Any],
+            vec![Eku::ServerAuth, Eku::ClientAuth, Eku::Other(vec![1, 2, 3])],
+        ];
+        for usages in wrong {
+            let refused = bench.judge(holder.clone(), |p| p.extended_key_usages = usages);
+            assert!(matches!(refused, Err(CheckError::ExtendedKeyUsage(_))), "{refused:?}");
+        }
+    }
+    let refused = bench.judge(intermediate(), |p| p.extended_key_usages = vec![Eku::ServerAuth, Eku::ClientAuth]);
+    assert!(matches!(refused, Err(CheckError::Extension(_))), "{refused:?}");
+}
+
+#[test]
+fn validity_is_the_ordered_one_and_inside_the_issuers() {
+    let bench = Bench::new();
+    for holder in holders() {
+        let one = ::time::Duration::SECOND;
+        for shift in [one, -one] {
+            let late = bench.judge(holder.clone(), |p| p.not_after += shift);
+            let early = bench.judge(holder.clone(), |p| p.not_before += shift);
+            assert!(matches!(late, Err(CheckError::Validity(_))), "{late:?}");
+            assert!(matches!(early, Err(CheckError::Validity(_))), "{early:?}");
+        }
+    }
+    for beyond in [
+        Validity { from: NOW - 61, until: NOW },
+        Validity { from: NOW, until: NOW + 1201 },
+        Validity { from: NOW, until: NOW },
+    ] {
+        let order = Order { validity: beyond, ..order(workload()) };
+        let params = template::template(&order).unwrap();
+        let draft = mint::sign(&params, &bench.key, &bench.node.holder, &bench.node.key).unwrap();
+        let refused = check(&draft, &order, bench.key.spki(), SignedBy::Issuer(&bench.node.certificate));
+        assert!(matches!(refused, Err(CheckError::Validity(_))), "{beyond:?} {refused:?}");
+    }
+}
+
+#[test]
+fn serial_numbers_are_long_and_positive() {
+    let bench = Bench::new();
+    for bytes in [vec![1], vec![0x41; 15], vec![0x41; 17], vec![0x41; 21], vec![0x80; 16]] {
+        let refused = bench.judge(workload(), |p| p.serial_number = Some(SerialNumber::from_slice(&bytes)));
+        assert!(matches!(refused, Err(CheckError::Serial(_))), "{refused:?}");
+    }
+}
+
+#[test]
+fn serial_numbers_differ() {
+    let bench = Bench::new();
+    let serials: BTreeSet<String> =
+        (0..50).map(|_| bench.judge(workload(), |_| {}).unwrap().serial().to_owned()).collect();
+    assert_eq!(serials.len(), 50);
+}
+
+#[test]
+fn the_issuer_is_the_one_that_should_have_signed() {
+    let bench = Bench::new();
+    let order = order(workload());
+    let params = template::template(&order).unwrap();
+    let by = SignedBy::Issuer(&bench.node.certificate);
+    let stranger = Key::generate().unwrap();
+    let root_named = mint::sign(&params, &bench.key, &Holder::Root, &bench.node.key).unwrap();
+    let other_key = mint::sign(&params, &bench.key, &bench.node.holder, &stranger).unwrap();
+    for draft in [root_named, other_key] {
+        let refused = check(&draft, &order, bench.key.spki(), by);
+        assert!(matches!(refused, Err(CheckError::Issuer(_))), "{refused:?}");
+    }
+    let unlinked = bench.judge(workload(), |p| p.use_authority_key_identifier_extension = false);
+    assert!(matches!(unlinked, Err(CheckError::Issuer(_))), "{unlinked:?}");
+}
+
+#[test]
+fn the_fingerprint_is_the_ordered_one_on_workloads_and_nowhere_else() {
+    let bench = Bench::new();
+    let honest = template::template(&order(workload())).unwrap().custom_extensions[0].clone();
+    let other = Holder::Workload("shop/web".parse().unwrap(), CertifiedProgram { exe: Digest([9; 32]), ..program() });
+    let other = template::template(&order(other)).unwrap().custom_extensions[0].clone();
+    for wrong in [
+        vec![],
+        vec![other],
+        vec![CustomExtension::from_oid_content(&FINGERPRINT_OID, vec![5, 0])],
+        vec![CustomExtension::from_oid_content(&FINGERPRINT_OID, [honest.content(), &[5, 0]].concat())],
+    ] {
+        let refused = bench.judge(workload(), |p| p.custom_extensions = wrong);
+        assert!(matches!(refused, Err(CheckError::Fingerprint(_))), "{refused:?}");
+    }
+    let twice = bench.judge(workload(), |p| p.custom_extensions.push(honest.clone()));
+    assert!(matches!(twice, Err(CheckError::Extension(_) | CheckError::Malformed(_))), "{twice:?}");
+    let on_node = bench.judge(Holder::Node("a".parse().unwrap()), |p| p.custom_extensions.push(honest.clone()));
+    assert!(matches!(on_node, Err(CheckError::Extension(_))), "{on_node:?}");
+}
+
+#[test]
+fn no_single_bit_of_a_certificate_can_change() {
+    let bench = Bench::new();
+    let order = order(workload());
+    let params = template::template(&order).unwrap();
+    let honest = mint::sign(&params, &bench.key, &bench.node.holder, &bench.node.key).unwrap();
+    let by = SignedBy::Issuer(&bench.node.certificate);
+    check(&honest, &order, bench.key.spki(), by).unwrap();
+    for bit in 0..honest.der().len() * 8 {
+        let mut der = honest.der().to_vec();
+        der[bit / 8] ^= 1 << (bit % 8);
+        let refused = check(&Draft::forged(der), &order, bench.key.spki(), by);
+        assert!(refused.is_err(), "bit {} of byte {}", bit % 8, bit / 8);
+    }
+}
+
+#[test]
+fn truncated_extended_and_oversized_drafts_are_refused() {
+    let bench = Bench::new();
+    let order = order(workload());
+    let params = template::template(&order).unwrap();
+    let honest = mint::sign(&params, &bench.key, &bench.node.holder, &bench.node.key).unwrap();
+    let by = SignedBy::Issuer(&bench.node.certificate);
+    let longer = [honest.der(), &[0]].concat();
+    let shorter = honest.der()[..honest.der().len() - 1].to_vec();
+    for der in [longer, shorter, Vec::new(), vec![0x30; 9000]] {
+        let refused = check(&Draft::forged(der), &order, bench.key.spki(), by);
+        assert!(matches!(refused, Err(CheckError::Malformed(_))), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_root_is_judged_by_a_roots_rules() {
+    let bench = Bench::new();
+    assert_eq!(read_root(&bench.root.certificate).unwrap().trust_domain, domain());
+    assert!(read_root(&bench.node.certificate).is_err());
+    let key = Key::generate().unwrap();
+    let order = order(Holder::Root);
+    let spki = rcgen::PublicKeyData::subject_public_key_info(&key);
+    for limit in [BasicConstraints::Constrained(0), BasicConstraints::Constrained(5)] {
+        let mut params = template::template(&order).unwrap();
+        params.is_ca = IsCa::Ca(limit);
+        let draft = mint::self_sign(&params, &key).unwrap();
+        assert!(matches!(check(&draft, &order, &spki, SignedBy::Itself), Err(CheckError::Constraints(_))));
+    }
+}
+
+#[test]
+fn what_a_node_receives_must_come_from_its_roots() {
+    let bench = Bench::new();
+    let stranger = root(Validity { from: NOW - 60, until: NOW + 6000 });
+    let spki = rcgen::PublicKeyData::subject_public_key_info(&bench.node.key);
+    let take = |roots: &[CertificateDer<'static>], name: &str| {
+        received(&bench.node.certificate, &domain(), Holder::Intermediate(name.parse().unwrap()), &spki, roots)
+    };
+    let (ours, theirs) = (bench.root.certificate.clone(), stranger.certificate);
+    assert!(take(&[theirs.clone(), ours.clone()], "a").is_ok());
+    assert!(take(&[theirs], "a").is_err());
+    assert!(take(&[], "a").is_err());
+    assert!(take(&[ours], "b").is_err());
+}
