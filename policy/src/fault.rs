@@ -16,7 +16,7 @@ pub struct PolicyError {
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
-    /// What is wrong and what would be right. Printable ASCII, apart from file system paths.
+    /// What is wrong and what would be right. Printable ASCII, whatever the text holds.
     pub message: String,
 }
 

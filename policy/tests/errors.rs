@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use bonafide_policy::{POLICY_MAX, Policy};
+use proptest::prelude::*;
 
 /// A policy without mistakes, onto which the cases build.
 const BASE: &str = r#"mode = "enforce"
@@ -500,4 +501,30 @@ fn a_broken_workload_is_reported_once() {
          [[rule]]\nname = \"r\"\nfrom = \"a\"\nto = \"shop/db\"\naction = \"allow\"\n",
         &["the exe \"a\" does not start with \"/\"; write the path as the kernel knows it"],
     );
+}
+
+/// Pieces that texts are disturbed with.
+const NOISE: [&str; 14] =
+    ["\"", "[", "]", "[[", "]]", "=", "\n", ",", "\u{1b}", "\u{43e}", "{", "-1", "[[rule]]\n", "ports = [\"9-1\"]\n"];
+
+proptest! {
+    #[test]
+    fn disturbed_texts_are_refused_or_understood(edits in proptest::collection::vec((any::<u16>(), 0_u8..6, 0..NOISE.len()), 1..5)) {
+        let mut text: Vec<char> = BASE.chars().collect();
+        for (at, dropped, noise) in edits {
+            let from = usize::from(at) % text.len();
+            let until = (from + usize::from(dropped)).min(text.len());
+            text.splice(from..until, NOISE.iter().copied().nth(noise).unwrap().chars());
+        }
+        let text: String = text.into_iter().collect();
+        if let Err(errors) = Policy::parse("p", &text) {
+            prop_assert!(!errors.errors().is_empty());
+            let lines: Vec<&str> = text.split('\n').collect();
+            for error in errors.errors() {
+                let line = lines.get(error.line - 1).unwrap();
+                prop_assert!((1..=line.chars().count() + 1).contains(&error.column), "{:?} in {}", error, text);
+                prop_assert!(error.message.bytes().all(|b| matches!(b, b' '..=b'~')), "{:?}", error);
+            }
+        }
+    }
 }
