@@ -1,0 +1,168 @@
+//! Two hosts, an authority and the wire between them.
+//!
+//! ```text
+//!    host a                     router                     host b
+//!  eth0 10.77.1.2 ───── to-a 10.77.1.1   10.77.2.1 to-b ───── 10.77.2.2 eth0
+//!       fd77:1::2            fd77:1::1     fd77:2::1            fd77:2::2
+//!                         10.77.9.1 to-authority fd77:9::1
+//!                                      │
+//!                         10.77.9.2 eth0 fd77:9::2
+//!                                 authority
+//! ```
+//! The router forwards, may translate addresses, and is where the wire is watched. Nothing of
+//! Bonafide runs on it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::netns::Netns;
+
+/// IPv4 or IPv6: every scenario runs on both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The loopback address.
+    #[must_use]
+    pub fn loopback(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::LOCALHOST.into(),
+            Self::V6 => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+}
+
+/// The prefixes inside which everything is mesh, as a policy writes them.
+pub const MESH: &str = r#"["10.77.0.0/16", "fd77::/16"]"#;
+
+/// A place in the topology.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Site {
+    /// The host on which clients run.
+    A,
+    /// The host on which servers run.
+    B,
+    /// The host of the trust domain's authority.
+    Authority,
+}
+
+impl Site {
+    const ALL: [Self; 3] = [Self::A, Self::B, Self::Authority];
+
+    /// Its name, in file names and as a node.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::A => "a",
+            Self::B => "b",
+            Self::Authority => "authority",
+        }
+    }
+
+    fn subnet(self) -> u8 {
+        match self {
+            Self::A => 1,
+            Self::B => 2,
+            Self::Authority => 9,
+        }
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn ip(self, family: Family) -> IpAddr {
+        self.nth_ip(family, 2)
+    }
+
+    /// The address that the router has on its wire.
+    #[must_use]
+    pub fn gateway(self, family: Family) -> IpAddr {
+        self.nth_ip(family, 1)
+    }
+
+    /// Some address on its wire.
+    #[must_use]
+    pub fn nth_ip(self, family: Family, n: u8) -> IpAddr {
+        match family {
+            Family::V4 => Ipv4Addr::new(10, 77, self.subnet(), n).into(),
+            Family::V6 => {
+                let subnet = u16::from(self.subnet());
+                Ipv6Addr::new(0xfd77, subnet, 0, 0, 0, 0, 0, u16::from(n)).into()
+            }
+        }
+    }
+
+    /// Its address with a port.
+    #[must_use]
+    pub fn at(self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip(family), port)
+    }
+
+    /// The router's device on its wire.
+    #[must_use]
+    pub fn wire(self) -> String {
+        format!("to-{}", self.label())
+    }
+}
+
+/// The namespaces, joined.
+#[derive(Debug)]
+pub struct Topology {
+    /// Host a.
+    pub a: Netns,
+    /// Host b.
+    pub b: Netns,
+    /// The authority's host.
+    pub authority: Netns,
+    /// The router.
+    pub router: Netns,
+}
+
+impl Topology {
+    /// Creates and joins the namespaces; their names begin with `instance`.
+    #[must_use]
+    pub fn create(instance: &str) -> Self {
+        let netns = |label: &str| Netns::create(&format!("{instance}-{label}"));
+        let topology = Self { a: netns("a"), b: netns("b"), authority: netns("authority"), router: netns("router") };
+        topology.router.run(&["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]);
+        for site in Site::ALL {
+            topology.join(site);
+        }
+        topology
+    }
+
+    /// The namespace of a site.
+    #[must_use]
+    pub fn netns(&self, site: Site) -> &Netns {
+        match site {
+            Site::A => &self.a,
+            Site::B => &self.b,
+            Site::Authority => &self.authority,
+        }
+    }
+
+    fn join(&self, site: Site) {
+        let (host, router) = (self.netns(site), &self.router);
+        let wire = site.wire();
+        host.run(&["ip", "link", "add", "eth0", "type", "veth", "peer", "name", &wire, "netns", router.name()]);
+        for family in Family::BOTH {
+            let length = if family == Family::V4 { 24 } else { 64 };
+            let (own, gateway) = (site.ip(family), site.gateway(family));
+            router.run(&["ip", "addr", "add", &format!("{gateway}/{length}"), "dev", &wire, "nodad"]);
+            host.run(&["ip", "addr", "add", &format!("{own}/{length}"), "dev", "eth0", "nodad"]);
+        }
+        router.run(&["ip", "link", "set", &wire, "up"]);
+        host.run(&["ip", "link", "set", "eth0", "up"]);
+        for family in Family::BOTH {
+            let flag = if family == Family::V4 { "-4" } else { "-6" };
+            let gateway = site.gateway(family).to_string();
+            host.run(&["ip", flag, "route", "add", "default", "via", &gateway, "dev", "eth0"]);
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Scenarios with real programs on two hosts. Each test is one world and a few seconds; each module one promise.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "these are tests; clippy only knows those marked so"
+)]
+
+mod bare;
