@@ -72,9 +72,23 @@ pub(crate) async fn ask<T>(
 }
 
 fn no_answer(socket: &Path, status: &Status) -> NoAnswer {
-    let said = printable(status.message()).into_owned();
+    let said = printable(&story(status)).into_owned();
     let broke = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal);
     if broke { NoAnswer::Silent(socket.to_owned(), said) } else { NoAnswer::Said(said) }
+}
+
+/// What the status says, and what it rests on down to the operating system's word.
+fn story(status: &Status) -> String {
+    let mut parts = vec![status.message().to_owned()];
+    let mut cause = std::error::Error::source(status);
+    while let Some(e) = cause {
+        let text = e.to_string();
+        if parts.last() != Some(&text) {
+            parts.push(text);
+        }
+        cause = e.source();
+    }
+    parts.join(": ")
 }
 
 pub(crate) fn attestation(socket: &Path) -> AttestationClient<Channel> {

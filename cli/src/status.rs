@@ -1,6 +1,7 @@
 //! `bonafide status`: for each daemon of the node, whether it serves, what is wrong, and what would help.
 
 use bonafide_proto::clock::{Clock as _, SystemClock};
+use bonafide_proto::wire::authority::{ListNodesRequest, ListNodesResponse};
 use bonafide_proto::wire::node::{AttestationStatus, EnforcementStatus, IssuanceStatus};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -31,8 +32,11 @@ enum State {
     Down,
 }
 
-/// Asks all three; the answer is [`Exit::Failed`] if one of them is not serving.
+/// Asks every daemon of this directory; the answer is [`Exit::Failed`] if one of them is not serving.
 pub(crate) fn status(layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
+    if layout.config("ca").exists() && !layout.config("identityd").exists() {
+        return authority_status(layout, screen);
+    }
     let (ca, identityd, enforcer) = ask::block_on(async {
         (
             ask::issuance_status(&layout.ca_socket()).await,
@@ -46,6 +50,19 @@ pub(crate) fn status(layout: &Layout, screen: &mut Screen) -> Result<Exit, Failu
         judged("identityd", identityd, identityd_faults, identityd_facts),
         judged("enforcer", enforcer, |s| enforcer_faults(s, &policy), enforcer_facts),
     ];
+    conclude(&judged, screen)
+}
+
+/// An authority alone on its host has no daemon but the ca.
+fn authority_status(layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
+    let socket = layout.authority_socket();
+    let nodes =
+        ask::block_on(async { ask::ask(&socket, ask::admission(&socket).list_nodes(ListNodesRequest {})).await })?;
+    let facts = |answer: &ListNodesResponse| format!("{} nodes admitted", answer.nodes.len());
+    conclude(&[judged("authority", nodes, |_| Faults::new(), facts)], screen)
+}
+
+fn conclude(judged: &[Judged], screen: &mut Screen) -> Result<Exit, Failure> {
     judged.iter().try_for_each(|j| show(j, screen))?;
     Ok(if judged.iter().any(|j| j.state == State::Down) { Exit::Failed } else { Exit::Done })
 }

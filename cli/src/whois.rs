@@ -47,17 +47,17 @@ fn show(attestation: &Attestation, screen: &mut Screen) -> Result<Exit, Failure>
     let exit = match &attestation.workload {
         Some(name) => {
             let name = screen.tint(Tone::Good, name.as_str());
-            screen.line(&format!("{:<12} {name}", "workload"))?;
+            screen.line(&format!("{:<14} {name}", "workload"))?;
             Exit::Done
         }
         None => {
             let none = screen.tint(Tone::Bad, "none");
-            screen.line(&format!("{:<12} {none}", "workload"))?;
+            screen.line(&format!("{:<14} {none}", "workload"))?;
             Exit::Refused
         }
     };
     for (name, value) in evidence(attestation) {
-        screen.line(&format!("{name:<12} {}", printable(&value)))?;
+        screen.line(&format!("{name:<14} {}", printable(&value)))?;
     }
     attestation.near_misses.iter().try_for_each(|miss| near(miss, screen))?;
     Ok(exit)
@@ -135,8 +135,8 @@ mod tests {
         let out = Kept::default();
         assert_eq!(show(&attestation(None), &mut Screen::on(out.clone())).unwrap(), Exit::Refused);
         let text = out.text();
-        assert!(text.starts_with("workload     none\nexe          /usr/bin/c\\u{1b}url\n"), "{text}");
-        assert!(text.contains("script       (not an interpreter)\n"), "{text}");
+        assert!(text.starts_with("workload       none\nexe            /usr/bin/c\\u{1b}url\n"), "{text}");
+        assert!(text.contains("script         (not an interpreter)\n"), "{text}");
         assert!(text.ends_with("not shop/web: its uid differs\n    expected 0\n    seen     33\n"), "{text}");
     }
 
@@ -144,6 +144,6 @@ mod tests {
     fn an_earned_workload_is_success() {
         let out = Kept::default();
         assert_eq!(show(&attestation(Some("shop/web")), &mut Screen::on(out.clone())).unwrap(), Exit::Done);
-        assert!(out.text().starts_with("workload     shop/web\n"));
+        assert!(out.text().starts_with("workload       shop/web\n"));
     }
 }

@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A daemon's start, as data: the harness puts `nsenter` before it.
+///
+/// A daemon outlives whoever started it (there is no `PR_SET_PDEATHSIG`): a supervisor that was killed must not
+/// open or close the host. Its cgroup is where a daemon is found again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DaemonCommand {
     /// `bonafide`.

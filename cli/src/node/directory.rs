@@ -45,3 +45,47 @@ pub(super) fn file(path: &Path, owner: u32, mode: u32, text: &str) -> Result<(),
     std::os::unix::fs::fchown(&file, Some(owner), Some(owner)).map_err(io_at("change the owner", path))?;
     file.set_permissions(fs::Permissions::from_mode(mode)).map_err(io_at("change the mode", path))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_never_written_through_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (precious, path) = (dir.path().join("precious"), dir.path().join("join.token"));
+        fs::write(&precious, "x").unwrap();
+        std::os::unix::fs::symlink(&precious, &path).unwrap();
+        file(&path, 64701, 0o600, "s3cret").unwrap();
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "x");
+        let meta = fs::symlink_metadata(&path).unwrap();
+        assert!(meta.is_file());
+        assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (64701, 64701, 0o600));
+    }
+
+    #[test]
+    fn a_directory_that_others_have_a_say_in_is_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let (link, open, foreign) = (parent.path().join("l"), parent.path().join("o"), parent.path().join("f"));
+        std::os::unix::fs::symlink(parent.path(), &link).unwrap();
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+        fs::create_dir(&foreign).unwrap();
+        chown(&foreign, Some(65534), None).unwrap();
+        for path in [&link, &open, &foreign] {
+            assert!(matches!(directory(path, 64701, 0o700), Err(NodeError::Directory(..))), "{path:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_directory_can_be_prepared_again() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("ca");
+        for _ in 0..2 {
+            directory(&path, 64701, 0o700).unwrap();
+            let meta = fs::metadata(&path).unwrap();
+            assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (64701, 64701, 0o700));
+        }
+    }
+}

@@ -52,7 +52,7 @@ pub fn prepare_node(spec: &NodeSpec) -> Result<PreparedNode, NodeError> {
         return Err(NodeError::Backend(spec.backend.clone()));
     }
     let cgroup = InstanceCgroup::find(&spec.instance)?;
-    let policy = absolute(&spec.policy)?;
+    let policy = policy_path(&spec.policy)?;
     let binaries = absolute(&spec.binaries)?;
     let layout = directories(&spec.dir, &[("ca", CA_UID), ("identityd", IDENTITYD_UID), ("enforcer", ENFORCER_UID)])?;
     cgroup.create()?;
@@ -118,6 +118,12 @@ fn ca_command(binaries: &Path, cgroup: &Path, config: PathBuf, layout: &Layout) 
 
 fn absolute(path: &Path) -> Result<PathBuf, NodeError> {
     fs::canonicalize(path).map_err(io_at("find", path))
+}
+
+/// Absolute, but with its links as they are: who replaces a policy may do so by pointing a link elsewhere.
+fn policy_path(path: &Path) -> Result<PathBuf, NodeError> {
+    fs::metadata(path).map_err(io_at("find", path))?;
+    std::path::absolute(path).map_err(io_at("find", path))
 }
 
 /// The directories of these daemons. identityd keeps nothing, so it has no state.
