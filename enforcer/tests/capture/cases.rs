@@ -1,0 +1,304 @@
+//! What must hold, for nft and for iptables.
+
+use std::fs;
+
+use super::lab::{Lab, Part, Seen, kill_pid, must, wait_for};
+use super::roles::PORT;
+
+/// One test.
+pub struct Case {
+    pub name: &'static str,
+    pub backend: &'static str,
+    pub run: fn(&'static str),
+}
+
+pub fn all() -> impl Iterator<Item = Case> {
+    let both = |nft, iptables, run| {
+        [Case { name: nft, backend: "nft", run }, Case { name: iptables, backend: "iptables", run }]
+    };
+    [
+        both("captures_exactly_nft", "captures_exactly_iptables", captures_exactly as fn(&'static str)),
+        both("captures_exactly_observing_nft", "captures_exactly_observing_iptables", captures_exactly_observing),
+        both("enforce_stays_closed_nft", "enforce_stays_closed_iptables", enforce_stays_closed),
+        both("observe_opens_nft", "observe_opens_iptables", observe_opens),
+        both("a_killed_guard_is_replaced_nft", "a_killed_guard_is_replaced_iptables", a_killed_guard_is_replaced),
+        both("switches_nft", "switches_iptables", switches),
+        both("removes_every_trace_nft", "removes_every_trace_iptables", removes_every_trace),
+        both("marks_do_not_help_nft", "marks_do_not_help_iptables", marks_do_not_help),
+        both("devices_come_and_go_nft", "devices_come_and_go_iptables", devices_come_and_go),
+        both("control_is_exempt_nft", "control_is_exempt_iptables", control_is_exempt),
+        both("the_root_cgroup_is_refused_nft", "the_root_cgroup_is_refused_iptables", the_root_cgroup_is_refused),
+    ]
+    .into_iter()
+    .flatten()
+}
+
+const HOST: [&str; 2] = ["10.77.0.1", "[fd77::1]"];
+const REMOTE: [&str; 2] = ["10.77.0.2", "[fd77::2]"];
+const LOOPBACK: [&str; 3] = ["127.0.0.1", "127.9.9.9", "[::1]"];
+
+fn at(ip: &str) -> String {
+    format!("{ip}:{PORT}")
+}
+
+fn ip_of(addr: &str) -> &str {
+    addr.rsplit_once(':').unwrap().0
+}
+
+fn lab() -> Lab {
+    let mut lab = Lab::new();
+    lab.start_servers();
+    lab
+}
+
+/// Through the relay once, which saw exactly what the client dialled and who it is; the server saw the client's address.
+fn assert_captured(seen: &Seen, direction: &str, to: &str, server_sees: &str) {
+    let Seen::Heard { local, lines } = seen else { panic!("{direction} to {to}: {seen:?}") };
+    let [relay, server, echo] = lines.as_slice() else { panic!("{direction} to {to}: {seen:?}") };
+    assert_eq!(*relay, format!("{direction} {to} {local} -"));
+    let peer = server.strip_prefix("peer ").unwrap_or_else(|| panic!("{seen:?}"));
+    assert_eq!(ip_of(peer), server_sees, "{seen:?}");
+    assert_ne!(peer, local, "the port cannot be kept");
+    assert_eq!(echo, "hello");
+}
+
+fn assert_plain(seen: &Seen) {
+    let Seen::Heard { local, lines } = seen else { panic!("{seen:?}") };
+    assert_eq!(*lines, [format!("peer {local}"), "hello".to_owned()]);
+}
+
+fn assert_failed(seen: &Seen) {
+    assert!(matches!(seen, Seen::Failed { .. }), "{seen:?}");
+}
+
+fn local_ip(seen: &Seen) -> String {
+    let Seen::Heard { local, .. } = seen else { panic!("{seen:?}") };
+    ip_of(local).to_owned()
+}
+
+fn assert_all_captured(lab: &Lab) {
+    for (host, remote) in HOST.iter().zip(REMOTE) {
+        assert_captured(&lab.client(&lab.host, &at(remote), &[]), "out", &at(remote), host);
+        assert_captured(&lab.client(&lab.remote, &at(host), &[]), "in", &at(host), remote);
+    }
+    for own in HOST.iter().chain(&LOOPBACK) {
+        let seen = lab.client(&lab.host, &at(own), &[]);
+        assert_captured(&seen, "out", &at(own), &local_ip(&seen));
+    }
+    let odd = lab.client(&lab.host, &at("10.77.0.1"), &["from=127.0.0.7"]);
+    assert_captured(&odd, "out", &at("10.77.0.1"), "127.0.0.7");
+}
+
+fn captures_exactly(backend: &'static str) {
+    let lab = lab();
+    let enforcer = lab.enforcer(&[backend, "enforce"]);
+    assert_all_captured(&lab);
+    for (host, remote) in HOST.iter().zip(REMOTE) {
+        let bound = lab.client(&lab.host, &at(remote), &["device=h0"]);
+        assert_captured(&bound, "out", &at(remote), host);
+    }
+    enforcer.kill();
+}
+
+fn captures_exactly_observing(backend: &'static str) {
+    let lab = lab();
+    let enforcer = lab.enforcer(&[backend, "observe"]);
+    assert_all_captured(&lab);
+    assert_plain_link_local(&lab);
+    enforcer.kill();
+}
+
+/// It cannot be captured, and observe breaks nothing.
+fn assert_plain_link_local(lab: &Lab) {
+    let links = must("ip", &["-n", &lab.remote, "-6", "-o", "addr", "show", "dev", "r0", "scope", "link"]);
+    let address = links.split_whitespace().find(|word| word.starts_with("fe80")).unwrap();
+    let address = address.split('/').next().unwrap();
+    let link = lab.ip(&["-o", "link", "show", "h0"]);
+    let index = link.split(':').next().unwrap();
+    wait_for(
+        "an answer over link-local",
+        || matches!(lab.client(&lab.host, &format!("[{address}%{index}]:{PORT}"), &[]), Seen::Heard { lines, .. } if lines.len() == 2),
+    );
+}
+
+fn assert_closed(lab: &Lab, backend: &str) {
+    for to in REMOTE.iter().chain(&HOST).chain(&LOOPBACK) {
+        let seen = lab.client(&lab.host, &at(to), &[]);
+        assert_failed(&seen);
+        if backend == "nft" {
+            assert_refused_at_once(&seen);
+        }
+    }
+    for host in HOST {
+        assert_failed(&lab.client(&lab.remote, &at(host), &[]));
+    }
+    assert_eq!(lab.seen_at_remote(), 0, "something left the host");
+}
+
+fn assert_refused_at_once(seen: &Seen) {
+    let Seen::Failed { kind, after } = seen else { panic!("{seen:?}") };
+    assert_eq!(kind, "ConnectionRefused");
+    assert!(*after < 1000, "{seen:?}");
+}
+
+fn enforce_stays_closed(backend: &'static str) {
+    let lab = lab();
+    let before = lab.traces();
+    lab.enforcer(&[backend, "enforce"]).kill();
+    assert_closed(&lab, backend);
+    for device in ["h0", "lo"] {
+        assert_failed(&lab.client(&lab.host, &at("10.77.0.2"), &[&format!("device={device}")]));
+    }
+    assert_eq!(lab.seen_at_remote(), 0);
+    let again = lab.enforcer(&[backend, "enforce"]);
+    assert_all_captured(&lab);
+    again.kill();
+    lab.remove_leftovers(backend);
+    assert_eq!(lab.traces(), before);
+    assert_plain(&lab.client(&lab.host, &at("10.77.0.2"), &[]));
+    lab.remove_leftovers(backend);
+}
+
+fn wait_until_open(lab: &Lab, before: &str) {
+    wait_for("every trace gone", || lab.traces() == before);
+    for to in REMOTE.iter().chain(&HOST).chain(&LOOPBACK) {
+        assert_plain(&lab.client(&lab.host, &at(to), &[]));
+    }
+}
+
+fn observe_opens(backend: &'static str) {
+    let lab = lab();
+    let before = lab.traces();
+    for signal in ["-KILL", "-TERM"] {
+        let enforcer = lab.enforcer(&[backend, "observe"]);
+        assert_captured(&lab.client(&lab.host, &at("10.77.0.2"), &[]), "out", &at("10.77.0.2"), "10.77.0.1");
+        kill_pid("-TERM", guard_of(&enforcer));
+        kill_pid("-INT", guard_of(&enforcer));
+        assert_ne!(lab.traces(), before);
+        kill_pid(signal, enforcer.pid());
+        wait_until_open(&lab, &before);
+        assert!(!enforcer.has_ended());
+    }
+    // A successor that starts while the guard is still at work.
+    lab.enforcer(&[backend, "observe"]).kill();
+    let successor = lab.enforcer(&[backend, "enforce"]);
+    assert_all_captured(&lab);
+    successor.kill();
+    assert_failed(&lab.client(&lab.host, &at("10.77.0.2"), &[]));
+}
+
+/// The only child that stays.
+fn guard_of(enforcer: &Part) -> u32 {
+    let pid = enforcer.pid();
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let children = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("children")).unwrap());
+    let children = children.collect::<Vec<_>>().concat();
+    children.split_whitespace().next().expect("there is a guard").parse().unwrap()
+}
+
+fn a_killed_guard_is_replaced(backend: &'static str) {
+    let lab = lab();
+    let before = lab.traces();
+    let mut enforcer = lab.enforcer(&[backend, "observe"]);
+    assert_eq!(enforcer.order("refresh"), "refreshed false");
+    kill_pid("-KILL", guard_of(&enforcer));
+    wait_for("a new guard", || enforcer.order("refresh") == "refreshed true");
+    assert_captured(&lab.client(&lab.host, &at("10.77.0.2"), &[]), "out", &at("10.77.0.2"), "10.77.0.1");
+    enforcer.kill();
+    wait_until_open(&lab, &before);
+}
+
+fn switches(backend: &'static str) {
+    let lab = lab();
+    let before = lab.traces();
+    let mut enforcer = lab.enforcer(&[backend, "observe"]);
+    assert_eq!(enforcer.order("switch enforce"), "done");
+    assert_all_captured(&lab);
+    let seen = lab.seen_at_remote();
+    enforcer.kill();
+    assert_failed(&lab.client(&lab.host, &at("10.77.0.2"), &[]));
+    assert_eq!(lab.seen_at_remote(), seen);
+
+    let mut enforcer = lab.enforcer(&[backend, "enforce"]);
+    assert_eq!(enforcer.order("switch observe"), "done");
+    assert_all_captured(&lab);
+    enforcer.kill();
+    wait_until_open(&lab, &before);
+}
+
+fn removes_every_trace(backend: &'static str) {
+    let lab = lab();
+    let before = lab.traces();
+    for mode in ["enforce", "observe"] {
+        let mut enforcer = lab.enforcer(&[backend, mode]);
+        assert_ne!(lab.traces(), before);
+        assert_eq!(enforcer.order("remove"), "done");
+        assert!(enforcer.has_ended());
+        assert_eq!(lab.traces(), before);
+    }
+}
+
+/// `SO_MARK` takes only `CAP_NET_RAW`. Whatever the mark, nothing of it leaves while no enforcer runs.
+fn marks_do_not_help(backend: &'static str) {
+    let lab = lab();
+    lab.enforcer(&[backend, "enforce"]).kill();
+    for mark in [0x539_u32, 0x0100_0000, 0x0200_0000, 0x0300_0000, 0x0800_0000, 0x0a00_0000, 0xffff_ffff] {
+        let option = format!("mark={mark}");
+        for to in REMOTE {
+            let Seen::Failed { kind, .. } = lab.raw_client(&at(to), &[&option]) else { panic!("mark {mark:#x}") };
+            assert_ne!(kind, "PermissionDenied", "the mark could not even be set");
+        }
+    }
+    assert_eq!(lab.seen_at_remote(), 0, "a forged mark left the host");
+}
+
+fn devices_come_and_go(backend: &'static str) {
+    let lab = lab();
+    let enforcer = lab.enforcer(&[backend, "enforce"]);
+    lab.ip(&["link", "set", "lo", "down"]);
+    lab.ip(&["link", "set", "lo", "up"]);
+    wait_for("the routes of lo", || {
+        lab.ip(&["-6", "route", "show", "table", "30808"]).contains("local default dev lo")
+    });
+    assert_captured(&lab.client(&lab.host, &at("[fd77::2]"), &[]), "out", &at("[fd77::2]"), "[fd77::1]");
+    lab.ip(&["link", "add", "new0", "type", "dummy"]);
+    lab.ip(&["link", "set", "new0", "up"]);
+    for family in ["-4", "-6"] {
+        let routes = || lab.ip(&[family, "route", "show", "table", "30808"]);
+        wait_for("the routes of a new device", || routes().contains("local default dev new0"));
+    }
+    enforcer.kill();
+}
+
+fn control_is_exempt(backend: &'static str) {
+    let lab = lab();
+    let (cgroup, uid) = (lab.cgroup("other"), 64_701);
+    for to in REMOTE {
+        let path = cgroup.display().to_string();
+        let mut enforcer = lab.enforcer(&[backend, "enforce", &path, &uid.to_string(), &at(to)]);
+        assert_plain(&lab.client_in(&cgroup, uid, &at(to)));
+        let Seen::Heard { lines, .. } = lab.client_in(&cgroup, uid + 1, &at(to)) else { panic!("another user") };
+        assert!(lines[0].starts_with("out "), "another user is captured: {lines:?}");
+        let other_port = format!("{}:{}", to, PORT + 1);
+        let Seen::Heard { lines, .. } = lab.client_in(&cgroup, uid, &other_port) else { panic!("another port") };
+        assert!(lines[0].starts_with("out "), "another port is captured: {lines:?}");
+        // What a service manager does when it starts a unit again.
+        wait_for("the cgroup is empty", || fs::remove_dir(&cgroup).is_ok());
+        fs::create_dir(&cgroup).unwrap();
+        assert_eq!(enforcer.order("refresh"), "refreshed true");
+        assert_plain(&lab.client_in(&cgroup, uid, &at(to)));
+        assert_eq!(enforcer.order("refresh"), "refreshed false");
+        enforcer.kill();
+    }
+}
+
+fn the_root_cgroup_is_refused(backend: &'static str) {
+    let lab = lab();
+    let before = lab.traces();
+    let root = lab.cgroup("..");
+    let mut enforcer = lab.try_enforcer(&root, &[backend, "enforce"]);
+    let line = enforcer.line();
+    assert!(line.starts_with("error: this process lives in the root cgroup"), "{line}");
+    assert!(!enforcer.has_ended());
+    assert_eq!(lab.traces(), before);
+}
