@@ -53,6 +53,8 @@ pub trait AuthorityLink: Send + Sync + std::fmt::Debug {
         signing_csr: Vec<u8>,
         authentication_csr: Vec<u8>,
     ) -> Result<Membership, LinkError>;
+    /// Is it there, and is it still our authority? Asks for nothing.
+    async fn probe(&self, member: &Member) -> Result<(), LinkError>;
 }
 
 /// The authority in this very process.
@@ -77,6 +79,10 @@ impl AuthorityLink for Embedded {
         let shown = [member.node_svid().clone()];
         let peer = authority.trust_bundle().verify(&shown, now, Expect::Node).map_err(distrust)?;
         blocking(move || authority.renew(&peer, &signing_csr, &authentication_csr).map_err(refused)).await
+    }
+
+    async fn probe(&self, _member: &Member) -> Result<(), LinkError> {
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::{Evidence, Fingerprint};
@@ -27,6 +27,8 @@ use crate::token::JoinToken;
 
 /// How long expired leaves stay in the ledger, seconds.
 const REMEMBER: i64 = 90 * 86_400;
+/// How often the authority is looked for, seconds, so that the status is true.
+const PROBE_EVERY: i64 = 60;
 
 /// Why the node role cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +129,8 @@ pub struct NodeCa {
     /// Watched by those who want the bundle.
     member: watch::Sender<Option<Arc<Member>>>,
     contact: watch::Sender<Contact>,
+    /// When the authority was asked last, unix seconds.
+    asked: AtomicI64,
     issued: AtomicU64,
 }
 
@@ -146,6 +150,7 @@ impl NodeCa {
             clock,
             member: watch::Sender::new(member.map(Arc::new)),
             contact: watch::Sender::new(Contact::None),
+            asked: AtomicI64::new(0),
             issued: AtomicU64::new(0),
         })
     }
@@ -261,6 +266,15 @@ impl NodeCa {
         outcome
     }
 
+    /// Learns whether the authority is there, unless it was asked within the last minute.
+    pub async fn probe(&self, link: &dyn AuthorityLink) {
+        let now = self.clock.unix();
+        let recently = self.asked.load(Ordering::Relaxed).saturating_add(PROBE_EVERY);
+        if let Some(member) = self.member().filter(|_| now >= recently) {
+            self.note(&link.probe(&member).await.map_err(MembershipError::from));
+        }
+    }
+
     async fn try_renew(&self, link: &dyn AuthorityLink) -> Result<(), MembershipError> {
         let member = self.member().ok_or(MembershipError::NotAMember)?;
         let candidate = Candidate::generate()?;
@@ -284,6 +298,7 @@ impl NodeCa {
     }
 
     fn note(&self, outcome: &Result<(), MembershipError>) {
+        self.asked.store(self.clock.unix(), Ordering::Relaxed);
         self.contact.send_replace(match outcome {
             Ok(()) => Contact::Reached,
             Err(e) => Contact::Failed(e.to_string()),

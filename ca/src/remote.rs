@@ -151,6 +151,10 @@ impl AuthorityLink for Remote {
         let mut client = self.client(member.bundle().clone(), Some(member)).await?;
         self.answered(client.renew(wire::RenewRequest { signing_csr, authentication_csr })).await
     }
+
+    async fn probe(&self, member: &Member) -> Result<(), LinkError> {
+        self.client(member.bundle().clone(), Some(member)).await.map(|_| ())
+    }
 }
 
 /// A channel over this one connection; it never dials again.

@@ -108,7 +108,9 @@ pub async fn keep(
 pub async fn step(node: &NodeCa, link: &dyn AuthorityLink, tokens: &TokenSource) -> Result<Duration, UpkeepError> {
     match node.due() {
         Due::NothingFor(seconds) => {
-            return Ok(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).clamp(Duration::from_millis(100), LOOK));
+            node.probe(link).await;
+            let rest = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+            return Ok(rest.clamp(Duration::from_millis(100), LOOK));
         }
         Due::Renew => node.renew(link).await?,
         Due::Join => join(node, link, tokens).await?,

@@ -1,0 +1,154 @@
+//! Joining: over TLS on both loopbacks, once per token, under a name of one's own.
+
+use std::sync::Arc;
+
+use bonafide_ca::node::MembershipError;
+use bonafide_ca::token::Secret;
+use bonafide_ca::{Application, JoinToken, LinkError};
+use bonafide_proto::svid::Expect;
+use bonafide_proto::wire::authority as wire;
+
+use crate::bench::{Domain, LOOPBACKS, Served, csr, fingerprint, instant, refusal};
+
+#[tokio::test]
+async fn a_node_joins_by_token_over_tls_and_issues() {
+    for ip in LOOPBACKS {
+        let served = Served::on(ip).await;
+        let node = served.member("a").await;
+        let leaf = node.issue_leaf(&"shop/web".parse().unwrap(), &fingerprint(), &csr(&[])).unwrap();
+        let bundle = node.trust_bundle().unwrap();
+        bundle.verify(&leaf.chain, instant(&served.clock), Expect::Workload).unwrap();
+        let svid = [node.member().unwrap().node_svid().clone()];
+        let peer = bundle.verify(&svid, instant(&served.clock), Expect::Node).unwrap();
+        assert_eq!(peer.id().to_string(), "spiffe://example.org/bonafide/node/a");
+
+        let listed = served.admin().list_nodes(wire::ListNodesRequest {}).await.unwrap().into_inner().nodes;
+        assert_eq!(listed.iter().map(|n| n.name.as_str()).collect::<Vec<_>>(), ["a"]);
+    }
+}
+
+#[tokio::test]
+async fn each_bad_token_is_refused_by_its_name() {
+    let served = Served::on("127.0.0.1").await;
+    let link = served.link();
+
+    let used = served.token("").await;
+    served.stranger("a").join(&link, &used).await.unwrap();
+    let node = served.stranger("b");
+    assert_eq!(refusal(&node.join(&link, &used).await.unwrap_err()), "token-used");
+
+    let unknown = JoinToken::new(Secret::generate().unwrap(), used.root().clone());
+    assert_eq!(refusal(&node.join(&link, &unknown).await.unwrap_err()), "token-unknown");
+
+    let for_c = served.token("c").await;
+    assert_eq!(refusal(&node.join(&link, &for_c).await.unwrap_err()), "token-for-another-node");
+
+    let expired = served.token("").await;
+    served.clock.forward(601);
+    assert_eq!(refusal(&node.join(&link, &expired).await.unwrap_err()), "token-expired");
+    assert!(node.member().is_none());
+}
+
+#[tokio::test]
+async fn an_unknown_secret_learns_nothing_about_names() {
+    let domain = Domain::new();
+    domain.member("a").await;
+    let unknown = JoinToken::new(Secret::generate().unwrap(), domain.token(None).root().clone());
+    let apply = |node: &str| Application {
+        node: node.parse().unwrap(),
+        signing_csr: b"not even a request".to_vec(),
+        authentication_csr: Vec::new(),
+        bios_uuid: String::new(),
+        machine_id: String::new(),
+    };
+    let taken = domain.authority.join(unknown.secret(), &apply("a")).unwrap_err();
+    let free = domain.authority.join(unknown.secret(), &apply("b")).unwrap_err();
+    assert_eq!((taken.as_str(), taken.to_string()), ("token-unknown", free.to_string()));
+}
+
+#[tokio::test]
+async fn a_token_of_another_authority_makes_the_node_refuse() {
+    let ours = Served::on("127.0.0.1").await;
+    let theirs = Served::on("127.0.0.1").await;
+    let node = ours.stranger("a");
+    let refused = node.join(&ours.link(), &theirs.token("").await).await.unwrap_err();
+    assert!(matches!(&refused, MembershipError::Link(LinkError::Distrust { .. })), "{refused}");
+    assert!(node.member().is_none());
+}
+
+#[tokio::test]
+async fn a_refused_name_does_not_cost_the_token() {
+    let served = Served::on("127.0.0.1").await;
+    served.member("a").await;
+    let token = served.token("").await;
+    let impostor = served.stranger_elsewhere("a");
+    assert_eq!(refusal(&impostor.join(&served.link(), &token).await.unwrap_err()), "name-taken");
+    served.stranger("b").join(&served.link(), &token).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_bound_to_the_name_lets_a_machine_come_back_and_shuts_the_old_one_out() {
+    let served = Served::on("127.0.0.1").await;
+    let before = served.member("a").await;
+    let after = served.stranger_elsewhere("a");
+    after.join(&served.link(), &served.token("a").await).await.unwrap();
+    assert_eq!(refusal(&before.renew(&served.link()).await.unwrap_err()), "membership-replaced");
+    after.renew(&served.link()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_a_hundred_uses_of_one_token_exactly_one_wins() {
+    let domain = Domain::new();
+    let token = domain.token(None);
+    let barrier = Arc::new(std::sync::Barrier::new(100));
+    let attempts: Vec<_> = (0..100)
+        .map(|n| {
+            let (authority, token, barrier) = (domain.authority.clone(), token.clone(), barrier.clone());
+            let application = Application {
+                node: format!("n{n}").parse().unwrap(),
+                signing_csr: csr(&[]),
+                authentication_csr: csr(&[]),
+                bios_uuid: String::new(),
+                machine_id: String::new(),
+            };
+            std::thread::spawn(move || {
+                barrier.wait();
+                authority.join(token.secret(), &application).map_err(|e| e.as_str())
+            })
+        })
+        .collect();
+    let outcomes: Vec<_> = attempts.into_iter().map(|a| a.join().unwrap()).collect();
+    assert_eq!(outcomes.iter().filter(|o| o.is_ok()).count(), 1);
+    assert!(outcomes.iter().all(|o| o.is_ok() || matches!(o, Err("token-used"))));
+    assert_eq!(domain.authority.nodes().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn two_requests_for_one_key_are_refused_and_cost_nothing() {
+    let domain = Domain::new();
+    let (token, same) = (domain.token(None), csr(&[]));
+    let apply = |signing_csr: Vec<u8>, authentication_csr: Vec<u8>, machine_id: &str| Application {
+        node: "a".parse().unwrap(),
+        signing_csr,
+        authentication_csr,
+        bios_uuid: String::new(),
+        machine_id: machine_id.into(),
+    };
+    for bad in [
+        apply(same.clone(), same.clone(), ""),
+        apply(vec![0x30; 5000], csr(&[]), ""),
+        apply(csr(&[]), csr(&[]), "line\nbreak"),
+        apply(csr(&[]), csr(&[]), &"x".repeat(129)),
+    ] {
+        assert_eq!(domain.authority.join(token.secret(), &bad).unwrap_err().as_str(), "bad-request");
+    }
+    domain.authority.join(token.secret(), &apply(same, csr(&[]), "")).unwrap();
+}
+
+#[test]
+fn tokens_live_ten_minutes_at_most() {
+    let domain = Domain::new();
+    for ttl in [0, 601, u32::MAX] {
+        assert!(domain.authority.create_token(None, ttl).is_err());
+    }
+}

@@ -1,0 +1,18 @@
+//! The roles of the CA together, through their public API: in one process and over TLS on loopback.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+mod bench;
+mod issuing;
+mod joining;
+mod program;
+mod renewing;
+mod state;
+mod strangers;

@@ -1,0 +1,165 @@
+//! The program itself: a whole node on its unix sockets, exit codes, and nothing left behind.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use bonafide_proto::clock::{Clock as _, SystemClock};
+use bonafide_proto::endpoint;
+use bonafide_proto::svid::{Expect, TrustBundle};
+use bonafide_proto::wire::node as wire;
+use bonafide_proto::wire::node::issuance_client::IssuanceClient;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use tokio::process::{Child, Command};
+
+use crate::bench::{csr, fingerprint};
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bonafide-ca"));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+async fn said(command: &mut Command) -> (i32, String, String) {
+    let output = command.output().await.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn local(dir: &Path) -> PathBuf {
+    let path = dir.join("ca.toml");
+    let at = dir.display();
+    let text = format!(
+        "role = \"local\"\nstate = \"{at}/state\"\n\
+         [root]\ntrust_domain = \"example.org\"\nadmin_socket = \"{at}/authority.sock\"\n\
+         [node]\nname = \"a\"\nsocket = \"{at}/ca.sock\"\n"
+    );
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+async fn ask(dir: &Path) -> IssuanceClient<tonic::transport::Channel> {
+    let mut client = IssuanceClient::new(endpoint::channel(dir.join("ca.sock")));
+    for _ in 0..600 {
+        match client.status(wire::StatusRequest {}).await {
+            Ok(status) if status.get_ref().authority_reachable => return client,
+            _ => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+    panic!("the daemon does not answer");
+}
+
+async fn end(mut child: Child, signal: rustix::process::Signal) -> i32 {
+    let pid = rustix::process::Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+    child.wait().await.unwrap().code().unwrap()
+}
+
+#[tokio::test]
+async fn the_local_role_serves_a_whole_node_and_leaves_no_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = local(dir.path());
+    for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
+        let child = program().arg("--config").arg(&config).spawn().unwrap();
+        let mut client = ask(dir.path()).await;
+        let mut watch = client.watch_bundle(wire::WatchBundleRequest {}).await.unwrap().into_inner();
+        let bundle = watch.message().await.unwrap().unwrap();
+        assert_eq!((bundle.trust_domain.as_str(), bundle.node.as_str()), ("example.org", "a"));
+        let request = wire::IssueLeafRequest {
+            workload: "shop/web".into(),
+            fingerprint: Some((&fingerprint()).into()),
+            csr: csr(&[]),
+        };
+        let Some(wire::issue_leaf_response::Of::Svid(svid)) = client.issue_leaf(request).await.unwrap().into_inner().of
+        else {
+            panic!("refused")
+        };
+        let ders = |list: Vec<Vec<u8>>| list.into_iter().map(CertificateDer::from).collect::<Vec<_>>();
+        let trust = TrustBundle::new("example.org".parse().unwrap(), ders(bundle.roots)).unwrap();
+        let now = UnixTime::since_unix_epoch(SystemClock.now());
+        trust.verify(&ders(svid.chain), now, Expect::Workload).unwrap();
+
+        assert_eq!(end(child, signal).await, 0);
+        assert!(!dir.path().join("ca.sock").exists() && !dir.path().join("authority.sock").exists());
+    }
+}
+
+#[tokio::test]
+async fn malformed_questions_are_answered_without_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let child = program().arg("--config").arg(local(dir.path())).spawn().unwrap();
+    let mut client = ask(dir.path()).await;
+    let question = |workload: &str, csr: Vec<u8>| wire::IssueLeafRequest {
+        workload: workload.into(),
+        fingerprint: Some((&fingerprint()).into()),
+        csr,
+    };
+    for name in ["", "bonafide/node/a", "a//b", "../x"] {
+        let refused = client.issue_leaf(question(name, csr(&[]))).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{name}");
+    }
+    let without = wire::IssueLeafRequest { workload: "web".into(), fingerprint: None, csr: csr(&[]) };
+    assert_eq!(client.issue_leaf(without).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    let answer = client.issue_leaf(question("web", vec![0x30; 5000])).await.unwrap().into_inner();
+    let Some(wire::issue_leaf_response::Of::Refused(refused)) = answer.of else { panic!("not refused") };
+    assert_eq!(refused.reason, "bad-request");
+    let huge = client.issue_leaf(question("web", vec![0; 1_000_000])).await.unwrap_err();
+    assert_eq!(huge.code(), tonic::Code::OutOfRange, "{huge}");
+    assert_eq!(client.status(wire::StatusRequest {}).await.unwrap().into_inner().issued, 0);
+    assert_eq!(end(child, rustix::process::Signal::TERM).await, 0);
+}
+
+#[tokio::test]
+async fn an_operator_makes_tokens_and_lists_nodes() {
+    let dir = tempfile::tempdir().unwrap();
+    let child = program().arg("--config").arg(local(dir.path())).spawn().unwrap();
+    ask(dir.path()).await;
+    let socket = dir.path().join("authority.sock");
+    let (code, out, _) = said(program().arg("token").arg("--socket").arg(&socket)).await;
+    assert_eq!(code, 0);
+    out.parse::<bonafide_ca::JoinToken>().unwrap();
+    let (code, out, _) = said(program().arg("nodes").arg("--socket").arg(&socket)).await;
+    assert_eq!(code, 0);
+    assert!(out.lines().nth(1).unwrap().starts_with("a "), "{out}");
+
+    let (code, _, err) = said(program().arg("--config").arg(dir.path().join("ca.toml"))).await;
+    assert_eq!(code, 1, "a second daemon ran");
+    assert!(err.contains("in use by another daemon"), "{err}");
+    assert!(socket.exists(), "the second daemon took the first one's socket");
+    assert_eq!(end(child, rustix::process::Signal::TERM).await, 0);
+}
+
+#[tokio::test]
+async fn mistakes_have_their_exit_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    let wrong = dir.path().join("wrong.toml");
+    std::fs::write(&wrong, "role = \"local\"\nstat = \"/x\"\n").unwrap();
+    let (code, _, err) = said(program().arg("--config").arg(&wrong)).await;
+    assert_eq!(code, 2);
+    assert!(err.contains("wrong.toml") && err.contains("line 2") && err.contains("stat"), "{err}");
+
+    let missing = dir.path().join("missing");
+    assert_eq!(said(program().arg("--config").arg(&missing)).await.0, 2);
+    assert_eq!(said(&mut program()).await.0, 2);
+    assert_eq!(said(program().args(["token", "--socket", "/x", "--ttl", "601"])).await.0, 2);
+    assert_eq!(said(program().args(["token", "--socket", "/x", "--node", "a/b"])).await.0, 2);
+    let (code, _, err) = said(program().arg("nodes").arg("--socket").arg(&missing)).await;
+    assert_eq!(code, 1);
+    assert!(err.contains("does not answer"), "{err}");
+}
+
+#[tokio::test]
+async fn a_node_without_a_usable_token_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display();
+    let config = dir.path().join("node.toml");
+    let text = format!(
+        "role = \"node\"\nstate = \"{at}/state\"\n[node]\nname = \"a\"\nsocket = \"{at}/ca.sock\"\n\
+         authority = \"127.0.0.1:1\"\njoin_token_file = \"{at}/join.token\"\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let (code, _, err) = said(program().arg("--config").arg(&config)).await;
+    assert_eq!(code, 1);
+    assert!(err.contains("join.token") && err.contains("bonafide-ca token"), "{err}");
+    assert!(!dir.path().join("ca.sock").exists());
+}

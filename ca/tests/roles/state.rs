@@ -1,0 +1,125 @@
+//! What is on disk: damage, foreign state, a second daemon and open permissions are refused by name.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use bonafide_ca::authority::OpenError;
+use bonafide_ca::key::KeyError;
+use bonafide_ca::store::StoreError;
+use bonafide_ca::{Authority, Charter, NodeCa};
+
+use crate::bench::{Domain, Travel, charter, setup};
+
+fn reopen(dir: &Path) -> Result<Authority, OpenError> {
+    Authority::open(&charter(dir), Travel::new())
+}
+
+/// An authority that ran, with one member.
+async fn used() -> tempfile::TempDir {
+    let domain = Domain::new();
+    domain.member("a").await;
+    let Domain { dir, authority, .. } = domain;
+    drop(authority);
+    dir
+}
+
+#[tokio::test]
+async fn the_trust_domain_survives_a_restart() {
+    let domain = Domain::new();
+    domain.member("a").await;
+    let root = domain.authority.trust_bundle().roots().to_vec();
+    let Domain { dir, authority, .. } = domain;
+    drop(authority);
+    let again = reopen(dir.path()).unwrap();
+    assert_eq!(again.trust_bundle().roots(), root);
+    assert_eq!(again.nodes().unwrap().len(), 1);
+}
+
+#[test]
+fn a_second_daemon_on_one_state_is_refused() {
+    let domain = Domain::new();
+    let second = reopen(domain.dir.path()).unwrap_err();
+    assert!(matches!(second, OpenError::Store(StoreError::InUse(_))), "{second}");
+}
+
+#[tokio::test]
+async fn another_trust_domain_is_refused() {
+    let dir = used().await;
+    let other = Charter { trust_domain: "example.com".parse().unwrap(), ..charter(dir.path()) };
+    let refused = Authority::open(&other, Travel::new()).unwrap_err();
+    assert!(matches!(refused, OpenError::TrustDomain { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn half_a_state_never_founds_a_new_root() {
+    let dir = used().await;
+    let state = charter(dir.path()).state;
+    std::fs::rename(state.join("root.key"), dir.path().join("away")).unwrap();
+    let refused = reopen(dir.path()).unwrap_err();
+    assert!(matches!(refused, OpenError::Half { lacks: "root.key", .. }), "{refused}");
+
+    std::fs::rename(dir.path().join("away"), state.join("root.key")).unwrap();
+    std::fs::remove_dir_all(state.join("store")).unwrap();
+    let refused = reopen(dir.path()).unwrap_err();
+    assert!(matches!(refused, OpenError::Half { has: "a root key", .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn a_key_of_another_root_is_refused() {
+    let dir = used().await;
+    let path = charter(dir.path()).state.join("root.key");
+    std::fs::remove_file(&path).unwrap();
+    bonafide_ca::key::Key::generate().unwrap().create_file(&path).unwrap();
+    let refused = reopen(dir.path()).unwrap_err();
+    assert!(matches!(refused, OpenError::Mismatch(_)), "{refused}");
+}
+
+#[tokio::test]
+async fn an_exposed_key_is_refused() {
+    let dir = used().await;
+    let path = charter(dir.path()).state.join("root.key");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let refused = reopen(dir.path()).unwrap_err();
+    assert!(matches!(refused, OpenError::Key(KeyError::Exposed { mode: 0o644, .. })), "{refused}");
+}
+
+#[tokio::test]
+async fn a_damaged_store_is_refused_and_says_so() {
+    for damage in [&b"garbage"[..], &[0u8; 4096], &[0xff; 4096]] {
+        let dir = used().await;
+        let store = charter(dir.path()).state.join("store");
+        for file in ["conf", "db"] {
+            let path = store.join(file);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let upto = damage.len().min(bytes.len());
+            bytes[..upto].copy_from_slice(&damage[..upto]);
+            std::fs::write(&path, bytes).unwrap();
+        }
+        let refused = reopen(dir.path()).unwrap_err();
+        let named = matches!(refused, OpenError::Half { .. } | OpenError::Store(StoreError::Damaged { .. }));
+        assert!(named, "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_membership_of_another_node_or_a_damaged_one_is_refused() {
+    let domain = Domain::new();
+    drop(domain.member("a").await);
+    let setup_a = setup(domain.dir.path(), "a");
+    let file = setup_a.state.join("membership.json");
+
+    let as_b = bonafide_ca::NodeSetup { name: "b".parse().unwrap(), ..setup_a.clone() };
+    let refused = NodeCa::open(as_b, domain.clock.clone()).unwrap_err();
+    assert!(refused.to_string().contains("belongs to node a"), "{refused}");
+
+    let whole = std::fs::read_to_string(&file).unwrap();
+    for damaged in [whole[..whole.len() / 2].to_owned(), String::new(), whole.replace("\"a\"", "\"a/b\"")] {
+        std::fs::write(&file, damaged).unwrap();
+        let refused = NodeCa::open(setup_a.clone(), domain.clock.clone()).unwrap_err();
+        assert!(refused.to_string().contains("is damaged"), "{refused}");
+    }
+    std::fs::write(&file, whole).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let refused = NodeCa::open(setup_a, domain.clock.clone()).unwrap_err();
+    assert!(refused.to_string().contains("mode 0640"), "{refused}");
+}
