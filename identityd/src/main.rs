@@ -1,3 +1,7 @@
-//! Knows which program is behind a socket.
+//! `bonafide-identityd`: see the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bonafide_identityd::daemon::main()
+}

@@ -1,0 +1,175 @@
+//! `identityd.toml`.
+//!
+//! ```toml
+//! node = "a"
+//! socket = "/run/bonafide/identityd.sock"
+//! ca_socket = "/run/bonafide/ca.sock"
+//! policy = "/etc/bonafide/policy.toml"
+//! callers = [64703]   # uids that may ask, besides root; default: the enforcer's
+//! log = "info"        # off, error, warn, info, debug or trace
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use bonafide_proto::name::NodeName;
+use serde::Deserialize;
+use tracing::level_filters::LevelFilter;
+
+/// The longest configuration file, in bytes.
+const FILE_MAX: u64 = 64 << 10;
+
+/// The enforcer's usual uid.
+const ENFORCER_UID: u32 = 64703;
+
+/// What this daemon was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// This node's name in the mesh.
+    pub node: NodeName,
+    /// Where it is asked. Absolute.
+    pub socket: PathBuf,
+    /// Where the node's CA answers. Absolute.
+    pub ca_socket: PathBuf,
+    /// The policy file. Absolute; it need not exist yet.
+    pub policy: PathBuf,
+    /// Uids that may ask; root is always among them.
+    pub callers: Vec<u32>,
+    /// How much is logged.
+    pub log: LevelFilter,
+}
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {error}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// It is no TOML, has a field that does not exist, or lacks one.
+    #[error("{}: {message}", file.display())]
+    Shape {
+        /// The file.
+        file: PathBuf,
+        /// What and where, as the parser says it.
+        message: String,
+    },
+    /// A field has no sensible value.
+    #[error("{}: {field} = {value:?} {expected}", file.display())]
+    Value {
+        /// The file.
+        file: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: String,
+        /// What would be right.
+        expected: String,
+    },
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    node: String,
+    socket: PathBuf,
+    ca_socket: PathBuf,
+    policy: PathBuf,
+    #[serde(default = "enforcer")]
+    callers: Vec<u32>,
+    #[serde(default = "info")]
+    log: String,
+}
+
+fn enforcer() -> Vec<u32> {
+    vec![ENFORCER_UID]
+}
+
+fn info() -> String {
+    "info".to_owned()
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]; the first mistake found.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        use std::io::Read as _;
+        let read = || {
+            let mut text = String::new();
+            std::fs::File::open(file)?.take(FILE_MAX + 1).read_to_string(&mut text)?;
+            if text.len() as u64 > FILE_MAX {
+                return Err(std::io::Error::other(format!("it is longer than {FILE_MAX} bytes")));
+            }
+            Ok(text)
+        };
+        let text = read().map_err(|error| ConfigError::Read { file: file.to_owned(), error })?;
+        Self::parse(file, &text)
+    }
+
+    /// Understands a text; `file` is only for the messages.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]; the first mistake found.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let raw: RawConfig = toml::from_str(text)
+            .map_err(|e| ConfigError::Shape { file: file.to_owned(), message: e.to_string().trim_end().to_owned() })?;
+        let wrong = |field, value: String, expected: String| ConfigError::Value {
+            file: file.to_owned(),
+            field,
+            value,
+            expected,
+        };
+        let node = raw.node.parse().map_err(|e| wrong("node", raw.node.clone(), format!("{e}")))?;
+        let log = raw.log.parse().map_err(|_| {
+            wrong("log", raw.log.clone(), "is not one of off, error, warn, info, debug, trace".to_owned())
+        })?;
+        for (field, path) in [("socket", &raw.socket), ("ca_socket", &raw.ca_socket), ("policy", &raw.policy)] {
+            if !path.is_absolute() {
+                return Err(wrong(field, path.display().to_string(), "is not an absolute path".to_owned()));
+            }
+        }
+        let mut callers = raw.callers;
+        callers.push(0);
+        callers.sort_unstable();
+        callers.dedup();
+        Ok(Self { node, socket: raw.socket, ca_socket: raw.ca_socket, policy: raw.policy, callers, log })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"node = "a"
+socket = "/run/i.sock"
+ca_socket = "/run/c.sock"
+policy = "/etc/p.toml"
+"#;
+
+    fn error(text: &str) -> String {
+        Config::parse(Path::new("identityd.toml"), text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_the_enforcer_and_info() {
+        let config = Config::parse(Path::new("x"), GOOD).unwrap();
+        assert_eq!((config.callers, config.log), (vec![0, 64703], LevelFilter::INFO));
+        let config = Config::parse(Path::new("x"), &format!("{GOOD}callers = [7, 0]\nlog = \"debug\"")).unwrap();
+        assert_eq!((config.callers, config.log), (vec![0, 7], LevelFilter::DEBUG));
+    }
+
+    #[test]
+    fn each_mistake_is_named() {
+        assert!(error(&format!("{GOOD}colour = 1")).contains("colour"));
+        assert!(error(&GOOD.replace("node = \"a\"\n", "")).contains("node"));
+        assert!(error(&GOOD.replace("\"a\"", "\"A b\"")).contains("identityd.toml: node = \"A b\""));
+        assert!(error(&GOOD.replace("/run/i.sock", "i.sock")).contains("socket = \"i.sock\" is not an absolute path"));
+        assert!(error(&format!("{GOOD}log = \"loud\"")).contains("log = \"loud\""));
+        assert!(error(&format!("{GOOD}callers = [-1]")).contains("callers"));
+    }
+}

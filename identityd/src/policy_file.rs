@@ -1,0 +1,355 @@
+//! The policy file, whose only reader is this daemon. A file that does not parse never replaces one that did; it is
+//! looked at five times a second.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bonafide_policy::Policy;
+use bonafide_proto::clock::SharedClock;
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use tokio::sync::watch;
+
+use crate::refuse::refuse;
+
+/// How often the file is looked at.
+const POLL: Duration = Duration::from_millis(200);
+
+/// The longest policy, in bytes. A little less than the 4 MiB that a gRPC client accepts in one message.
+pub(crate) const TEXT_MAX: u64 = (4 << 20) - (8 << 10);
+
+/// A file changed less than this ago may change again without its times changing; it is read once more.
+const SETTLED: Duration = Duration::from_millis(100);
+
+/// A policy that parsed.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// The policy.
+    pub(crate) policy: Policy,
+    /// The text it came from.
+    pub(crate) text: String,
+}
+
+/// What is known about the file.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct State {
+    /// The last version that parsed.
+    pub(crate) loaded: Option<Arc<Loaded>>,
+    /// Why the version on disk is not in force.
+    pub(crate) error: Option<String>,
+}
+
+/// The policy in force, now and later.
+#[derive(Debug, Clone)]
+pub(crate) struct InForce {
+    file: PathBuf,
+    state: watch::Receiver<State>,
+}
+
+impl InForce {
+    /// The policy.
+    ///
+    /// # Errors
+    /// `no-policy`, and why.
+    pub(crate) fn get(&self) -> Result<Arc<Loaded>, AttestRefusal> {
+        let state = self.state();
+        match (state.loaded, state.error) {
+            (Some(loaded), _) => Ok(loaded),
+            (None, error) => refuse(AttestReason::NoPolicy, error.unwrap_or_else(|| "none was read yet".to_owned())),
+        }
+    }
+
+    /// What is known about the file now.
+    pub(crate) fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// The state now and at every change.
+    pub(crate) fn watch(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
+    /// Its path.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+}
+
+/// Looks at the file; `run` it.
+#[derive(Debug)]
+pub(crate) struct PolicyFile {
+    path: PathBuf,
+    clock: SharedClock,
+    /// The version last read, if reading it again cannot tell anything new.
+    read: Option<Version>,
+    state: watch::Sender<State>,
+}
+
+/// A version of the file, as far as `stat` can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Version {
+    dev: u64,
+    ino: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl From<&std::fs::Metadata> for Version {
+    fn from(m: &std::fs::Metadata) -> Self {
+        Self {
+            dev: m.dev(),
+            ino: m.ino(),
+            size: m.size(),
+            modified: (m.mtime(), m.mtime_nsec()),
+            changed: (m.ctime(), m.ctime_nsec()),
+        }
+    }
+}
+
+impl PolicyFile {
+    /// Reads the file for the first time; a missing or broken one is picked up when it is mended.
+    pub(crate) fn open(path: PathBuf, clock: SharedClock) -> (Self, InForce) {
+        let (state, watched) = watch::channel(State::default());
+        let in_force = InForce { file: path.clone(), state: watched };
+        let mut file = Self { path, clock, read: None, state };
+        file.look();
+        (file, in_force)
+    }
+
+    /// Looks again and again.
+    pub(crate) async fn run(mut self) {
+        let mut ticks = tokio::time::interval(POLL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            // A look at an unchanged file is one stat; parsing a changed one takes milliseconds and is rare.
+            let looked = tokio::task::spawn_blocking(move || {
+                self.look();
+                self
+            });
+            match looked.await {
+                Ok(file) => self = file,
+                Err(e) => {
+                    tracing::error!(error = %e, "the policy file is no longer looked at");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        let version = std::fs::metadata(&self.path).map(|m| Version::from(&m));
+        if let Ok(version) = &version
+            && self.read == Some(*version)
+        {
+            return;
+        }
+        match read(&self.path) {
+            Ok((version, text)) => {
+                self.read = self.settled(version).then_some(version);
+                self.take(text);
+            }
+            Err(e) => {
+                self.read = None;
+                self.fail(format!("{}: {e}", self.path.display()));
+            }
+        }
+    }
+
+    fn settled(&self, version: Version) -> bool {
+        let changed = u64::try_from(version.changed.0).unwrap_or(0);
+        let nanos = u32::try_from(version.changed.1).unwrap_or(0);
+        self.clock.now() >= Duration::new(changed, nanos) + SETTLED
+    }
+
+    fn take(&self, text: String) {
+        let same = |loaded: &Arc<Loaded>| loaded.text == text;
+        if self.state.borrow().loaded.as_ref().is_some_and(same) {
+            self.state.send_if_modified(|state| state.error.take().is_some());
+            return;
+        }
+        match Policy::parse(&self.path.display().to_string(), &text) {
+            Ok(policy) => {
+                tracing::info!(digest = %policy.digest(), mode = policy.mode().as_str(), "policy in force");
+                let loaded = Some(Arc::new(Loaded { policy, text }));
+                self.state.send_replace(State { loaded, error: None });
+            }
+            Err(e) => self.fail(e.to_string()),
+        }
+    }
+
+    /// Keeps the policy that was in force; says why once.
+    fn fail(&self, error: String) {
+        if self.state.borrow().error.as_deref() == Some(&error) {
+            return;
+        }
+        let kept = self.state.borrow().loaded.is_some();
+        tracing::error!(%error, kept, "the policy file is not in force");
+        self.state.send_modify(|state| state.error = Some(error));
+    }
+}
+
+/// Why the file was not read.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("it is no regular file")]
+    NotRegular,
+    #[error("it belongs to uid {0}; it must belong to root or to uid {1}")]
+    Owner(u32, u32),
+    #[error("its mode {0:04o} lets others write it; take that away (chmod go-w)")]
+    Mode(u32),
+    #[error("it is longer than {TEXT_MAX} bytes")]
+    TooLong,
+    #[error("it is not UTF-8")]
+    NotText,
+    #[error("it changed while it was read")]
+    Changed,
+}
+
+fn read(path: &Path) -> Result<(Version, String), ReadError> {
+    // Nothing hangs on a pipe that was put there.
+    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let version = trusted(&file)?;
+    let mut text = Vec::new();
+    (&file).take(TEXT_MAX + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > TEXT_MAX {
+        return Err(ReadError::TooLong);
+    }
+    if Version::from(&file.metadata()?) != version {
+        return Err(ReadError::Changed);
+    }
+    Ok((version, String::from_utf8(text).map_err(|_| ReadError::NotText)?))
+}
+
+/// Nobody but root and this daemon's own user may have written it.
+fn trusted(file: &File) -> Result<Version, ReadError> {
+    let metadata = file.metadata()?;
+    let own = rustix::process::geteuid().as_raw();
+    if !metadata.is_file() {
+        return Err(ReadError::NotRegular);
+    }
+    if metadata.uid() != 0 && metadata.uid() != own {
+        return Err(ReadError::Owner(metadata.uid(), own));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        return Err(ReadError::Mode(metadata.mode() & 0o7777));
+    }
+    Ok(Version::from(&metadata))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use bonafide_proto::clock::SystemClock;
+
+    use super::*;
+
+    const OBSERVE: &str = "mode = \"observe\"\n";
+    const ENFORCE: &str = "mode = \"enforce\"\n";
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+        policy: InForce,
+        seen: watch::Receiver<State>,
+    }
+
+    impl Fixture {
+        fn start(text: Option<&str>) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            if let Some(text) = text {
+                std::fs::write(dir.path().join("policy.toml"), text).unwrap();
+            }
+            let (file, policy) = PolicyFile::open(dir.path().join("policy.toml"), Arc::new(SystemClock));
+            tokio::spawn(file.run());
+            let seen = policy.watch();
+            Self { dir, policy, seen }
+        }
+
+        fn path(&self) -> PathBuf {
+            self.dir.path().join("policy.toml")
+        }
+
+        fn write(&self, text: &str) {
+            std::fs::write(self.path(), text).unwrap();
+        }
+
+        async fn until(&mut self, what: impl Fn(&State) -> bool) -> State {
+            tokio::time::timeout(Duration::from_secs(20), self.seen.wait_for(|s| what(s)))
+                .await
+                .unwrap()
+                .unwrap()
+                .clone()
+        }
+
+        async fn error(&mut self, containing: &str) -> State {
+            self.until(|s| s.error.as_ref().is_some_and(|e| e.contains(containing))).await
+        }
+    }
+
+    fn text(state: &State) -> Option<&str> {
+        state.loaded.as_ref().map(|l| l.text.as_str())
+    }
+
+    #[tokio::test]
+    async fn a_broken_file_never_replaces_a_working_one() {
+        let mut f = Fixture::start(Some(OBSERVE));
+        assert_eq!(text(&f.policy.state()), Some(OBSERVE));
+        f.write("mode = \"shrug\"\n");
+        let broken = f.error("policy.toml:1:").await;
+        assert_eq!(text(&broken), Some(OBSERVE));
+        f.write(ENFORCE);
+        let mended = f.until(|s| text(s) == Some(ENFORCE)).await;
+        assert_eq!(mended.error, None);
+    }
+
+    #[tokio::test]
+    async fn a_missing_file_is_picked_up_when_it_comes_and_kept_when_it_goes() {
+        let mut f = Fixture::start(None);
+        let refusal = f.policy.get().unwrap_err();
+        assert_eq!(refusal.reason, AttestReason::NoPolicy);
+        assert!(refusal.detail.contains("policy.toml"), "{refusal}");
+        f.write(OBSERVE);
+        f.until(|s| text(s) == Some(OBSERVE) && s.error.is_none()).await;
+        std::fs::remove_file(f.path()).unwrap();
+        assert_eq!(text(&f.error("No such file").await), Some(OBSERVE));
+        // The same text again is no new policy, but the error is over.
+        let before = f.policy.get().unwrap();
+        f.write(OBSERVE);
+        f.until(|s| s.error.is_none()).await;
+        assert!(Arc::ptr_eq(&before, &f.policy.get().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_others_may_write_is_not_trusted() {
+        let mut f = Fixture::start(Some(OBSERVE));
+        f.write(ENFORCE);
+        std::fs::set_permissions(f.path(), std::fs::Permissions::from_mode(0o664)).unwrap();
+        let state = f.error("0664 lets others write").await;
+        assert!(state.loaded.is_some());
+        std::fs::set_permissions(f.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
+        f.until(|s| s.error.is_none() && text(s) == Some(ENFORCE)).await;
+    }
+
+    #[test]
+    fn pipes_directories_and_monsters_are_no_policy() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        assert!(matches!(read(&pipe), Err(ReadError::NotRegular)));
+        assert!(matches!(read(dir.path()), Err(ReadError::NotRegular)));
+        let monster = dir.path().join("monster");
+        File::create(&monster).unwrap().set_len(TEXT_MAX + 1).unwrap();
+        assert!(matches!(read(&monster), Err(ReadError::TooLong)));
+        let binary = dir.path().join("binary");
+        std::fs::write(&binary, b"\xff").unwrap();
+        assert!(matches!(read(&binary), Err(ReadError::NotText)));
+    }
+}

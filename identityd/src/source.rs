@@ -1,0 +1,34 @@
+//! The seam: from a socket to the executions that hold it. `/proc` answers today, the kernel's own records later.
+
+use std::future::Future;
+
+use bonafide_proto::fingerprint::Execution;
+use bonafide_proto::flow::FlowKey;
+use bonafide_proto::refusal::AttestRefusal;
+
+/// Traces sockets to processes.
+pub(crate) trait SocketSource: Send + Sync + 'static {
+    /// What was found, so that it can be looked at again.
+    type Held: Held;
+
+    /// The name that appears as `source` in an attestation.
+    fn name(&self) -> &'static str;
+
+    /// Every execution that holds the socket.
+    ///
+    /// # Errors
+    /// Any doubt, by name: a socket that is not the one asked about, no holder, a process that could not be looked into.
+    fn holders(&self, key: FlowKey) -> impl Future<Output = Result<Self::Held, AttestRefusal>> + Send;
+
+    /// Whether it is still so.
+    ///
+    /// # Errors
+    /// `generation-gone` or `no-socket` if it is not.
+    fn still_held(&self, held: &Self::Held) -> impl Future<Output = Result<(), AttestRefusal>> + Send;
+}
+
+/// An answer of a source.
+pub(crate) trait Held: Send + Sync {
+    /// The holders; never empty, each once.
+    fn executions(&self) -> &[Execution];
+}

@@ -1,0 +1,167 @@
+//! One walk of `/proc`: which processes hold any of these sockets?
+//!
+//! A thread may have a file table of its own (`unshare(CLONE_FILES)`), and reading every thread's table would cost
+//! a machine with a JVM a hundred times more than the rest of the walk. So a thread's table is read only where the
+//! kernel's count of open files (`st_size` of `/proc/PID/task/TID/fd`, Linux 6.2 and later) differs from that of
+//! the process; before 6.2, for the first [`THREADS_MAX`] threads. A thread that hides a socket behind an equal count is
+//! missed, as is a socket in flight: the `/proc` source's known weakness.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
+use rustix::io::Errno;
+
+/// Threads of one process whose tables are read where the kernel does not count open files.
+const THREADS_MAX: usize = 64;
+
+/// A descriptor that refers to one of the sockets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sighting {
+    /// The process.
+    pub(crate) pid: u32,
+    /// Where below `/proc/PID`: `fd/7` or `task/TID/fd/7`.
+    pub(crate) link: String,
+}
+
+/// What a walk saw.
+#[derive(Debug, Default)]
+pub(crate) struct Sightings {
+    by_inode: HashMap<u64, Vec<Sighting>>,
+    /// Processes whose files could not be listed: any of them might be a holder.
+    blind: Vec<u32>,
+}
+
+impl Sightings {
+    /// Every descriptor of this socket.
+    pub(crate) fn of(&self, inode: u64) -> &[Sighting] {
+        self.by_inode.get(&inode).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// A process that could not be looked into, if there was one.
+    pub(crate) fn blind(&self) -> Option<u32> {
+        self.blind.first().copied()
+    }
+}
+
+/// Walks.
+///
+/// # Errors
+/// `/proc` itself cannot be listed. Processes that end during the walk are no error.
+pub(crate) fn walk(sought: &HashSet<u64>) -> io::Result<Sightings> {
+    let mut seen = Sightings::default();
+    for pid in numbers(&open_dir(CWD, "/proc")?)? {
+        match process(pid, sought, &mut seen) {
+            Ok(()) | Err(Errno::NOENT | Errno::SRCH) => {}
+            Err(_) => seen.blind.push(pid),
+        }
+    }
+    Ok(seen)
+}
+
+fn process(pid: u32, sought: &HashSet<u64>, seen: &mut Sightings) -> Result<(), Errno> {
+    let dir = open_dir(CWD, &format!("/proc/{pid}"))?;
+    let count = table(&dir, pid, "fd", sought, seen)?;
+    let tasks = open_dir(&dir, "task")?;
+    // Two links and one for each thread.
+    if rustix::fs::fstat(&tasks)?.st_nlink <= 3 {
+        return Ok(());
+    }
+    for tid in numbers(&tasks)?.into_iter().filter(|tid| *tid != pid).take(threads_max(count)) {
+        match thread(&dir, pid, tid, count, sought, seen) {
+            Ok(()) | Err(Errno::NOENT | Errno::SRCH) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn threads_max(count: i64) -> usize {
+    if count > 0 { usize::MAX } else { THREADS_MAX }
+}
+
+fn thread(
+    dir: &OwnedFd,
+    pid: u32,
+    tid: u32,
+    count: i64,
+    sought: &HashSet<u64>,
+    seen: &mut Sightings,
+) -> Result<(), Errno> {
+    let name = format!("task/{tid}/fd");
+    let own = rustix::fs::statat(dir, &name, AtFlags::empty())?.st_size;
+    if own == count && count > 0 {
+        return Ok(());
+    }
+    table(dir, pid, &name, sought, seen).map(|_| ())
+}
+
+/// Reads one table of open files; the kernel's count of them.
+fn table(dir: &OwnedFd, pid: u32, name: &str, sought: &HashSet<u64>, seen: &mut Sightings) -> Result<i64, Errno> {
+    let open = open_dir(dir, name)?;
+    let count = rustix::fs::fstat(&open)?.st_size;
+    let mut target = [0; 64];
+    for entry in Dir::read_from(&open)? {
+        let entry = entry?;
+        let fd = entry.file_name();
+        let Ok(length) = rustix::fs::readlinkat_raw(&open, fd, target.as_mut_slice()) else { continue };
+        let target = target.get(..length).unwrap_or_default();
+        let Some(inode) = socket_inode(target).filter(|inode| sought.contains(inode)) else { continue };
+        let link = format!("{name}/{}", fd.to_string_lossy());
+        seen.by_inode.entry(inode).or_default().push(Sighting { pid, link });
+    }
+    Ok(count)
+}
+
+/// The inode in `socket:[123]`.
+pub(crate) fn socket_inode(target: &[u8]) -> Option<u64> {
+    let digits = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+fn open_dir(at: impl std::os::fd::AsFd, path: &str) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(at, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// The entries of a directory that are numbers.
+fn numbers(dir: &OwnedFd) -> Result<Vec<u32>, Errno> {
+    let mut numbers = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        if let Some(number) = entry?.file_name().to_str().ok().and_then(|name| name.parse().ok()) {
+            numbers.push(number);
+        }
+    }
+    Ok(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::AsRawFd as _;
+
+    use super::*;
+
+    fn inode(socket: &TcpListener) -> u64 {
+        rustix::fs::fstat(socket).unwrap().st_ino
+    }
+
+    #[test]
+    fn a_walk_finds_the_descriptor_of_each_socket() {
+        let (a, b) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("[::1]:0").unwrap());
+        let seen = walk(&HashSet::from([inode(&a), inode(&b), 1])).unwrap();
+        for socket in [&a, &b] {
+            let own = Sighting { pid: std::process::id(), link: format!("fd/{}", socket.as_raw_fd()) };
+            assert_eq!(seen.of(inode(socket)), [own]);
+        }
+        assert!(seen.of(1).is_empty());
+    }
+
+    #[test]
+    fn only_the_name_of_a_socket_has_a_socket_inode() {
+        assert_eq!(socket_inode(b"socket:[77]"), Some(77));
+        for other in [b"pipe:[77]".as_slice(), b"socket:[77", b"socket:[]", b"socket:[-1]", b"/tmp/socket:[77]"] {
+            assert_eq!(socket_inode(other), None);
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Walks of `/proc` shared by all who ask: a question that arrives during a walk waits for the next one, and one walk
+//! answers everything that waited when it began. A thousand connections at once cost a few walks.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::refuse::refuse;
+use crate::sys::walk::{Sightings, walk};
+
+/// Questions that may wait; more are refused.
+const WAITING_MAX: usize = 4096;
+
+struct Question {
+    inodes: Vec<u64>,
+    answer: oneshot::Sender<Result<Arc<Sightings>, AttestRefusal>>,
+}
+
+/// Asks the walker.
+#[derive(Debug, Clone)]
+pub(crate) struct Walks {
+    questions: mpsc::Sender<Question>,
+}
+
+impl Walks {
+    /// Starts the walker; it ends when the last `Walks` is dropped.
+    pub(crate) fn start() -> Self {
+        Self::with(|sought| walk(sought).map_err(|e| format!("/proc cannot be listed: {e}")))
+    }
+
+    fn with(walk: impl Fn(&HashSet<u64>) -> Result<Sightings, String> + Clone + Send + 'static) -> Self {
+        let (questions, waiting) = mpsc::channel(WAITING_MAX);
+        tokio::spawn(walker(waiting, walk));
+        Self { questions }
+    }
+
+    /// What a walk that began after this call saw of these sockets.
+    ///
+    /// # Errors
+    /// `unavailable` if too many wait or the walk failed.
+    pub(crate) async fn seek(&self, inodes: Vec<u64>) -> Result<Arc<Sightings>, AttestRefusal> {
+        let (answer, answered) = oneshot::channel();
+        if self.questions.try_send(Question { inodes, answer }).is_err() {
+            let detail = format!("{WAITING_MAX} questions wait for a walk of /proc already");
+            return refuse(AttestReason::Unavailable, detail);
+        }
+        match answered.await {
+            Ok(seen) => seen,
+            Err(_) => refuse(AttestReason::Unavailable, "the walk of /proc ended early"),
+        }
+    }
+}
+
+async fn walker(
+    mut waiting: mpsc::Receiver<Question>,
+    walk: impl Fn(&HashSet<u64>) -> Result<Sightings, String> + Clone + Send + 'static,
+) {
+    let mut batch = Vec::new();
+    while waiting.recv_many(&mut batch, WAITING_MAX).await > 0 {
+        let sought: HashSet<u64> = batch.iter().flat_map(|q| &q.inodes).copied().collect();
+        let walk = walk.clone();
+        let seen = match tokio::task::spawn_blocking(move || walk(&sought)).await {
+            Ok(Ok(seen)) => Ok(Arc::new(seen)),
+            Ok(Err(why)) => refuse(AttestReason::Unavailable, why),
+            Err(e) => refuse(AttestReason::Unavailable, format!("the walk of /proc failed: {e}")),
+        };
+        for question in batch.drain(..) {
+            // Whoever stopped waiting does not want to know.
+            let _ = question.answer.send(seen.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc as gate;
+
+    use super::*;
+
+    /// A walker that notes what it was sent for and walks on only when told.
+    fn gated() -> (Walks, gate::Receiver<HashSet<u64>>, gate::Sender<()>) {
+        let (began, begins) = gate::channel();
+        let (go, gone) = gate::channel();
+        let (began, gone) = (Mutex::new(began), Arc::new(Mutex::new(gone)));
+        let began = Arc::new(began);
+        let walks = Walks::with(move |sought| {
+            began.lock().unwrap().send(sought.clone()).unwrap();
+            gone.lock().unwrap().recv().unwrap();
+            Ok(Sightings::default())
+        });
+        (walks, begins, go)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_thousand_questions_cost_two_walks() {
+        let (walks, begins, go) = gated();
+        let ask = |inode: u64| {
+            tokio::spawn({
+                let walks = walks.clone();
+                async move { walks.seek(vec![inode]).await }
+            })
+        };
+        let first = ask(0);
+        assert_eq!(begins.recv().unwrap(), HashSet::from([0]));
+        // These come during the first walk, and none of them is answered by it.
+        let rest: Vec<_> = (1..1000).map(ask).collect();
+        while walks.questions.capacity() > WAITING_MAX - 999 {
+            tokio::task::yield_now().await;
+        }
+        go.send(()).unwrap();
+        first.await.unwrap().unwrap();
+        assert_eq!(begins.recv().unwrap(), (1..1000).collect());
+        assert!(rest.iter().all(|task| !task.is_finished()));
+        go.send(()).unwrap();
+        for task in rest {
+            task.await.unwrap().unwrap();
+        }
+        assert!(begins.try_recv().is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn too_many_questions_are_refused() {
+        let (walks, begins, go) = gated();
+        let ask = |walks: Walks| tokio::spawn(async move { walks.seek(vec![1]).await });
+        let first = ask(walks.clone());
+        begins.recv().unwrap();
+        let rest: Vec<_> = (0..WAITING_MAX).map(|_| ask(walks.clone())).collect();
+        while walks.questions.capacity() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(walks.seek(vec![2]).await.unwrap_err().reason, AttestReason::Unavailable);
+        go.send(()).unwrap();
+        go.send(()).unwrap();
+        first.await.unwrap().unwrap();
+        for task in rest {
+            task.await.unwrap().unwrap();
+        }
+    }
+}

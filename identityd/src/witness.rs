@@ -1,0 +1,178 @@
+//! From executions to fingerprints: look, hash, look again. What changed in between is no evidence.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::Arc;
+
+use bonafide_proto::clock::SharedClock;
+use bonafide_proto::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host};
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+
+use crate::hash::{Digests, FileVersion, HashError};
+use crate::parse::cgroup::Placement;
+use crate::refuse::{refuse, unread};
+use crate::script;
+use crate::sys::namespace::Namespace;
+use crate::sys::process::{FileId, Look, Process};
+use crate::sys::regular;
+
+/// Takes fingerprints.
+#[derive(Debug)]
+pub(crate) struct Witness {
+    digests: Digests,
+    host: Host,
+    user_namespace: Namespace,
+}
+
+/// The evidence about one execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Witnessed {
+    /// Which execution.
+    pub(crate) execution: Execution,
+    /// The file it runs.
+    pub(crate) exe: FileId,
+    /// The evidence.
+    pub(crate) fingerprint: Fingerprint,
+}
+
+impl Witnessed {
+    /// Whether two executions run the same program: the same file with the same content, the same script, the same user.
+    pub(crate) fn same_program(&self, other: &Self) -> bool {
+        let (a, b) = (&self.fingerprint, &other.fingerprint);
+        self.exe == other.exe && a.exe == b.exe && a.script == b.script && a.uid == b.uid
+    }
+}
+
+/// A process after the first look.
+struct Seen {
+    process: Process,
+    look: Look,
+    exe_path: String,
+    exe: FileVersion,
+    script: Evidence<(String, FileVersion)>,
+}
+
+/// The files to be hashed, each once.
+type Files = HashMap<FileVersion, Arc<File>>;
+
+impl Witness {
+    /// A witness on this host, in this daemon's own user namespace.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted.
+    pub(crate) fn new(host: Host, clock: SharedClock) -> std::io::Result<Self> {
+        let at_once = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+        Ok(Self { digests: Digests::new(at_once, clock), host, user_namespace: Namespace::own("user")? })
+    }
+
+    /// The host.
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The evidence about each execution, in their order.
+    ///
+    /// # Errors
+    /// The first doubt about any of them, by name.
+    pub(crate) async fn examine(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
+        let (executions, namespace) = (executions.to_vec(), self.user_namespace);
+        let (seen, files) = blocking(move || first_look(&executions, namespace)).await?;
+        let digests = self.hash(files).await?;
+        let seen = blocking(move || second_look(seen, namespace)).await?;
+        seen.iter().map(|seen| self.fingerprint(seen, &digests)).collect()
+    }
+
+    async fn hash(&self, files: Files) -> Result<HashMap<FileVersion, Digest>, AttestRefusal> {
+        let mut digests = HashMap::with_capacity(files.len());
+        for (version, file) in files {
+            digests.insert(version, self.digests.digest(&file).await.map_err(unhashed)?);
+        }
+        Ok(digests)
+    }
+
+    fn fingerprint(&self, seen: &Seen, digests: &HashMap<FileVersion, Digest>) -> Result<Witnessed, AttestRefusal> {
+        let hashed = |path: &String, version: &FileVersion| match digests.get(version) {
+            Some(digest) => Ok(HashedFile { path: path.clone(), digest: *digest }),
+            None => refuse(AttestReason::Unreadable, format!("{path} was not hashed")),
+        };
+        let script = match &seen.script {
+            Evidence::Known((path, version)) => Evidence::Known(hashed(path, version)?),
+            Evidence::Absent(why) => Evidence::Absent(why.clone()),
+        };
+        let placement = Placement::parse(&seen.look.cgroup);
+        let fingerprint = Fingerprint {
+            exe: hashed(&seen.exe_path, &seen.exe)?,
+            script,
+            uid: seen.look.owner.uid,
+            gid: seen.look.owner.gid,
+            cgroup: placement.cgroup,
+            unit: placement.unit,
+            host: self.host.clone(),
+        };
+        Ok(Witnessed { execution: seen.process.execution(), exe: seen.look.exe, fingerprint })
+    }
+}
+
+fn unhashed(e: HashError) -> AttestRefusal {
+    let reason = match e {
+        HashError::TooLarge(_) => AttestReason::TooLarge,
+        HashError::Changed | HashError::Io(_) => AttestReason::Unreadable,
+    };
+    AttestRefusal::new(reason, format!("a file cannot be hashed: {e}"))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, AttestRefusal> + Send + 'static,
+) -> Result<T, AttestRefusal> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(e) => refuse(AttestReason::Unavailable, format!("looking at processes failed: {e}")),
+    }
+}
+
+fn first_look(executions: &[Execution], namespace: Namespace) -> Result<(Vec<Seen>, Files), AttestRefusal> {
+    let mut files = Files::new();
+    let seen = executions.iter().map(|execution| see(*execution, namespace, &mut files)).collect::<Result<_, _>>()?;
+    Ok((seen, files))
+}
+
+fn see(execution: Execution, namespace: Namespace, files: &mut Files) -> Result<Seen, AttestRefusal> {
+    let process = Process::pin_execution(execution)?;
+    let look = process.look(namespace)?;
+    let exe_path = script::printable(&look.exe_path, "the executable's path")?;
+    let exe = process.open_exe()?;
+    regular::stored(&exe).or_else(|e| refuse(AttestReason::Unreadable, format!("the executable {exe_path}: {e}")))?;
+    let exe = keep(exe, execution.pid, files)?;
+    let script = match script::open(&process, &exe_path)? {
+        Evidence::Known(open) => Evidence::Known((open.path, keep(open.file, execution.pid, files)?)),
+        Evidence::Absent(why) => Evidence::Absent(why),
+    };
+    Ok(Seen { process, look, exe_path, exe, script })
+}
+
+fn keep(file: File, pid: u32, files: &mut Files) -> Result<FileVersion, AttestRefusal> {
+    let version = FileVersion::of(&file).map_err(|e| unread(pid, "a file", &e))?;
+    files.entry(version).or_insert_with(|| Arc::new(file));
+    Ok(version)
+}
+
+/// Everything must be as it was, and alive.
+fn second_look(seen: Vec<Seen>, namespace: Namespace) -> Result<Vec<Seen>, AttestRefusal> {
+    for one in &seen {
+        let pid = one.process.execution().pid;
+        if one.process.look(namespace)? != one.look {
+            return refuse(AttestReason::GenerationGone, format!("process {pid} changed while it was looked at"));
+        }
+        let script = match script::open(&one.process, &one.exe_path)? {
+            Evidence::Known(open) => {
+                let version = FileVersion::of(&open.file).map_err(|e| unread(pid, "the script", &e))?;
+                Evidence::Known((open.path, version))
+            }
+            Evidence::Absent(why) => Evidence::Absent(why),
+        };
+        if script != one.script {
+            return refuse(AttestReason::GenerationGone, format!("the script of process {pid} changed meanwhile"));
+        }
+    }
+    Ok(seen)
+}
