@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bonafide_proto::wire::node::IssuanceStatus;
+
 use super::daemon::{Daemon, Ending, News, wait, words};
-use crate::ask;
+use crate::ask::{self, NoAnswer};
 use crate::exit::Failure;
 use crate::node::{DaemonCommand, Layout, PreparedNode};
 use crate::printable::printable;
@@ -96,7 +98,7 @@ async fn until_up(daemon: &mut Daemon, layout: &Layout) -> Result<(), Failure> {
     let give_up = Instant::now() + UP;
     loop {
         let answered = match daemon.name {
-            "ca" => ask::issuance_status(&layout.ca_socket()).await.map(drop),
+            "ca" => ask::issuance_status(&layout.ca_socket()).await.and_then(|s| member(&s)),
             "identityd" => ask::attestation_status(&layout.identityd_socket()).await.map(drop),
             _ => ask::enforcement_status(&layout.enforcer_socket()).await.map(drop),
         };
@@ -110,10 +112,19 @@ async fn until_up(daemon: &mut Daemon, layout: &Layout) -> Result<(), Failure> {
             )));
         }
         if Instant::now() > give_up {
-            return Err(Failure::Failed(format!("{name} does not answer: {e}\n{}", last_words(&daemon.command.log))));
+            return Err(Failure::Failed(format!("{name} is not ready: {e}\n{}", last_words(&daemon.command.log))));
         }
         tokio::time::sleep(ASK_AGAIN).await;
     }
+}
+
+/// A CA that never joined has nothing to issue with.
+fn member(status: &IssuanceStatus) -> Result<(), NoAnswer> {
+    if status.intermediate_not_after > 0 {
+        return Ok(());
+    }
+    let why = format!("this node is not a member of the trust domain yet: {}", status.authority_error);
+    Err(NoAnswer::Said(printable(&why).into_owned()))
 }
 
 /// The end of a daemon's log, indented.
