@@ -92,6 +92,12 @@ impl Cgroup {
         if is_plain(name) && is_plain(&text) { Ok(cgroup) } else { Err(CaptureError::CgroupName(text)) }
     }
 
+    /// `name` below a cgroup2 hierarchy mounted whole at `point`.
+    #[cfg(test)]
+    pub(super) fn below_root(point: &Path, name: &str) -> Result<Self, CaptureError> {
+        Self::own(&format!("0::{name}\n"), &[Cgroup2Mount { root: "/".into(), point: point.into() }])
+    }
+
     /// Steps below the root, which is how nftables finds the ancestor of a socket's cgroup to compare with.
     pub(super) fn depth(&self) -> usize {
         self.name.split('/').count()

@@ -212,7 +212,9 @@ fn out(rules: &Rules<'_>, family: Family) -> String {
 /// Observe leaves outgoing IPv6 link-local alone; it cannot be captured safely.
 fn link_local(chain: &str, mode: Mode, family: Family) -> String {
     match (mode, family) {
-        (Mode::Observe, Family::V6) => format!("-A {chain} -s fe80::/10 {} -j RETURN\n", is(0)),
+        (Mode::Observe, Family::V6) => {
+            ["-s", "-d"].map(|end| format!("-A {chain} {end} fe80::/10 {} -j RETURN\n", is(0))).concat()
+        }
         _ => String::new(),
     }
 }
@@ -250,14 +252,13 @@ fn pre(rules: &Rules<'_>, family: Family) -> String {
 }
 
 fn pre_lo(rules: &Rules<'_>, family: Family) -> String {
+    let original = format!("-p tcp -m conntrack --ctdir ORIGINAL {}", is(CAPTURED_OUT));
     let refused = match family {
         Family::V4 => String::new(),
-        Family::V6 => {
-            format!("-A BF-PRELO -s fe80::/10 -p tcp -m conntrack --ctdir ORIGINAL {} -j DROP\n", is(CAPTURED_OUT))
-        }
+        Family::V6 => ["-s", "-d"].map(|end| format!("-A BF-PRELO {end} fe80::/10 {original} -j DROP\n")).concat(),
     };
     format!(
-        "{refused}-A BF-PRELO -p tcp -m conntrack --ctdir ORIGINAL {captured} {tproxy}
+        "{refused}-A BF-PRELO {original} {tproxy}
 -A BF-PRELO {captured} -j RETURN
 -A BF-PRELO {delivery} -j RETURN
 -A BF-PRELO {known} -j DROP
@@ -313,4 +314,73 @@ fn is(kind: u32) -> String {
 
 fn is_not(kind: u32) -> String {
     format!("-m connmark ! --mark {kind:#010x}/{MASK:#010x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::text::{Sample, enforcing, observing};
+
+    fn both(sample: &Sample) -> [String; 2] {
+        Family::BOTH.map(|family| text(&sample.rules(), family, &Visits::default()))
+    }
+
+    #[test]
+    fn every_chain_is_declared_hooked_or_visited_and_committed() {
+        for text in both(&enforcing()) {
+            for chain in MANGLE.iter().chain(&NAT) {
+                assert!(text.contains(&format!(":{chain} - [0:0]\n")), "{chain}");
+                assert!(text.contains(&format!(" {chain}\n")), "nothing leads to {chain}");
+            }
+            assert_eq!(text.matches("COMMIT\n").count(), TABLES.len());
+        }
+    }
+
+    #[test]
+    fn each_family_gets_its_own_listener_and_controls() {
+        let [v4, v6] = both(&enforcing());
+        assert!(v4.contains("--on-ip 127.0.0.1 --on-port 15001") && v4.contains("--on-ip 127.0.0.1 --on-port 15006"));
+        assert!(v6.contains("--on-ip ::1 --on-port 15001") && v6.contains("--on-ip ::1 --on-port 15006"));
+        assert!(v4.contains("-d 10.0.0.9 --dport 8443 -m cgroup --path \"/mesh/ca\" -m owner --uid-owner 64701"));
+        assert!(v6.contains("-d fd00::9 --dport 8443 ") && !v6.contains("10.0.0.9") && !v4.contains("fd00::9"));
+    }
+
+    #[test]
+    fn an_exemption_always_takes_cgroup_and_user() {
+        for text in both(&enforcing()).into_iter().chain(both(&observing())) {
+            let exempting: Vec<&str> = text.lines().filter(|line| line.ends_with("-j BF-OWN")).collect();
+            assert_eq!(exempting.len(), 2);
+            assert!(exempting.iter().all(|line| line.contains("-m cgroup --path") && line.contains("--uid-owner")));
+        }
+    }
+
+    #[test]
+    fn enforce_lets_nothing_unknown_by_and_observe_does() {
+        for chain in ["BF-OUT", "BF-PRE", "BF-PRELO"] {
+            let last = |text: String| {
+                let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(&format!("-A {chain} "))).collect();
+                lines.last().unwrap().rsplit(' ').next().unwrap().to_owned()
+            };
+            assert!(both(&enforcing()).map(last).iter().all(|verdict| verdict == "DROP"), "{chain}");
+            assert!(both(&observing()).map(last).iter().all(|verdict| verdict == "RETURN"), "{chain}");
+        }
+    }
+
+    #[test]
+    fn loading_again_moves_the_jumps_to_the_top_and_removing_takes_all_of_them() {
+        let visits = [2, 1, 0, 1, 1, 1];
+        let again = text(&enforcing().rules(), Family::V4, &visits);
+        assert_eq!(again.matches("-D OUTPUT -j BF-OUT\n").count(), 2);
+        assert!(again.find("-D OUTPUT -j BF-OUT").unwrap() < again.find("-I OUTPUT 1 -j BF-OUT").unwrap());
+        let removal = removal(&visits);
+        assert!(!removal.contains("-I ") && !removal.contains("-A "));
+        assert!(!removal.contains("-D POSTROUTING -j BF-POST"), "it does not visit: deleting it would fail");
+        assert!(MANGLE.iter().chain(&NAT).all(|chain| removal.contains(&format!("-X {chain}\n"))));
+    }
+
+    #[test]
+    fn a_backslash_in_a_name_survives_the_quotes() {
+        let sample = Sample::of(Mode::Enforce, "/a\\x2db");
+        assert!(both(&sample)[0].contains("--path \"/a\\\\x2db\""));
+    }
 }

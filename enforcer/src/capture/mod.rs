@@ -19,6 +19,8 @@ mod iptables;
 mod mark;
 mod nft;
 mod routes;
+#[cfg(test)]
+mod text;
 mod tool;
 mod turn;
 

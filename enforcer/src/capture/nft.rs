@@ -102,11 +102,12 @@ fn out(rules: &Rules<'_>) -> String {
 }
 
 /// Outgoing IPv6 link-local cannot be captured safely (its socket is bound to the device, and the lookup on `lo` would
-/// fall through to a program's own listener under SYN cookies). Observe leaves it alone.
+/// fall through to a program's own listener under SYN cookies). Observe leaves it alone, enforce refuses it.
 fn link_local_out(mode: Mode) -> String {
     match mode {
         Mode::Enforce => String::new(),
-        Mode::Observe => format!("    ip6 saddr fe80::/10 {} counter accept\n", is(0)),
+        // Only while nobody knows the connection: one captured from elsewhere has link-local replies, too.
+        Mode::Observe => ["saddr", "daddr"].map(|end| format!("    ip6 {end} fe80::/10 {} accept\n", is(0))).concat(),
     }
 }
 
@@ -143,8 +144,8 @@ fn pre_lo(mode: Mode) -> String {
 }
 
 fn tp_out(rules: &Rules<'_>) -> String {
-    let refused = "    ip6 saddr fe80::/10 counter reject with tcp reset\n";
-    steer("tp_out", refused, rules.outbound_port)
+    let refused = ["saddr", "daddr"].map(|end| format!("    ip6 {end} fe80::/10 counter reject with tcp reset\n"));
+    steer("tp_out", &refused.concat(), rules.outbound_port)
 }
 
 fn tp_in(rules: &Rules<'_>) -> String {
@@ -255,4 +256,67 @@ fn is_not(kind: u32) -> String {
 
 fn is_one_of(a: u32, b: u32) -> String {
     format!("ct mark & {MASK:#010x} == {{ {a:#010x}, {b:#010x} }}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::text::{enforcing, observing};
+
+    fn chain<'a>(text: &'a str, name: &str) -> &'a str {
+        let (_, body) = text.split_once(&format!("chain {name} {{\n")).unwrap_or_else(|| panic!("no chain {name}"));
+        body.split_once("\n  }").unwrap().0
+    }
+
+    #[test]
+    fn one_transaction_replaces_whatever_was_there() {
+        let text = text(&enforcing().rules());
+        assert!(text.starts_with(CLEARED));
+        assert_eq!(text.matches("table inet bonafide {").count(), 1);
+    }
+
+    #[test]
+    fn an_exemption_always_takes_cgroup_and_user_and_a_control_one_destination() {
+        let text = text(&enforcing().rules());
+        let jumps: Vec<&str> = text.lines().filter(|line| line.ends_with("jump own")).collect();
+        assert_eq!(
+            jumps,
+            [
+                "    socket cgroupv2 level 2 \"mesh/enforcer\" meta skuid 64703 jump own",
+                "    ip daddr 10.0.0.9 tcp dport 8443 socket cgroupv2 level 2 \"mesh/ca\" meta skuid 64701 jump own",
+                "    ip6 daddr fd00::9 tcp dport 8443 socket cgroupv2 level 2 \"mesh/ca\" meta skuid 64701 jump own",
+            ]
+        );
+    }
+
+    #[test]
+    fn directions_go_to_their_own_listeners_in_both_families() {
+        let text = text(&enforcing().rules());
+        for (name, port) in [("tp_out", 15001), ("tp_in", 15006)] {
+            let steering = chain(&text, name);
+            assert!(steering.contains(&format!("tproxy ip to 127.0.0.1:{port} ")));
+            assert!(steering.contains(&format!("tproxy ip6 to [::1]:{port} ")));
+            assert!(steering.ends_with("reject with tcp reset"), "without a listener: told at once");
+        }
+    }
+
+    #[test]
+    fn the_packet_mark_decides_nothing() {
+        let text = text(&enforcing().rules());
+        let uses: Vec<&str> = text.lines().filter(|line| line.contains("meta mark")).collect();
+        assert_eq!(uses, ["    meta mark set meta mark | 0x08000000 counter accept"]);
+    }
+
+    #[test]
+    fn enforce_refuses_doubt_and_observe_lets_it_pass() {
+        let (enforce, observe) = (text(&enforcing().rules()), text(&observing().rules()));
+        assert!(chain(&enforce, "legacy").ends_with("reject with tcp reset"));
+        assert!(chain(&observe, "legacy").ends_with("accept"));
+        for name in ["out", "pre"] {
+            assert!(chain(&enforce, name).contains("ct state invalid counter drop"));
+            assert!(chain(&observe, name).contains("ct state invalid counter accept"));
+        }
+        // Where a connection of ours is in a place where its kind does not live, both drop it.
+        assert!(chain(&enforce, "post").ends_with("counter drop") && chain(&observe, "post").ends_with("counter drop"));
+    }
 }

@@ -97,6 +97,9 @@ fn captures_exactly(backend: &'static str) {
         let bound = lab.client(&lab.host, &at(remote), &["device=h0"]);
         assert_captured(&bound, "out", &at(remote), host);
     }
+    for from in ["fd77::1", "::"] {
+        assert_failed(&lab.client(&lab.host, &link_local(&lab), &[&format!("from={from}")]));
+    }
     enforcer.kill();
 }
 
@@ -104,21 +107,24 @@ fn captures_exactly_observing(backend: &'static str) {
     let lab = lab();
     let enforcer = lab.enforcer(&[backend, "observe"]);
     assert_all_captured(&lab);
-    assert_plain_link_local(&lab);
+    // It cannot be captured, and observe breaks nothing.
+    for from in ["fd77::1", "::"] {
+        let Seen::Heard { lines, .. } = lab.client(&lab.host, &link_local(&lab), &[&format!("from={from}")]) else {
+            panic!("link-local from {from}")
+        };
+        assert_eq!(lines.len(), 2, "{lines:?}");
+    }
     enforcer.kill();
 }
 
-/// It cannot be captured, and observe breaks nothing.
-fn assert_plain_link_local(lab: &Lab) {
+/// The remote's link-local address, as a program of the host dials it.
+fn link_local(lab: &Lab) -> String {
     let links = must("ip", &["-n", &lab.remote, "-6", "-o", "addr", "show", "dev", "r0", "scope", "link"]);
     let address = links.split_whitespace().find(|word| word.starts_with("fe80")).unwrap();
     let address = address.split('/').next().unwrap();
     let link = lab.ip(&["-o", "link", "show", "h0"]);
     let index = link.split(':').next().unwrap();
-    wait_for(
-        "an answer over link-local",
-        || matches!(lab.client(&lab.host, &format!("[{address}%{index}]:{PORT}"), &[]), Seen::Heard { lines, .. } if lines.len() == 2),
-    );
+    format!("[{address}%{index}]:{PORT}")
 }
 
 fn assert_closed(lab: &Lab, backend: &str) {
@@ -261,8 +267,10 @@ fn devices_come_and_go(backend: &'static str) {
         lab.ip(&["-6", "route", "show", "table", "30808"]).contains("local default dev lo")
     });
     assert_captured(&lab.client(&lab.host, &at("[fd77::2]"), &[]), "out", &at("[fd77::2]"), "[fd77::1]");
-    lab.ip(&["link", "add", "new0", "type", "dummy"]);
-    lab.ip(&["link", "set", "new0", "up"]);
+    lab.ip(&["link", "add", "new0", "type", "veth", "peer", "name", "new1"]);
+    for device in ["new0", "new1"] {
+        lab.ip(&["link", "set", device, "up"]);
+    }
     for family in ["-4", "-6"] {
         let routes = || lab.ip(&[family, "route", "show", "table", "30808"]);
         wait_for("the routes of a new device", || routes().contains("local default dev new0"));
