@@ -80,3 +80,98 @@ pub(crate) fn entry(order: &Order, membership: Option<u64>, now: i64) -> LedgerE
         script: program.and_then(|p| p.script).map(|d| d.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bonafide_proto::name::{NodeName, TrustDomain};
+
+    use super::*;
+    use crate::store::{EmbeddedStore, Meta, NodeRecord, TokenRecord};
+
+    const NOW: i64 = 1_800_000_000;
+
+    fn order(holder: Holder) -> Order {
+        let trust_domain: TrustDomain = "example.org".parse().unwrap();
+        Order { trust_domain, holder, validity: Validity { from: NOW - 60, until: NOW + 600 } }
+    }
+
+    fn signer() -> Signer {
+        let (key, order) = (Key::generate().unwrap(), order(Holder::Root));
+        let certificate = found(&order, &key).unwrap().der().clone();
+        Signer { key, certificate, holder: Holder::Root, validity: order.validity }
+    }
+
+    fn requested() -> PublicKey {
+        PublicKey::of_csr(&crate::csr::request(&Key::generate().unwrap()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_is_handed_out_is_in_the_ledger() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(&dir.path().join("store")).unwrap();
+        let order = order(Holder::Node("a".parse().unwrap()));
+        let issued = signer().issue(&order, &requested(), Some(3), &store, NOW).unwrap();
+        let line = store.entry(issued.serial()).unwrap().unwrap();
+        assert_eq!((line.kind.as_str(), line.who.as_str(), line.membership), ("node", "a", Some(3)));
+        assert_eq!((line.issued, line.not_before, line.not_after), (NOW, NOW - 60, NOW + 600));
+        assert!(matches!(store.enter(issued.serial(), &line), Err(StoreError::SerialTaken(_))));
+        store.forget_before(NOW + 601).unwrap();
+        assert_eq!(store.entry(issued.serial()).unwrap(), None);
+    }
+
+    #[test]
+    fn nothing_is_handed_out_that_cannot_be_written_down() {
+        let order = order(Holder::Node("a".parse().unwrap()));
+        let refused = signer().issue(&order, &requested(), None, &FullDisk, NOW).unwrap_err();
+        assert!(matches!(refused, IssueError::Store(_)), "{refused}");
+    }
+
+    #[test]
+    fn an_expired_issuer_issues_nothing() {
+        let order = order(Holder::Node("a".parse().unwrap()));
+        for when in [NOW - 61, NOW + 601] {
+            let refused = signer().issue(&order, &requested(), None, &FullDisk, when).unwrap_err();
+            assert!(matches!(refused, IssueError::IssuerExpired(_)), "{refused}");
+        }
+    }
+
+    #[derive(Debug)]
+    struct FullDisk;
+
+    fn full<T>() -> Result<T, StoreError> {
+        Err(StoreError::Io { path: "store".into(), why: "no space left".into() })
+    }
+
+    impl Store for FullDisk {
+        fn meta(&self) -> Result<Option<Meta>, StoreError> {
+            full()
+        }
+        fn found(&self, _: &Meta) -> Result<bool, StoreError> {
+            full()
+        }
+        fn token(&self, _: &[u8; 32]) -> Result<Option<TokenRecord>, StoreError> {
+            full()
+        }
+        fn swap_token(&self, _: &[u8; 32], _: Option<&TokenRecord>, _: &TokenRecord) -> Result<bool, StoreError> {
+            full()
+        }
+        fn node(&self, _: &NodeName) -> Result<Option<NodeRecord>, StoreError> {
+            full()
+        }
+        fn swap_node(&self, _: &NodeName, _: Option<&NodeRecord>, _: &NodeRecord) -> Result<bool, StoreError> {
+            full()
+        }
+        fn nodes(&self) -> Result<Vec<(NodeName, NodeRecord)>, StoreError> {
+            full()
+        }
+        fn enter(&self, _: &str, _: &LedgerEntry) -> Result<(), StoreError> {
+            full()
+        }
+        fn entry(&self, _: &str) -> Result<Option<LedgerEntry>, StoreError> {
+            full()
+        }
+        fn forget_before(&self, _: i64) -> Result<(), StoreError> {
+            full()
+        }
+    }
+}

@@ -140,6 +140,7 @@ async fn join(node: &NodeCa, link: &dyn AuthorityLink, tokens: &TokenSource) -> 
 
 fn read_token(path: &Path) -> Result<JoinToken, UpkeepError> {
     use std::io::Read as _;
+    use std::os::unix::fs::PermissionsExt as _;
     let failed = |why: String| UpkeepError::TokenFile { path: path.to_owned(), why };
     let file = std::fs::File::open(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => {
@@ -147,6 +148,9 @@ fn read_token(path: &Path) -> Result<JoinToken, UpkeepError> {
         }
         _ => failed(e.to_string()),
     })?;
+    if file.metadata().is_ok_and(|m| m.permissions().mode() & 0o077 != 0) {
+        tracing::warn!(path = %path.display(), "others can read or change the join token file; give it mode 0600");
+    }
     let mut text = Zeroizing::new(String::with_capacity(TOKEN_TEXT_MAX));
     file.take(TOKEN_TEXT_MAX as u64).read_to_string(&mut text).map_err(|e| failed(e.to_string()))?;
     text.parse().map_err(|source| UpkeepError::Token { path: path.to_owned(), source })

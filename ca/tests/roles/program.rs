@@ -163,3 +163,65 @@ async fn a_node_without_a_usable_token_says_what_to_do() {
     assert!(err.contains("join.token") && err.contains("bonafide-ca token"), "{err}");
     assert!(!dir.path().join("ca.sock").exists());
 }
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+async fn token(socket: &Path) -> String {
+    for _ in 0..600 {
+        let (code, out, _) = said(program().arg("token").arg("--socket").arg(socket)).await;
+        if code == 0 {
+            return out;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("no token")
+}
+
+#[tokio::test]
+async fn root_and_node_meet_over_the_network_and_survive_being_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (at, port) = (dir.path().display(), free_port());
+    let (root, node) = (dir.path().join("root.toml"), dir.path().join("node.toml"));
+    let text = format!(
+        "role = \"root\"\nstate = \"{at}/root\"\n[root]\ntrust_domain = \"example.org\"\n\
+         listen = [\"127.0.0.1:{port}\"]\nadmin_socket = \"{at}/authority.sock\"\n"
+    );
+    std::fs::write(&root, text).unwrap();
+    let text = format!(
+        "role = \"node\"\nstate = \"{at}/node\"\n[node]\nname = \"a\"\nsocket = \"{at}/ca.sock\"\n\
+         authority = \"127.0.0.1:{port}\"\njoin_token_file = \"{at}/join.token\"\n"
+    );
+    std::fs::write(&node, text).unwrap();
+
+    let mut authority = program().arg("--config").arg(&root).spawn().unwrap();
+    let file = dir.path().join("join.token");
+    std::fs::write(&file, token(&dir.path().join("authority.sock")).await).unwrap();
+    let mut member = program().arg("--config").arg(&node).spawn().unwrap();
+    ask(dir.path()).await;
+    assert!(!file.exists(), "the used token stays");
+
+    authority.kill().await.unwrap();
+    member.kill().await.unwrap();
+    let member = program().arg("--config").arg(&node).spawn().unwrap();
+    let request =
+        || wire::IssueLeafRequest { workload: "web".into(), fingerprint: Some((&fingerprint()).into()), csr: csr(&[]) };
+    let mut client = IssuanceClient::new(endpoint::channel(dir.path().join("ca.sock")));
+    let mut answer = client.issue_leaf(request()).await;
+    for _ in 0..600 {
+        if answer.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        answer = client.issue_leaf(request()).await;
+    }
+    let issued = matches!(answer.unwrap().into_inner().of, Some(wire::issue_leaf_response::Of::Svid(_)));
+    assert!(issued, "no leaf while the authority is away");
+
+    let authority = program().arg("--config").arg(&root).spawn().unwrap();
+    token(&dir.path().join("authority.sock")).await;
+    assert_eq!(end(member, rustix::process::Signal::TERM).await, 0);
+    assert_eq!(end(authority, rustix::process::Signal::TERM).await, 0);
+}

@@ -60,6 +60,7 @@ async fn half_a_state_never_founds_a_new_root() {
 
     std::fs::rename(dir.path().join("away"), state.join("root.key")).unwrap();
     std::fs::remove_dir_all(state.join("store")).unwrap();
+    std::fs::remove_file(state.join("store.changes")).unwrap();
     let refused = reopen(dir.path()).unwrap_err();
     assert!(matches!(refused, OpenError::Half { has: "a root key", .. }), "{refused}");
 }
@@ -83,22 +84,58 @@ async fn an_exposed_key_is_refused() {
     assert!(matches!(refused, OpenError::Key(KeyError::Exposed { mode: 0o644, .. })), "{refused}");
 }
 
+/// The files of a store, without its directories.
+fn files(store: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let paths = std::fs::read_dir(store).unwrap().map(|f| f.unwrap().path()).filter(|p| p.is_file());
+    paths.map(|p| (p.clone(), std::fs::read(p).unwrap())).collect()
+}
+
 #[tokio::test]
-async fn a_damaged_store_is_refused_and_says_so() {
-    for damage in [&b"garbage"[..], &[0u8; 4096], &[0xff; 4096]] {
-        let dir = used().await;
-        let store = charter(dir.path()).state.join("store");
-        for file in ["conf", "db"] {
-            let path = store.join(file);
-            let mut bytes = std::fs::read(&path).unwrap();
-            let upto = damage.len().min(bytes.len());
-            bytes[..upto].copy_from_slice(&damage[..upto]);
-            std::fs::write(&path, bytes).unwrap();
-        }
-        let refused = reopen(dir.path()).unwrap_err();
-        let named = matches!(refused, OpenError::Half { .. } | OpenError::Store(StoreError::Damaged { .. }));
-        assert!(named, "{refused}");
+async fn damage_anywhere_in_the_store_is_noticed() {
+    let domain = Domain::new();
+    for name in ["a", "b", "c"] {
+        domain.member(name).await;
     }
+    let Domain { dir, authority, .. } = domain;
+    drop(authority);
+    let store = charter(dir.path()).state.join("store");
+    let whole = files(&store);
+    let (_, log) = whole.iter().find(|(path, _)| path.ends_with("db")).unwrap();
+    let written = log.iter().rposition(|b| *b != 0).unwrap();
+    for at in (0..written).step_by(written / 40) {
+        for (path, _) in files(&store) {
+            std::fs::remove_file(path).unwrap();
+        }
+        for (path, bytes) in &whole {
+            std::fs::write(path, bytes).unwrap();
+        }
+        let mut damaged = log.clone();
+        damaged[at..at + 8].iter_mut().for_each(|b| *b ^= 0x5a);
+        std::fs::write(store.join("db"), damaged).unwrap();
+        let refused = reopen(dir.path()).unwrap_err();
+        assert!(refused.to_string().contains("is damaged"), "damage at {at}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_taken_back_to_an_older_state_is_refused() {
+    let domain = Domain::new();
+    let token = domain.token(None);
+    let Domain { dir, clock, authority } = domain;
+    drop(authority);
+    let store = charter(dir.path()).state.join("store");
+    let before = files(&store);
+    let authority = std::sync::Arc::new(reopen(dir.path()).unwrap());
+    let again = Domain { dir, clock, authority };
+    again.stranger("a").join(&again.link(), &token).await.unwrap();
+    let Domain { dir, authority, .. } = again;
+    drop(authority);
+    // With the old files the token would be fresh again.
+    for (path, bytes) in before {
+        std::fs::write(path, bytes).unwrap();
+    }
+    let refused = reopen(dir.path()).unwrap_err();
+    assert!(refused.to_string().contains("is damaged"), "{refused}");
 }
 
 #[tokio::test]
