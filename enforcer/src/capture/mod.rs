@@ -58,6 +58,43 @@ impl Backend {
             Self::Iptables => "iptables",
         }
     }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Nft => Self::Iptables,
+            Self::Iptables => Self::Nft,
+        }
+    }
+
+    async fn load(self, rules: &Rules<'_>) -> Result<(), CaptureError> {
+        match self {
+            Self::Nft => nft::load(rules).await,
+            Self::Iptables => iptables::load(rules).await,
+        }
+    }
+
+    async fn remove(self) -> Result<(), CaptureError> {
+        match self {
+            Self::Nft => nft::remove().await,
+            Self::Iptables => iptables::remove().await,
+        }
+    }
+
+    async fn is_present(self) -> Result<bool, CaptureError> {
+        match self {
+            Self::Nft => nft::present().await,
+            Self::Iptables => iptables::present().await,
+        }
+    }
+
+    /// The rules that an enforcer left which ran with this engine. One that is not installed has left none.
+    async fn remove_if_present(self) -> Result<(), CaptureError> {
+        match self.is_present().await {
+            Ok(true) => self.remove().await,
+            Ok(false) | Err(CaptureError::ToolMissing { .. }) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
 }
 
 impl FromStr for Backend {
@@ -136,7 +173,9 @@ impl Capture {
     async fn install_guarded(plan: &Plan) -> Result<(Vec<Option<u64>>, Watch), CaptureError> {
         let watch = Watch::start()?;
         routes::install()?;
-        Ok((plan.load().await?, watch))
+        let loaded = plan.load().await?;
+        plan.backend.other().remove_if_present().await?;
+        Ok((loaded, watch))
     }
 
     /// What is in force.
@@ -230,10 +269,7 @@ impl Capture {
 /// # Errors
 /// Where they cannot be removed.
 pub async fn remove_leftovers(backend: Backend) -> Result<(), CaptureError> {
-    match backend {
-        Backend::Nft => nft::remove().await?,
-        Backend::Iptables => iptables::remove().await?,
-    }
+    backend.remove().await?;
     routes::remove()
 }
 
@@ -252,11 +288,7 @@ async fn undo(backend: Backend, guard: Option<Guard>) {
 }
 
 async fn remove_unused_routes(backend: Backend) -> Result<(), CaptureError> {
-    let in_use = match backend {
-        Backend::Nft => nft::present().await?,
-        Backend::Iptables => iptables::present().await?,
-    };
-    if in_use { Ok(()) } else { routes::remove() }
+    if backend.is_present().await? { Ok(()) } else { routes::remove() }
 }
 
 /// A [`Control`] whose cgroup exists.
@@ -303,10 +335,7 @@ impl Plan {
             own: self.exempt.holder(),
             controls: &controls,
         };
-        match self.backend {
-            Backend::Nft => nft::load(&rules).await?,
-            Backend::Iptables => iptables::load(&rules).await?,
-        }
+        self.backend.load(&rules).await?;
         Ok(objects)
     }
 

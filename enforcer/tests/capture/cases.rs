@@ -27,6 +27,12 @@ pub fn all() -> impl Iterator<Item = Case> {
         both("marks_do_not_help_nft", "marks_do_not_help_iptables", marks_do_not_help),
         both("devices_come_and_go_nft", "devices_come_and_go_iptables", devices_come_and_go),
         both("control_is_exempt_nft", "control_is_exempt_iptables", control_is_exempt),
+        both(
+            "another_engine_takes_over_from_nft",
+            "another_engine_takes_over_from_iptables",
+            another_engine_takes_over,
+        ),
+        both("many_deliveries", "many_deliveries_of_v6", many_deliveries),
         both("the_root_cgroup_is_refused_nft", "the_root_cgroup_is_refused_iptables", the_root_cgroup_is_refused),
     ]
     .into_iter()
@@ -309,4 +315,25 @@ fn the_root_cgroup_is_refused(backend: &'static str) {
     assert!(line.starts_with("error: this process lives in the root cgroup"), "{line}");
     assert!(!enforcer.has_ended());
     assert_eq!(lab.traces(), before);
+}
+
+/// The configuration names another backend after a crash in enforce mode.
+fn another_engine_takes_over(backend: &'static str) {
+    let lab = lab();
+    let before = lab.traces();
+    lab.enforcer(&[backend, "enforce"]).kill();
+    let other = if backend == "nft" { "iptables" } else { "nft" };
+    let mut enforcer = lab.enforcer(&[other, "enforce"]);
+    assert_all_captured(&lab);
+    assert_eq!(enforcer.order("remove"), "done");
+    assert!(enforcer.has_ended());
+    assert_eq!(lab.traces(), before);
+}
+
+/// More than there are delivery ports, within one TIME-WAIT.
+fn many_deliveries(backend: &'static str) {
+    let lab = lab();
+    let loopback = if backend == "nft" { "127.0.0.1" } else { "::1" };
+    let to = if backend == "nft" { at("127.0.0.1") } else { at("[::1]") };
+    lab.deliver(loopback, &to, 25_000);
 }

@@ -134,6 +134,13 @@ impl Lab {
         assert!(output.status.success(), "{}", said(&output));
     }
 
+    /// Deliveries to the host's own server, without capture.
+    pub fn deliver(&self, source: &str, to: &str, count: u32) {
+        let mut command = as_enforcer(in_ns(&self.host));
+        let output = command.arg(exe()).args(["deliver", source, to, &count.to_string()]).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+    }
+
     pub fn cgroup(&self, leaf: &str) -> PathBuf {
         self.cgroup.join(leaf)
     }

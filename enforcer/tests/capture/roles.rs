@@ -28,6 +28,7 @@ pub fn find(name: &str) -> Option<Role> {
         "guard" => Some(|args| block_on(guard(args[1].parse().unwrap()))),
         "remove-capture" => Some(|args| block_on(remove_leftovers(args[0].parse().unwrap()))),
         "enforcer" => Some(|args| block_on(enforcer(args.to_vec()))),
+        "deliver" => Some(|args| block_on(deliver(args.to_vec()))),
         "server" => Some(|_| block_on(server())),
         "client" => Some(client),
         _ => None,
@@ -47,6 +48,8 @@ fn block_on<E: std::fmt::Display>(role: impl Future<Output = Result<(), E>>) -> 
 
 /// `enforcer BACKEND MODE [CGROUP UID TO]`: relays what it captures and obeys a line at a time.
 async fn enforcer(args: Vec<String>) -> Result<(), Box<dyn std::error::Error>> {
+    // As a daemon that holds keys would be: its guard must start all the same.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     for (port, direction) in [(OUTBOUND, "out"), (INBOUND, "in")] {
         for host in ["127.0.0.1", "::1"] {
             let listener = listen::transparent(SocketAddr::new(host.parse()?, port))?;
@@ -136,6 +139,35 @@ async fn dial(peer: SocketAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = reserved.connect(to, SOON).await?;
     assert_eq!(stream.local_addr()?, local);
     Ok(stream)
+}
+
+/// `deliver SOURCE TO COUNT`: as many deliveries, one after the other, each closed by this side first, so that each
+/// leaves its port in TIME-WAIT.
+async fn deliver(args: Vec<String>) -> std::io::Result<()> {
+    let (source, to) = (args[0].parse().unwrap(), args[1].parse().unwrap());
+    for n in 0..args[2].parse().unwrap() {
+        let (one, two) = (Reserved::bind(source, 0)?, Reserved::bind(source, 0)?);
+        assert_ne!(one.local(), two.local(), "two reservations share a port");
+        let mut stream =
+            loop_until_free(one, source, to).await.map_err(|e| std::io::Error::other(format!("{n}: {e}")))?;
+        stream.shutdown().await?;
+        stream.read_to_end(&mut Vec::new()).await?;
+    }
+    say("done");
+    Ok(())
+}
+
+async fn loop_until_free(first: Reserved, source: std::net::IpAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let mut outcome = first.connect(to, SOON).await;
+    for _ in 0..20 {
+        match outcome {
+            Err(e) if e.kind() == std::io::ErrorKind::AddrNotAvailable => {
+                outcome = Reserved::bind(source, 0)?.connect(to, SOON).await;
+            }
+            other => return other,
+        }
+    }
+    outcome
 }
 
 /// Tells each client who it seems to be, then echoes.
