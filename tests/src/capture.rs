@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::netns::Netns;
+use crate::netns::{Door, Netns};
 use crate::pcap::Traffic;
 use crate::process::Program;
 use crate::topology::{Family, Site};
@@ -19,19 +19,19 @@ const DISCARD: u16 = 9;
 
 /// A running capture on the router's wire to host a.
 #[derive(Debug)]
-pub struct Capture<'a> {
+pub struct Capture {
     tcpdump: Program,
-    router: &'a Netns,
+    router: Door,
     file: PathBuf,
 }
 
-impl<'a> Capture<'a> {
+impl Capture {
     /// Starts one and returns when it watches.
     ///
     /// # Panics
     /// If tcpdump does not start.
     #[must_use]
-    pub fn start(router: &'a Netns, directory: &Path) -> Self {
+    pub fn start(router: &Netns, directory: &Path) -> Self {
         let (file, log) = (directory.join("wire.pcap"), directory.join("tcpdump.log"));
         let _ = std::fs::remove_file(&log);
         let mut command = router.command("tcpdump");
@@ -39,7 +39,7 @@ impl<'a> Capture<'a> {
         command.args(["-i", &Site::A.wire(), "-B", "65536", "-s", "0", "-U", "--immediate-mode", "-Z", "root", "-w"]);
         let mut tcpdump = Program::start("tcpdump", command.arg(&file), &log);
         tcpdump.wait_for_output("listening on");
-        Self { tcpdump, router, file }
+        Self { tcpdump, router: router.door(), file }
     }
 
     /// Ends the capture and returns what was seen.

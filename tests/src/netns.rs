@@ -1,6 +1,7 @@
 //! A network namespace that exists as long as its value, with every process inside it.
 
 use std::fs::File;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
@@ -73,20 +74,18 @@ impl Netns {
         must_run(self.command(program).args(args))
     }
 
+    /// A way in that can be kept.
+    ///
+    /// # Panics
+    /// If the namespace is gone.
+    #[must_use]
+    pub fn door(&self) -> Door {
+        Door { file: File::open(self.path()).expect("the namespace exists") }
+    }
+
     /// Runs code in a thread that lives inside. Sockets it creates stay there.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let file = File::open(self.path()).expect("the namespace exists");
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(move || {
-                move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(LinkNameSpaceType::Network))
-                    .expect("root may enter a namespace");
-                work()
-            });
-            match inside.join() {
-                Ok(value) => value,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+        self.door().within(work)
     }
 
     /// The processes inside.
@@ -116,5 +115,28 @@ impl Drop for Netns {
         }
         self.kill_all();
         let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+    }
+}
+
+/// A way into a namespace, for code.
+#[derive(Debug)]
+pub struct Door {
+    file: File,
+}
+
+impl Door {
+    /// Runs code in a thread that lives inside. Sockets it creates stay there.
+    ///
+    /// # Panics
+    /// As the code does, or if the namespace cannot be entered.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
+                    .expect("root may enter a namespace");
+                work()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 }

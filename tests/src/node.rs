@@ -75,7 +75,9 @@ impl Daemon {
 pub fn binaries() -> PathBuf {
     let this = std::env::current_exe().expect("a program knows its file");
     let found = this.ancestors().skip(1).find(|directory| directory.join("bonafide-enforcer").exists());
-    found.unwrap_or_else(|| panic!("no bonafide-enforcer near {}: first `cargo build --bins`", this.display())).to_owned()
+    found
+        .unwrap_or_else(|| panic!("no bonafide-enforcer near {}: first `cargo build --bins`", this.display()))
+        .to_owned()
 }
 
 fn start(name: &str, daemon: &DaemonCommand, netns: &Netns) -> Program {
@@ -93,11 +95,21 @@ pub struct Node {
 
 impl Node {
     /// Starts a node, without waiting for it.
+    #[must_use]
+    pub fn start(instance: &str, site: Site, netns: &Netns, files: &NodeFiles<'_>) -> Self {
+        let mut node = Self::prepare(instance, site, files);
+        for daemon in Daemon::ALL {
+            node.start_daemon(daemon, netns);
+        }
+        node
+    }
+
+    /// Lays a node out, and starts nothing.
     ///
     /// # Panics
     /// If something of it cannot be created.
     #[must_use]
-    pub fn start(instance: &str, site: Site, netns: &Netns, files: &NodeFiles<'_>) -> Self {
+    pub fn prepare(instance: &str, site: Site, files: &NodeFiles<'_>) -> Self {
         let addr = Site::Authority.at(files.authority_family, AUTHORITY_PORT);
         let spec = NodeSpec {
             instance: format!("{instance}-{}", site.label()),
@@ -112,11 +124,7 @@ impl Node {
             inbound_port: DEFAULT_INBOUND_PORT,
         };
         let prepared = prepare_node(&spec).unwrap_or_else(|e| panic!("cannot prepare node {}: {e}", spec.name));
-        let mut node = Self { spec, prepared, running: Vec::new() };
-        for daemon in Daemon::ALL {
-            node.start_daemon(daemon, netns);
-        }
-        node
+        Self { spec, prepared, running: Vec::new() }
     }
 
     /// Its paths.
@@ -152,6 +160,11 @@ impl Node {
     pub fn kill(&mut self, daemon: Daemon) {
         self.program(daemon).kill();
         self.running.retain(|(running, _)| *running != daemon);
+    }
+
+    /// Kills every daemon with SIGKILL.
+    pub fn kill_all(&mut self) {
+        self.running.clear();
     }
 
     /// Asks a daemon to stop, and asserts that it ends well.
@@ -205,7 +218,11 @@ impl Node {
     /// It does not, in words.
     pub fn enforces(&self, policy: &Digest) -> Result<(), String> {
         let status = rpc::enforcement_status(&self.layout().enforcer_socket()).map_err(|e| format!("enforcer: {e}"))?;
-        if status.policy_sha256 == policy.0 { Ok(()) } else { Err(format!("the enforcer has another policy: {status:?}")) }
+        if status.policy_sha256 == policy.0 {
+            Ok(())
+        } else {
+            Err(format!("the enforcer has another policy: {status:?}"))
+        }
     }
 
     fn assert_all_run(&mut self) {
@@ -213,6 +230,16 @@ impl Node {
             let (name, running) = (program.name().to_owned(), program.is_running());
             assert!(running, "{name} ended:\n{}", program.output());
         }
+    }
+
+    /// Waits until a daemon ends by itself, and says with which exit code.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn wait_for_exit(&mut self, daemon: Daemon) -> Option<i32> {
+        let status = self.program(daemon).wait(READY);
+        self.running.retain(|(running, _)| *running != daemon);
+        status.code()
     }
 
     /// Stops the daemons in order and removes what they leave, as `bonafide run` does on Ctrl-C.
@@ -223,6 +250,14 @@ impl Node {
         for daemon in [Daemon::Enforcer, Daemon::Identityd, Daemon::Ca] {
             self.stop(daemon);
         }
+        self.remove();
+    }
+
+    /// Removes what preparing and running it left, except its state.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn remove(&self) {
         remove_node(&self.spec).unwrap_or_else(|e| panic!("cannot remove node {}: {e}", self.spec.name));
     }
 

@@ -261,7 +261,8 @@ mod tests {
 
     #[test]
     fn a_port_used_again_is_another_stream() {
-        let file = capture(&[packet(1, SYN, b""), packet(2, 0x10, b"one"), packet(900, SYN, b""), packet(901, 0x10, b"two")]);
+        let file =
+            capture(&[packet(1, SYN, b""), packet(2, 0x10, b"one"), packet(900, SYN, b""), packet(901, 0x10, b"two")]);
         let payloads: Vec<_> = Traffic::parse(&file).streams().iter().map(|s| s.payload.clone()).collect();
         assert_eq!(payloads, [b"one", b"two"]);
     }

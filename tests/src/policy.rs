@@ -60,9 +60,7 @@ impl Policy {
     }
 
     fn rule(self, name: &str, from: &str, to: &str, action: &str) -> Self {
-        self.lines(&format!(
-            "[[rule]]\nname = \"{name}\"\nfrom = \"{from}\"\nto = \"{to}\"\naction = \"{action}\""
-        ))
+        self.lines(&format!("[[rule]]\nname = \"{name}\"\nfrom = \"{from}\"\nto = \"{to}\"\naction = \"{action}\""))
     }
 
     /// More lines, as they stand.

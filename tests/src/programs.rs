@@ -1,6 +1,6 @@
 //! Real programs on the hosts: how each starts, and what one asks of another.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,12 +12,13 @@ use crate::wait::wait_until;
 use crate::world::BareWorld;
 
 /// Scripts that come with the scenarios: name and text.
-const SCRIPTS: [(&str, &str); 6] = [
+const SCRIPTS: [(&str, &str); 7] = [
     ("echo_server.py", include_str!("../programs/echo_server.py")),
     ("say.py", include_str!("../programs/say.py")),
     ("hold.py", include_str!("../programs/hold.py")),
     ("bulk.py", include_str!("../programs/bulk.py")),
     ("reset.py", include_str!("../programs/reset.py")),
+    ("reverse_server.py", include_str!("../programs/reverse_server.py")),
     ("crowd.py", include_str!("../programs/crowd.py")),
 ];
 
@@ -88,7 +89,9 @@ pub fn script(world: &BareWorld, name: &str) -> PathBuf {
 #[must_use]
 pub fn script_as(world: &BareWorld, name: &str, new_name: &str) -> PathBuf {
     let (_, text) = SCRIPTS.iter().find(|(known, _)| *known == name).expect("one of SCRIPTS");
-    world.file(new_name, text)
+    let path = world.dir().join(new_name);
+    // A process may be interpreting it already.
+    if path.exists() { path } else { world.file(new_name, text) }
 }
 
 /// A command that interprets a script.
@@ -117,6 +120,16 @@ pub fn echo_server(world: &BareWorld, netns: &Netns, port: u16) -> Program {
 #[must_use]
 pub fn say(netns: &Netns, script: &Path, to: SocketAddr, text: &str) -> Command {
     interpret(netns, script, &[&to.ip().to_string(), &to.port().to_string(), text])
+}
+
+/// netcat, sending a text and then half-closing (`-N`); it prints what comes back.
+#[must_use]
+pub fn netcat(netns: &Netns, to: SocketAddr, text: &str) -> Command {
+    let mut command = netns.command("/bin/sh");
+    // $0 to $2 are the words that follow.
+    command.args(["-c", "printf %s \"$0\" | nc -N -w 15 \"$1\" \"$2\"", text]);
+    command.args([to.ip().to_string(), to.port().to_string()]);
+    command
 }
 
 /// A client that holds a connection to an echo server open.
@@ -287,10 +300,4 @@ fn listens(pid: u32, table: &str, port: u16) -> bool {
         let local = fields.next().and_then(|address| address.rsplit_once(':')).map(|(_, port)| port);
         local == Some(&format!("{port:04X}")) && fields.nth(1) == Some("0A")
     })
-}
-
-/// The address and port of a server that a client is told to use.
-#[must_use]
-pub fn at(ip: IpAddr, port: u16) -> SocketAddr {
-    SocketAddr::new(ip, port)
 }

@@ -68,6 +68,25 @@ impl Records {
         self.take(&format!("a record of the {end:?} end in {}", self.file.display()), |record| record.end == end)
     }
 
+    /// Waits for `count` more records, and takes all there are.
+    ///
+    /// # Panics
+    /// If fewer appear in time.
+    #[track_caller]
+    pub fn take_many(&self, count: usize) -> Vec<FlowRecord> {
+        wait_for(&format!("{count} more records in {}", self.file.display()), LATE, || {
+            let mut taken = self.taken.lock().expect("no test goes on after a panic");
+            let lines = std::fs::read_to_string(&self.file).unwrap_or_default().matches('\n').count();
+            let new: Vec<usize> = (0..lines).filter(|n| !taken.contains(n)).collect();
+            if new.len() < count {
+                return Err(format!("{} more", new.len()));
+            }
+            let all = self.all();
+            taken.extend(new.iter().copied());
+            Ok(new.into_iter().map(|n| all[n].clone()).collect())
+        })
+    }
+
     /// Asserts that every record was taken, and that no flow has two records of one end.
     ///
     /// # Panics

@@ -1,7 +1,6 @@
 //! A world: two hosts with a node each, an authority, the wire between them, and what happened there.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -134,7 +133,7 @@ impl BareWorld {
 
     /// Watches the wire.
     #[must_use]
-    pub fn capture(&self) -> Capture<'_> {
+    pub fn capture(&self) -> Capture {
         Capture::start(&self.topology.router, self.dir())
     }
 
@@ -167,7 +166,9 @@ impl Drop for BareWorld {
             let t = &self.topology;
             let keep = if cfg!(feature = "keep") { "kept" } else { "removed; `--features keep` keeps it" };
             eprint_lines(&format!("\nthe world {} ({keep}):", self.instance));
-            for (what, netns) in [("host a", &t.a), ("host b", &t.b), ("authority", &t.authority), ("router", &t.router)] {
+            for (what, netns) in
+                [("host a", &t.a), ("host b", &t.b), ("authority", &t.authority), ("router", &t.router)]
+            {
                 eprint_lines(&format!("  {what}: nsenter --net={}", netns.path().display()));
             }
             eprint_lines(&format!("  files: {}", self.dir().display()));
@@ -274,6 +275,13 @@ impl World {
         host.node.wait_ready(&Digest::of(policy.text().as_bytes()));
     }
 
+    /// Runs something on a host that needs both its node and its namespace.
+    pub fn on<T>(&mut self, site: Site, work: impl FnOnce(&mut Node, &Netns) -> T) -> T {
+        let netns = self.bare.topology.netns(site);
+        let host = if site == Site::A { &mut self.a } else { &mut self.b };
+        work(&mut host.node, netns)
+    }
+
     /// Restarts the authority.
     pub fn restart_authority(&mut self) {
         self.authority.restart(&self.bare.topology.authority);
@@ -331,12 +339,4 @@ fn eprint_tail(what: &str, text: &str) {
 #[allow(clippy::print_stderr, reason = "a failed test explains itself there")]
 fn eprint_lines(text: &str) {
     eprintln!("{text}");
-}
-
-/// A command that runs as another user of the machine, in a namespace.
-#[must_use]
-pub fn as_user(netns: &Netns, user: &str, program: &str) -> Command {
-    let mut command = netns.command("setpriv");
-    command.args(["--reuid", user, "--regid", user, "--clear-groups", "--", program]);
-    command
 }

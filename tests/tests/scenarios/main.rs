@@ -9,3 +9,16 @@
 )]
 
 mod bare;
+mod edits;
+mod failures;
+mod impostor;
+mod membership;
+mod moves;
+mod observe;
+mod protocols;
+mod same_host;
+mod scripts;
+mod stop;
+mod strangers;
+mod streams;
+mod web;

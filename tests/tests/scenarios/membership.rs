@@ -1,0 +1,65 @@
+//! Who may become a node: join tokens that are wrong, damaged, used, expired or somebody else's admit nobody.
+
+use std::time::Duration;
+
+use bonafide_tests::node::{Authority, Backend, Daemon, Node, NodeFiles};
+use bonafide_tests::topology::{Family, Site};
+use bonafide_tests::wait::wait_until;
+use bonafide_tests::world::BareWorld;
+use bonafide_tests::{policy::Policy, rpc};
+
+/// Starts a node's CA with this token and returns what it said when it gave up.
+fn refused(world: &BareWorld, instance: &str, token: &str) -> String {
+    let mut node = candidate(world, instance, token);
+    node.start_daemon(Daemon::Ca, &world.topology().a);
+    let code = node.wait_for_exit(Daemon::Ca);
+    assert_eq!(code, Some(1), "with a bad token:\n{}", node.log(Daemon::Ca));
+    node.log(Daemon::Ca)
+}
+
+fn candidate(world: &BareWorld, name: &str, token: &str) -> Node {
+    let dir = world.dir().join(name);
+    let policy = world.file("policy.toml", Policy::enforce().text());
+    let files = NodeFiles { dir: &dir, policy: &policy, token, backend: Backend::Nft, authority_family: Family::V6 };
+    Node::prepare(world.instance(), Site::A, &files)
+}
+
+#[test]
+fn bad_join_tokens_admit_nobody_and_say_why() {
+    let world = BareWorld::create();
+    let t = world.topology();
+    let mut authority = Authority::start(world.instance(), &t.authority, &world.dir().join("authority"));
+
+    let good = authority.token("a", 60);
+    let said = refused(&world, "damaged", &good[..good.len() - 5]);
+    assert!(said.contains("damaged"), "{said}");
+    let said = refused(&world, "nonsense", "let me in");
+    assert!(said.contains("no join token"), "{said}");
+    let said = refused(&world, "other", &authority.token("b", 60));
+    assert!(said.contains("for node b"), "{said}");
+
+    let short = authority.token("a", 1);
+    // Only time makes it expire.
+    std::thread::sleep(Duration::from_millis(2100));
+    let said = refused(&world, "expired", &short);
+    assert!(said.contains("expired"), "{said}");
+
+    {
+        let mut node = candidate(&world, "member", &good);
+        node.start_daemon(Daemon::Ca, &t.a);
+        let socket = node.layout().ca_socket();
+        let joined = || rpc::issuance_status(&socket).is_ok_and(|s| s.intermediate_not_after > 0);
+        wait_until("a good token to admit a node", Duration::from_secs(10), joined);
+        assert!(!node.layout().join_token().exists(), "the used token stays on disk");
+    }
+    let said = refused(&world, "again", &good);
+    assert!(said.contains("used already"), "{said}");
+
+    // Another authority at the same address is not the one that the token names.
+    let trusted = authority.token("a", 60);
+    authority.kill();
+    drop(authority);
+    let _usurper = Authority::start(world.instance(), &t.authority, &world.dir().join("usurper"));
+    let said = refused(&world, "usurped", &trusted);
+    assert!(!said.contains("member of"), "{said}");
+}
