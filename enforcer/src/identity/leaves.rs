@@ -175,3 +175,46 @@ fn renewal_time(leaf: &Leaf) -> i64 {
 fn interrupted() -> AttestRefusal {
     unavailable("the order for the certificate was interrupted")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tunnel::testing::{LEAF_TTL, Mesh, T0};
+
+    fn subject(uid: u32) -> Subject {
+        Subject::of_uid(uid)
+    }
+
+    #[test]
+    fn the_cache_is_bounded_and_forgets_what_was_not_used_for_longest() {
+        let mesh = Mesh::new("example.org");
+        let leaf = Arc::new(mesh.leaf("shop/web"));
+        let under = Arc::new(NodeTrust { trust: mesh.trust(), node: "a".parse().unwrap() });
+        let (_running, on_order) = channel(None);
+        let mut slots = HashMap::new();
+        for uid in 0..3000_u32 {
+            make_room(&mut slots, &subject(uid), T0).unwrap();
+            let published = Some(Published { leaf: Arc::clone(&leaf), under: Arc::clone(&under), renew_at: 0 });
+            // Every tenth is on order, and must not be forgotten.
+            let on_order = (uid % 10 == 0).then(|| on_order.clone());
+            slots.insert(subject(uid), Slot { published, on_order, last_used: uid.into() });
+            assert!(slots.len() <= LEAVES_MAX);
+        }
+        assert!(slots.contains_key(&subject(0)) && slots.contains_key(&subject(1990)), "on order");
+        assert!(slots.contains_key(&subject(2999)) && slots.contains_key(&subject(2501)), "used of late");
+        assert!(!slots.contains_key(&subject(1)) && !slots.contains_key(&subject(1001)), "not used for longest");
+
+        make_room(&mut slots, &subject(3001), T0 + LEAF_TTL).unwrap();
+        assert_eq!(slots.len(), 300, "what has expired goes first");
+    }
+
+    #[test]
+    fn a_full_cache_of_orders_takes_no_more() {
+        let (_running, on_order) = channel(None);
+        let slot = || Slot { published: None, on_order: Some(on_order.clone()), last_used: 0 };
+        let full = 0..u32::try_from(LEAVES_MAX).unwrap();
+        let mut slots: HashMap<_, _> = full.map(|uid| (subject(uid), slot())).collect();
+        assert!(make_room(&mut slots, &subject(5), 0).is_ok(), "one that is there already");
+        assert!(make_room(&mut slots, &subject(9_999_999), 0).is_err());
+    }
+}

@@ -6,6 +6,8 @@
 mod ask;
 mod leaves;
 mod order;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::path::PathBuf;

@@ -87,3 +87,12 @@ fn new_key() -> Result<(PrivateKeyDer<'static>, Vec<u8>), AttestRefusal> {
     pair.zeroize();
     Ok((key.into(), csr.map_err(failed)?))
 }
+
+#[cfg(test)]
+impl Subject {
+    pub(super) fn of_uid(uid: u32) -> Self {
+        let exe = HashedFile { path: "/x".to_owned(), digest: bonafide_proto::fingerprint::Digest::of(b"x") };
+        #[allow(clippy::unwrap_used, reason = "tests only")]
+        Self { workload: "x".parse().unwrap(), exe, script: None, uid }
+    }
+}
