@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bonafide_proto::name::{NodeName, TrustDomain};
 use serde::Deserialize;
 
-use crate::authority::Charter;
+use crate::founding::Charter;
 use crate::node::NodeSetup;
 
 /// The largest configuration file that is read, in bytes.

@@ -12,8 +12,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tonic::transport::server::{Router, Server};
 
-use crate::authority::{Authority, OpenError};
+use crate::authority::Authority;
 use crate::config::{Config, Joining, NodeConfig, Role, RootConfig};
+use crate::founding::OpenError;
 use crate::link::{AuthorityLink, Embedded};
 use crate::listener::{self, TlsSetupError};
 use crate::node::{NodeCa, NodeOpenError};

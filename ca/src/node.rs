@@ -59,6 +59,9 @@ pub enum MembershipError {
     /// The root of the token is not among those the authority gave.
     #[error("the authority did not confirm the root certificate that the join token carries")]
     PinMissing,
+    /// Too late to renew.
+    #[error("the membership expired at unix time {0}; this node must join with a new token")]
+    Expired(i64),
     /// There is nothing to renew.
     #[error("this node is not a member yet")]
     NotAMember,
@@ -277,6 +280,9 @@ impl NodeCa {
 
     async fn try_renew(&self, link: &dyn AuthorityLink) -> Result<(), MembershipError> {
         let member = self.member().ok_or(MembershipError::NotAMember)?;
+        if self.clock.unix() > member.not_after() {
+            return Err(MembershipError::Expired(member.not_after()));
+        }
         let candidate = Candidate::generate()?;
         let (signing_csr, authentication_csr) = candidate.requests()?;
         let issued = link.renew(&member, signing_csr, authentication_csr).await?;

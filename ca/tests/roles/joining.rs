@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use bonafide_ca::member::Member;
 use bonafide_ca::node::MembershipError;
 use bonafide_ca::token::Secret;
-use bonafide_ca::{Application, JoinToken, LinkError};
+use bonafide_ca::{Application, AuthorityLink, Embedded, JoinToken, LinkError, Membership};
 use bonafide_proto::svid::Expect;
 use bonafide_proto::wire::authority as wire;
 
@@ -151,4 +152,76 @@ fn tokens_live_ten_minutes_at_most() {
     for ttl in [0, 601, u32::MAX] {
         assert!(domain.authority.create_token(None, ttl).is_err());
     }
+}
+
+/// The real authority, with one lie told on the way.
+#[derive(Debug)]
+struct Liar {
+    honest: Embedded,
+    lie: fn(&mut Membership, &Membership),
+    other: Membership,
+}
+
+#[tonic::async_trait]
+impl AuthorityLink for Liar {
+    async fn join(&self, token: &JoinToken, application: &Application) -> Result<Membership, LinkError> {
+        let mut issued = self.honest.join(token, application).await?;
+        (self.lie)(&mut issued, &self.other);
+        Ok(issued)
+    }
+    async fn renew(&self, member: &Member, signing: Vec<u8>, own: Vec<u8>) -> Result<Membership, LinkError> {
+        let mut issued = self.honest.renew(member, signing, own).await?;
+        (self.lie)(&mut issued, &self.other);
+        Ok(issued)
+    }
+    async fn probe(&self, member: &Member) -> Result<(), LinkError> {
+        self.honest.probe(member).await
+    }
+}
+
+fn membership_of(domain: &Domain, node: &str) -> Membership {
+    let application = Application {
+        node: node.parse().unwrap(),
+        signing_csr: csr(&[]),
+        authentication_csr: csr(&[]),
+        bios_uuid: String::new(),
+        machine_id: String::new(),
+    };
+    domain.authority.join(domain.token(None).secret(), &application).unwrap()
+}
+
+#[tokio::test]
+async fn a_node_takes_nothing_but_what_it_asked_for() {
+    let (domain, foreign) = (Domain::new(), Domain::new());
+    let lies: Vec<fn(&mut Membership, &Membership)> = vec![
+        |m, _| std::mem::swap(&mut m.intermediate, &mut m.node_svid),
+        |m, _| m.intermediate = m.node_svid.clone(),
+        |m, other| m.intermediate = other.intermediate.clone(),
+        |m, other| m.node_svid = other.node_svid.clone(),
+        |m, _| m.trust_domain = "example.com".parse().unwrap(),
+        |m, _| m.roots.clear(),
+        |m, _| m.roots = vec![m.roots[0].clone(); 17],
+        |m, _| m.roots.push(b"garbage".to_vec().into()),
+        |m, _| m.roots.push(m.intermediate.clone()),
+    ];
+    let other = membership_of(&domain, "other");
+    for (n, lie) in lies.into_iter().enumerate() {
+        let liar = Liar { honest: domain.link(), lie, other: other.clone() };
+        let name = format!("n{n}");
+        let node = domain.stranger(&name);
+        let refused = node.join(&liar, &domain.token(None)).await.unwrap_err();
+        assert!(matches!(&refused, MembershipError::Member(_) | MembershipError::PinMissing), "{n}: {refused}");
+        assert!(node.member().is_none(), "lie {n}");
+
+        node.join(&domain.link(), &domain.token(Some(&name))).await.unwrap();
+        let before = node.member().unwrap();
+        node.renew(&liar).await.unwrap_err();
+        assert_eq!(node.member().unwrap().node_svid(), before.node_svid(), "lie {n}");
+    }
+
+    let theirs = membership_of(&foreign, "other");
+    let lie: fn(&mut Membership, &Membership) = |m, other| m.roots = other.roots.clone();
+    let liar = Liar { honest: domain.link(), lie, other: theirs };
+    let refused = domain.stranger("z").join(&liar, &domain.token(None)).await.unwrap_err();
+    assert!(matches!(&refused, MembershipError::PinMissing), "{refused}");
 }

@@ -91,7 +91,7 @@ async fn an_expired_member_cannot_renew_but_joins_again_by_a_token_file() {
     let node = served.member("a").await;
     served.clock.forward(i64::from(INTERMEDIATE_TTL) + 1);
     let refused = node.renew(&served.link()).await.unwrap_err();
-    assert!(matches!(&refused, MembershipError::Link(_)), "{refused}");
+    assert!(matches!(&refused, MembershipError::Expired(_)), "{refused}");
 
     let file = served.dir.path().join("join.token");
     let source = TokenSource::File(file.clone());

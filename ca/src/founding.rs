@@ -1,0 +1,116 @@
+//! The beginning of a trust domain, once, and finding it again at every start: root key and root certificate.
+//!
+//! Whatever is half there or does not fit is refused: founding anew would cut off every member.
+
+use std::path::{Path, PathBuf};
+
+use bonafide_proto::name::TrustDomain;
+use bonafide_proto::svid::SvidError;
+use rustls::pki_types::CertificateDer;
+
+use crate::certify::{self, IssueError, Signer};
+use crate::checker::{self, CheckError, ReadRoot};
+use crate::key::{Key, KeyError};
+use crate::order::{BACKDATE, Holder, Order, Validity};
+use crate::state::StateError;
+use crate::store::{Meta, Store, StoreError};
+
+/// Lifetime of a root certificate, seconds: ten years.
+const ROOT_TTL: i64 = 10 * 365 * 86_400;
+
+/// Why the authority cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The root key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A new root could not be made.
+    #[error("no root certificate could be made: {0}")]
+    Issue(#[from] IssueError),
+    /// The stored root is no root.
+    #[error("the stored root certificate is damaged: {0}")]
+    Root(#[from] CheckError),
+    /// The stored root cannot be a trust anchor.
+    #[error("the stored root certificate is no trust anchor: {0}")]
+    Anchor(#[from] SvidError),
+    /// State of another trust domain.
+    #[error("{} belongs to trust domain {seen}, but the configuration says {configured}", path.display())]
+    TrustDomain {
+        /// Where.
+        path: PathBuf,
+        /// Whose state it is.
+        seen: TrustDomain,
+        /// What the configuration says.
+        configured: TrustDomain,
+    },
+    /// Half of the state is gone.
+    #[error("{} has {has} but no {lacks}: restore it from a backup, or remove the directory to found a new trust domain", path.display())]
+    Half {
+        /// Where.
+        path: PathBuf,
+        /// What is there.
+        has: &'static str,
+        /// What is not.
+        lacks: &'static str,
+    },
+    /// Key and certificate are of different roots.
+    #[error("{}: the root key is not that of the root certificate", .0.display())]
+    Mismatch(PathBuf),
+}
+
+/// What an authority is founded on.
+#[derive(Debug, Clone)]
+pub struct Charter {
+    /// Directory for key and store; made if missing, mode 0700.
+    pub state: PathBuf,
+    /// The trust domain it is the root of.
+    pub trust_domain: TrustDomain,
+    /// Lifetime of node certificates, seconds.
+    pub intermediate_ttl: u32,
+}
+
+/// The root of this charter: found again, or founded in an empty state.
+pub(crate) fn root_signer(charter: &Charter, store: &dyn Store, now: i64) -> Result<Signer, OpenError> {
+    let path = charter.state.join("root.key");
+    match (store.meta()?, path.exists()) {
+        (None, false) => found(charter, &path, store, now),
+        (Some(meta), true) => reopen(charter, &path, &meta),
+        (None, true) => Err(half(charter, "a root key", "root certificate in its store")),
+        (Some(_), false) => Err(half(charter, "a root certificate", "root.key")),
+    }
+}
+
+fn half(charter: &Charter, has: &'static str, lacks: &'static str) -> OpenError {
+    OpenError::Half { path: charter.state.clone(), has, lacks }
+}
+
+fn found(charter: &Charter, path: &Path, store: &dyn Store, now: i64) -> Result<Signer, OpenError> {
+    let key = Key::generate()?;
+    let validity = Validity { from: now.saturating_sub(BACKDATE), until: now.saturating_add(ROOT_TTL) };
+    let order = Order { trust_domain: charter.trust_domain.clone(), holder: Holder::Root, validity };
+    let root = certify::found(&order, &key)?;
+    key.create_file(path)?;
+    store.enter(root.serial(), &certify::entry(&order, None, now))?;
+    store.found(&Meta { trust_domain: charter.trust_domain.clone(), root: root.der().to_vec() })?;
+    tracing::info!(trust_domain = %charter.trust_domain, "founded a new trust domain");
+    Ok(Signer { key, certificate: root.der().clone(), holder: Holder::Root, validity })
+}
+
+fn reopen(charter: &Charter, path: &Path, meta: &Meta) -> Result<Signer, OpenError> {
+    let key = Key::open_file(path)?;
+    let ReadRoot { trust_domain, validity, spki } = checker::read_root(&meta.root)?;
+    if trust_domain != charter.trust_domain {
+        let (path, configured) = (charter.state.clone(), charter.trust_domain.clone());
+        return Err(OpenError::TrustDomain { path, seen: trust_domain, configured });
+    }
+    if rcgen::PublicKeyData::subject_public_key_info(&key) != spki {
+        return Err(OpenError::Mismatch(path.to_owned()));
+    }
+    Ok(Signer { key, certificate: CertificateDer::from(meta.root.clone()), holder: Holder::Root, validity })
+}
