@@ -116,8 +116,8 @@ impl Config {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let raw: RawConfig = toml::from_str(text)
-            .map_err(|e| ConfigError::Parse { path: path.to_owned(), message: e.to_string() })?;
+        let raw: RawConfig =
+            toml::from_str(text).map_err(|e| ConfigError::Parse { path: path.to_owned(), message: e.to_string() })?;
         let value = |field, message: String| ConfigError::Value { path: path.to_owned(), field, message };
         let backend = raw.backend.parse().map_err(|_| {
             value("backend", format!("{:?} is not an engine; \"nft\" and \"iptables\" are", raw.backend))

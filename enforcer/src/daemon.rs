@@ -27,6 +27,8 @@ use crate::{inbound, outbound, sys};
 
 /// The most connections that are carried at once; more wait in the kernel's accept queue.
 const FLOWS_MAX: usize = 65_536;
+/// How often what the capture rules refer to is looked at.
+const REFRESH: Duration = Duration::from_secs(1);
 /// How long live flows get for their records when the enforcer stops.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
@@ -72,7 +74,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         records: Records::open(&config.records, &config.state, clock)
             .map_err(os(format!("the flow records in {}", config.records.display())))?,
         live: Arc::new(Live::default()),
-        locality: Locality::open().map_err(os("a netlink socket for routes"))?,
+        locality: Locality,
         netns: sys::netns::own().map_err(os("/proc/self/ns/net"))?,
         ports: [config.outbound_port, config.inbound_port],
     });
@@ -97,9 +99,11 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     node.live.judge_again(&policy);
     tracing::info!(mode = policy.mode().as_str(), backend = config.backend.as_str(), "capturing");
 
+    let mut refresh = tokio::time::interval(REFRESH);
     loop {
         tokio::select! {
             policy = next_policy(&mut policies) => adopt(&policy, &mut capture, &node).await?,
+            _ = refresh.tick() => put_right(&mut capture).await,
             () = stop.asked() => break,
         }
     }
@@ -114,6 +118,15 @@ async fn adopt(policy: &Arc<Policy>, capture: &mut Capture, node: &Node) -> Resu
     let ended = node.live.judge_again(policy);
     tracing::info!(mode = policy.mode().as_str(), digest = %policy.digest(), ended, "policy in force");
     Ok(())
+}
+
+/// Somebody else's change to what the rules refer to: a restarted daemon's new cgroup, a killed guard.
+async fn put_right(capture: &mut Capture) {
+    match capture.refresh().await {
+        Ok(false) => {}
+        Ok(true) => tracing::info!("the capture rules were put right"),
+        Err(e) => tracing::error!(error = %e, "the capture rules cannot be put right; those in force stay"),
+    }
 }
 
 async fn next_policy(policies: &mut watch::Receiver<Option<Arc<Policy>>>) -> Arc<Policy> {

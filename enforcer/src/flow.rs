@@ -22,6 +22,7 @@ use crate::live::Live;
 use crate::record::{Account, Records, Why};
 use crate::sys::locality::Locality;
 use crate::tunnel::TunnelError;
+use crate::tunnel::sniff::Rewind;
 
 /// How long a TCP connection to the other end may take.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,14 +90,15 @@ pub struct Program {
 
 /// Names the program behind an attestation, or says why it has no name.
 pub(crate) fn program(attested: Result<Attestation, AttestRefusal>) -> Result<Program, Why> {
-    let attestation =
-        attested.map_err(|e| Why::new(Reason::Unattributed, format!("{}: {}", e.reason, e.detail)))?;
+    let attestation = attested.map_err(|e| Why::new(Reason::Unattributed, format!("{}: {}", e.reason, e.detail)))?;
     match attestation.workload.clone() {
         Some(workload) => Ok(Program { attestation, workload }),
         None => Err(Why {
             reason: Reason::NoWorkload,
             detail: match attestation.near_misses.first() {
-                Some(near) => format!("{} fits no workload; nearest is {:?}", attestation.fingerprint.exe.path, near.of),
+                Some(near) => {
+                    format!("{} fits no workload; nearest is {:?}", attestation.fingerprint.exe.path, near.of)
+                }
                 None => format!("{} fits no workload", attestation.fingerprint.exe.path),
             },
             rule: None,
@@ -181,6 +183,12 @@ impl Abort for TcpStream {
 
 impl Abort for DuplexStream {
     fn abort(self) {}
+}
+
+impl<S: Abort> Abort for Rewind<S> {
+    fn abort(self) {
+        self.into_parts().1.abort();
+    }
 }
 
 /// Proof that a flow was accounted for. Made only where an account is closed.

@@ -63,7 +63,7 @@ where
         Err(ended) => return ended,
     };
     match speaks {
-        Speaks::Bonafide => attributed.from_the_mesh(node).await,
+        Speaks::Bonafide => attributed.over_the_mesh(node).await,
         Speaks::Other | Speaks::Silent => attributed.in_the_clear(speaks, node).await,
     }
 }
@@ -104,12 +104,8 @@ impl<S: Abort> Captured<S> {
                 return Err(refuse(self.far, self.account, &why));
             }
         };
-        let key = FlowKey {
-            netns: node.netns,
-            local: self.dialled,
-            remote: reserved.local(),
-            role: SocketRole::Listener,
-        };
+        let key =
+            FlowKey { netns: node.netns, local: self.dialled, remote: reserved.local(), role: SocketRole::Listener };
         let attested = node.identity.attest(key).await;
         match &attested {
             Ok(attestation) => {
@@ -123,32 +119,28 @@ impl<S: Abort> Captured<S> {
             Err(_) => {}
         }
         let Self { far, from, dialled, policy, account } = self;
-        Ok(Attributed { far, from, dialled, policy, account, program: program(attested), reserved })
+        let known = Known { from, dialled, policy, account, program: program(attested) };
+        Ok(Attributed { far, reserved, known })
     }
 }
 
 /// The program that listens is known, or the doubt has a name.
 struct Attributed<S> {
     far: S,
+    reserved: Reserved,
+    known: Known,
+}
+
+/// All that is known of the flow, without its two connections.
+struct Known {
     from: SocketAddr,
     dialled: SocketAddr,
     policy: Arc<Policy>,
     account: Account,
     program: Result<Program, Why>,
-    reserved: Reserved,
 }
 
-impl<S> Attributed<S> {
-    fn with<T>(self, far: T) -> Attributed<T> {
-        let Self { from, dialled, policy, account, program, reserved, .. } = self;
-        Attributed { far, from, dialled, policy, account, program, reserved }
-    }
-
-    fn take(self) -> (S, Attributed<()>) {
-        let Self { far, from, dialled, policy, account, program, reserved } = self;
-        (far, Attributed { far: (), from, dialled, policy, account, program, reserved })
-    }
-
+impl Known {
     /// The question whether this source may reach the program in the clear.
     fn clear_question(&self) -> Result<Question, Why> {
         let to = self.program.as_ref().map_err(Clone::clone)?;
@@ -183,17 +175,16 @@ where
 {
     /// What does the peer speak? Its first bytes are kept and heard again by whoever goes on.
     async fn listen(self) -> Result<(Attributed<Rewind<S>>, Speaks), Ended> {
-        if let (Err(why), Mode::Enforce) = (&self.program, self.policy.mode()) {
+        let Self { far, reserved, known } = self;
+        if let (Err(why), Mode::Enforce) = (&known.program, known.policy.mode()) {
             let why = why.clone();
-            return Err(refuse(self.far, self.account, &why));
+            return Err(refuse(far, known.account, &why));
         }
-        let patience = self.patience();
-        let (far, rest) = self.take();
-        match sniff(far, patience).await {
-            Ok((speaks, far)) => Ok((rest.with(far), speaks)),
+        match sniff(far, known.patience()).await {
+            Ok((speaks, far)) => Ok((Attributed { far, reserved, known }, speaks)),
             Err(e) => {
                 let why = Why::new(Reason::NotBonafide, format!("the connection broke before it said anything: {e}"));
-                Err(Ended::without_stream(rest.account, &why))
+                Err(Ended::without_stream(known.account, &why))
             }
         }
     }
@@ -204,65 +195,64 @@ where
     S: AsyncRead + AsyncWrite + Abort + Unpin + Send,
 {
     /// Another enforcer: mutual TLS, the same policy, decided again at this end.
-    async fn from_the_mesh(self, node: &Arc<Node>) -> Ended {
-        let (far, mut rest) = self.take();
-        match rest.authorize(far, node).await {
+    async fn over_the_mesh(self, node: &Arc<Node>) -> Ended {
+        let Self { far, reserved, mut known } = self;
+        match known.authorize(far, reserved, node).await {
             Ok(Authorized { tunnel, app, grant, mut seat }) => {
-                let mut account = rest.account;
+                let mut account = known.account;
                 account.transport(Transport::Mtls);
                 grant.enter(&mut account);
                 let counters = account.counters();
                 let end = relay::tunnel(app, tunnel, Beside::Destination, &counters, &mut seat.ended).await;
                 finish(account, end)
             }
-            Err(why) => Ended::without_stream(rest.account, &why),
+            Err(why) => Ended::without_stream(known.account, &why),
         }
     }
 
     /// An outside client by a rule, or anybody in observe mode.
-    async fn in_the_clear(mut self, speaks: Speaks, node: &Arc<Node>) -> Ended {
-        let observe = self.policy.mode() == Mode::Observe;
-        let in_mesh = self.policy.place(canonical(self.from).ip()) == Place::Mesh;
-        self.account.source().outside = self.policy.outside_source(canonical(self.from).ip()).map(ToOwned::to_owned);
-        let granted = match (observe && in_mesh, &self.program) {
-            // In the clear the source's program is not known.
-            (true, Ok(_)) => Ok(Grant::undecided()),
-            (true, Err(why)) => judge(Mode::Observe, Err(why.clone())),
-            (false, _) => judge(self.policy.mode(), self.clear_verdict()),
-        };
-        let grant = match granted {
-            Ok(grant) => grant,
-            Err(mut why) => {
-                if matches!(speaks, Speaks::Silent) && why.reason == Reason::NotBonafide {
-                    why.detail.push_str(", and said nothing");
-                }
-                return refuse(self.far, self.account, &why);
+    async fn in_the_clear(self, speaks: Speaks, node: &Arc<Node>) -> Ended {
+        let Self { far, reserved, mut known } = self;
+        match known.authorize_clear(speaks, reserved, node).await {
+            Ok((app, grant, mut seat)) => {
+                let mut account = known.account;
+                account.transport(Transport::Clear);
+                grant.enter(&mut account);
+                let counters = account.counters();
+                let end = relay::clear(far, app, &counters, &mut seat.ended).await;
+                finish(account, end)
             }
-        };
-        let question = self.clear_question().ok().filter(|_| !observe);
-        let Self { far, dialled, policy, mut account, reserved, .. } = self;
-        let app = match reserved.connect(dialled, CONNECT_TIMEOUT).await {
-            Ok(app) => app,
-            Err(e) => return refuse(far, account, &unreachable(dialled, &e)),
-        };
-        let seat = match question {
-            Some(question) => node.live.enter(question, &policy),
-            None => Ok(node.live.enter_unjudged()),
-        };
-        let mut seat = match seat {
-            Ok(seat) => seat,
-            Err(why) => return refuse(far, account, &why),
-        };
-        account.transport(Transport::Clear);
-        grant.enter(&mut account);
-        let counters = account.counters();
-        let end = relay::clear(far, app, &counters, &mut seat.ended).await;
-        finish(account, end)
+            Err(why) => refuse(far, known.account, &why),
+        }
     }
 }
 
-impl Attributed<()> {
-    async fn authorize<S>(&mut self, far: S, node: &Arc<Node>) -> Result<Authorized<S>, Why>
+impl Known {
+    async fn authorize_clear(
+        &mut self,
+        speaks: Speaks,
+        reserved: Reserved,
+        node: &Arc<Node>,
+    ) -> Result<(TcpStream, Grant, Seat), Why> {
+        let source = canonical(self.from).ip();
+        let observe = self.policy.mode() == Mode::Observe;
+        self.account.source().outside = self.policy.outside_source(source).map(ToOwned::to_owned);
+        let grant = match (observe && self.policy.place(source) == Place::Mesh, &self.program) {
+            // In the clear the source's program is not known.
+            (true, Ok(_)) => Grant::undecided(),
+            (true, Err(why)) => judge(Mode::Observe, Err(why.clone()))?,
+            (false, _) => judge(self.policy.mode(), self.clear_verdict()).map_err(|why| unheard(why, speaks))?,
+        };
+        let app = reserved.connect(self.dialled, CONNECT_TIMEOUT).await;
+        let app = app.map_err(|e| unreachable(self.dialled, &e))?;
+        let seat = match self.clear_question() {
+            Ok(question) if !observe => node.live.enter(question, &self.policy)?,
+            _ => node.live.enter_unjudged(),
+        };
+        Ok((app, grant, seat))
+    }
+
+    async fn authorize<S>(&mut self, far: S, reserved: Reserved, node: &Arc<Node>) -> Result<Authorized<S>, Why>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
@@ -278,9 +268,8 @@ impl Attributed<()> {
         let peer = server.peer().id().workload_name();
         let peer = peer.ok_or_else(|| Why::new(Reason::PeerCertificate, "the peer's SPIFFE ID names no workload"))?;
         let opened = timeout(HANDSHAKE_TIMEOUT, server.await_open()).await;
-        let (open, pending) = opened
-            .map_err(|_| why_late("opening the flow", HANDSHAKE_TIMEOUT))?
-            .map_err(|e| match e {
+        let (open, pending) =
+            opened.map_err(|_| why_late("opening the flow", HANDSHAKE_TIMEOUT))?.map_err(|e| match e {
                 // The other end looked at our certificate and went away without a word.
                 TunnelError::Truncated | TunnelError::Io(_) => {
                     Why::new(Reason::RefusedByPeer, format!("the source's enforcer left after the handshake: {e}"))
@@ -303,7 +292,7 @@ impl Attributed<()> {
                 return Err(why);
             }
         };
-        let app = match self.reserved.connect(self.dialled, CONNECT_TIMEOUT).await {
+        let app = match reserved.connect(self.dialled, CONNECT_TIMEOUT).await {
             Ok(app) => app,
             Err(e) => {
                 let _ = timeout(HANDSHAKE_TIMEOUT, pending.refuse(RefuseCode::Unreachable)).await;
@@ -321,6 +310,14 @@ struct Authorized<S> {
     app: TcpStream,
     grant: Grant,
     seat: Seat,
+}
+
+/// A peer that had to speak `bonafide/1` and was silent.
+fn unheard(mut why: Why, speaks: Speaks) -> Why {
+    if matches!(speaks, Speaks::Silent) && why.reason == Reason::NotBonafide {
+        why.detail.push_str(": it said nothing");
+    }
+    why
 }
 
 fn unreachable(addr: SocketAddr, e: &std::io::Error) -> Why {

@@ -45,7 +45,6 @@ pub struct Question {
 
 impl Question {
     /// Asks a policy.
-    #[must_use]
     pub fn ask(&self, policy: &Policy) -> Verdict {
         policy.decide(&self.from.subject(), &self.to.subject(), self.port)
     }
@@ -162,11 +161,8 @@ fn no_longer(question: &Question, policy: &Policy) -> Option<Why> {
 }
 
 fn end_where(table: &mut Table, why: impl Fn(Option<&Question>) -> Option<Why>) -> usize {
-    let doomed: Vec<(u64, Why)> = table
-        .entries
-        .iter()
-        .filter_map(|(key, entry)| why(entry.question.as_ref()).map(|why| (*key, why)))
-        .collect();
+    let doomed: Vec<(u64, Why)> =
+        table.entries.iter().filter_map(|(key, entry)| why(entry.question.as_ref()).map(|why| (*key, why))).collect();
     let count = doomed.len();
     for (key, why) in doomed {
         if let Some(entry) = table.entries.remove(&key) {

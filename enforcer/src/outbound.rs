@@ -37,8 +37,8 @@ pub(crate) async fn carry(app: TcpStream, node: &Arc<Node>) -> Ended {
     };
     let attributed = captured.attribute(node).await;
     match way {
-        Way::SameHost => attributed.to_this_host(node).await,
-        Way::SameHostTls => attributed.to_this_host_by_tls(node).await,
+        Way::SameHost => attributed.deliver_here(node).await,
+        Way::SameHostTls => attributed.deliver_here_by_tls(node).await,
         Way::Mesh => attributed.through_the_mesh(node).await,
         Way::Clear => attributed.in_the_clear(node).await,
     }
@@ -98,7 +98,8 @@ impl Captured {
 
     fn way(&self, node: &Node) -> Result<Way, Why> {
         let local = node.locality.is_local(self.dialled.ip());
-        let local = local.map_err(|e| Why::new(Reason::Internal, format!("the kernel's routes cannot be asked: {e}")))?;
+        let local =
+            local.map_err(|e| Why::new(Reason::Internal, format!("the kernel's routes cannot be asked: {e}")))?;
         Ok(match (local, self.policy.mode(), self.policy.place(canonical(self.dialled).ip())) {
             (true, Mode::Enforce, _) if self.policy.same_host() == SameHost::Mtls => Way::SameHostTls,
             (true, ..) => Way::SameHost,
@@ -113,12 +114,7 @@ impl Captured {
 
     /// Whose socket is it?
     async fn attribute(mut self, node: &Node) -> Attributed {
-        let key = FlowKey {
-            netns: node.netns,
-            local: self.client,
-            remote: self.asked,
-            role: SocketRole::Connector,
-        };
+        let key = FlowKey { netns: node.netns, local: self.client, remote: self.asked, role: SocketRole::Connector };
         let attested = node.identity.attest(key).await;
         if let Ok(attestation) = &attested {
             let id = node.spiffe_id(attestation.workload.as_ref());
@@ -151,19 +147,21 @@ impl Attributed {
         let Captured { client, dialled, .. } = self.captured;
         match dial::connect_from(client.ip(), dialled, CONNECT_TIMEOUT).await {
             Ok(wire) => self.over(wire, node).await,
-            Err(e) => self.refuse(&Why::new(Reason::Unreachable, format!("{} cannot be reached: {e}", canonical(dialled)))),
+            Err(e) => {
+                self.refuse(&Why::new(Reason::Unreachable, format!("{} cannot be reached: {e}", canonical(dialled))))
+            }
         }
     }
 
     /// This host, but policy wants the two halves of this enforcer to speak TLS to each other.
-    async fn to_this_host_by_tls(self, node: &Arc<Node>) -> Ended {
+    async fn deliver_here_by_tls(self, node: &Arc<Node>) -> Ended {
         if let Err(why) = self.may_try() {
             return self.refuse(&why);
         }
         let (near, far) = tokio::io::duplex(64 * 1024);
         let (client, dialled) = (self.captured.client, self.captured.dialled);
-        let other_half = inbound::carry(far, client, dialled, node);
-        let (ended, other) = tokio::join!(self.over(near, node), other_half);
+        let other_half = Box::pin(inbound::carry(far, client, dialled, node));
+        let (ended, other) = tokio::join!(Box::pin(self.over(near, node)), other_half);
         let _ = other;
         ended
     }
@@ -232,8 +230,7 @@ impl Attributed {
         let opened = timeout(limit, client.open(open)).await.map_err(|_| why_late("opening the flow", limit))?;
         let (accept, tunnel) = opened.map_err(|e| why_tunnel(&e))?;
 
-        let question =
-            Question { from: Judged::Workload(workload), to: Judged::Workload(peer), port: accept.port };
+        let question = Question { from: Judged::Workload(workload), to: Judged::Workload(peer), port: accept.port };
         let granted = judge(Mode::Enforce, Ok(question.ask(policy)))
             .and_then(|grant| Ok((grant, node.live.enter(question, policy)?)));
         match granted {
@@ -247,7 +244,7 @@ impl Attributed {
     }
 
     /// Both programs are on this host: both are looked at here.
-    async fn to_this_host(mut self, node: &Arc<Node>) -> Ended {
+    async fn deliver_here(mut self, node: &Arc<Node>) -> Ended {
         self.captured.account.both_ends();
         match self.authorize_here(node).await {
             Ok((destination, grant, mut seat)) => {
@@ -266,8 +263,7 @@ impl Attributed {
         let dialled = self.captured.dialled;
         let reserved = Reserved::bind(self.captured.client.ip(), scope(self.captured.client))
             .map_err(|e| Why::new(Reason::Limit, format!("no port to deliver from: {e}")))?;
-        let key =
-            FlowKey { netns: node.netns, local: dialled, remote: reserved.local(), role: SocketRole::Listener };
+        let key = FlowKey { netns: node.netns, local: dialled, remote: reserved.local(), role: SocketRole::Listener };
         let attested = node.identity.attest(key).await;
         if let Ok(attestation) = &attested {
             let id = node.spiffe_id(attestation.workload.as_ref());
@@ -319,9 +315,10 @@ impl Attributed {
                 to: Judged::Outside(dialled),
                 port: dialled.port(),
             });
-            let verdict = question.as_ref().map_err(Clone::clone).and_then(|question| {
-                if known { Ok(question.ask(&policy)) } else { Err(unknown_address(dialled)) }
-            });
+            let verdict = question
+                .as_ref()
+                .map_err(Clone::clone)
+                .and_then(|question| if known { Ok(question.ask(&policy)) } else { Err(unknown_address(dialled)) });
             (judge(policy.mode(), verdict)?, question.ok())
         } else {
             // Observe mode towards the mesh: who listens there is not known in the clear.

@@ -3,6 +3,7 @@
 //! Decides nothing and knows no policy.
 
 use std::io;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -60,6 +61,23 @@ impl Beside {
         }
     }
 
+    /// How a broken relay ended, and what to tell the other enforcer if it does not know.
+    fn broken(self, broken: Broken) -> (Option<EndCode>, End) {
+        match broken {
+            Broken::App => (Some(EndCode::ApplicationReset), End::by(self.reset_here())),
+            Broken::Peer(EndCode::ApplicationReset) => (None, End::by(self.reset_there())),
+            Broken::Peer(code) => {
+                let why = Why::new(Reason::EndedByPeer, format!("the other enforcer ended it: {code}"));
+                (None, End { by: EndedBy::Peer, why: Some(why) })
+            }
+            Broken::Tunnel(e) => {
+                let protocol = matches!(e, TunnelError::Protocol(_));
+                let reason = if protocol { Reason::Protocol } else { Reason::TunnelBroken };
+                (None, End { by: EndedBy::Peer, why: Some(Why::new(reason, e.to_string())) })
+            }
+        }
+    }
+
     /// Counters for bytes from and to the program beside us.
     fn counters(self, counters: &Counters) -> (&AtomicU64, &AtomicU64) {
         match self {
@@ -79,7 +97,7 @@ enum Broken {
 }
 
 /// Relays between the program beside us and a tunnel.
-pub async fn tunnel<S>(
+pub(crate) async fn tunnel<S>(
     mut app: TcpStream,
     tunnel: Tunnel<S>,
     beside: Beside,
@@ -94,10 +112,19 @@ where
     let outcome = {
         let (mut app_read, mut app_write) = app.split();
         let both = async {
-            tokio::try_join!(
-                upload(&mut app_read, &mut writer, from_app),
-                download(&mut reader, &mut app_write, to_app)
-            )
+            let mut up = pin!(upload(&mut app_read, &mut writer, from_app));
+            tokio::select! {
+                sent = &mut up => {
+                    sent?;
+                    return download(&mut reader, &mut app_write, to_app).await;
+                }
+                received = download(&mut reader, &mut app_write, to_app) => received?,
+            }
+            // The far program sends no more, but may still reset what we send it.
+            tokio::select! {
+                sent = &mut up => sent,
+                broken = broken_after_fin(&mut reader) => Err(broken),
+            }
         };
         tokio::select! {
             done = both => Ok(done),
@@ -105,17 +132,12 @@ where
         }
     };
     let (code, end) = match outcome {
-        Ok(Ok(_)) => return End::by(EndedBy::Closed),
-        Ok(Err(Broken::App)) => (Some(EndCode::ApplicationReset), End::by(beside.reset_here())),
-        Ok(Err(Broken::Peer(EndCode::ApplicationReset))) => (None, End::by(beside.reset_there())),
-        Ok(Err(Broken::Peer(code))) => {
-            let why = Why::new(Reason::EndedByPeer, format!("the other enforcer ended it: {code}"));
-            (None, End { by: EndedBy::Peer, why: Some(why) })
+        Ok(Ok(())) => {
+            // Both ends have said FIN: nothing is lost if the farewell fails.
+            let _ = tokio::time::timeout(FAREWELL, writer.shutdown()).await;
+            return End::by(EndedBy::Closed);
         }
-        Ok(Err(Broken::Tunnel(e))) => {
-            let reason = if matches!(e, TunnelError::Protocol(_)) { Reason::Protocol } else { Reason::TunnelBroken };
-            (None, End { by: EndedBy::Peer, why: Some(Why::new(reason, e.to_string())) })
-        }
+        Ok(Err(broken)) => beside.broken(broken),
         Err(Ok(why)) => (Some(end_code(why.reason)), End { by: EndedBy::Enforcer, why: Some(why) }),
         // The table of live flows never drops its sender without a word, unless we are torn down.
         Err(Err(_)) => (Some(EndCode::Internal), End { by: EndedBy::Enforcer, why: None }),
@@ -123,7 +145,7 @@ where
     app.abort();
     if let Some(code) = code {
         // The other end learns why if it still listens; if not, the closed connection tells enough.
-        let _ = tokio::time::timeout(FAREWELL, writer.reset(code)).await;
+        let _ = writer.cut(reader, code, FAREWELL).await;
     }
     end
 }
@@ -177,8 +199,21 @@ where
     }
 }
 
+/// What breaks a tunnel whose far end has said FIN. Waits for ever if nothing does.
+async fn broken_after_fin<S>(tunnel: &mut TunnelReader<S>) -> Broken
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    match tunnel.next().await {
+        Ok(Incoming::Reset(code)) => Broken::Peer(code),
+        // The far end closed after its FIN: what we still send will say so.
+        Ok(_) => std::future::pending().await,
+        Err(e) => Broken::Tunnel(e),
+    }
+}
+
 /// Relays between two connections in the clear: the first is the source's side.
-pub async fn clear<A, B>(
+pub(crate) async fn clear<A, B>(
     mut source: A,
     mut destination: B,
     counters: &Counters,

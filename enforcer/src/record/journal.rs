@@ -100,9 +100,9 @@ pub(super) fn orphans(journal: &Path, records: &Path) -> io::Result<Vec<FlowReco
         return Ok(Vec::new());
     }
     let written = recently_written(records)?;
-    let owed = live.into_values().flat_map(|(draft, ends)| {
-        ends.into_iter().map(move |end| FlowRecord { end, ..draft.clone() })
-    });
+    let owed = live
+        .into_values()
+        .flat_map(|(draft, ends)| ends.into_iter().map(move |end| FlowRecord { end, ..draft.clone() }));
     Ok(owed.filter(|d| !written.contains(&(d.id.clone(), d.end))).collect())
 }
 
