@@ -94,15 +94,16 @@ pub(crate) fn run(args: &RunArgs, dir: &Path, screen: &mut Screen) -> Result<Exi
 /// From the first daemon's start to the last one's end, and the removal of the capture rules.
 fn live(args: &RunArgs, node: &PreparedNode, screen: &mut Screen) -> Result<(), Failure> {
     let mut fleet = Fleet::new(node);
-    let mut records = Records::new(&node.layout);
-    let served = ask::block_on(serve(args, &mut fleet, &mut records, screen)).flatten();
+    let mut records = Records::new(&node.layout, View::new(false, screen));
+    let served = ask::block_on(serve(args, &mut fleet, &mut records)).flatten();
     let stopped = fleet.stop();
-    let shown = if args.quiet { Ok(()) } else { records.show(&mut View::new(false, screen)) };
+    // What ended with the enforcer was recorded by it.
+    let shown = if args.quiet || served.is_err() { Ok(()) } else { records.show() };
     served.and(stopped).and(shown)
 }
 
 /// Starts the daemons in order and keeps them running until a signal comes.
-async fn serve(args: &RunArgs, fleet: &mut Fleet, records: &mut Records, screen: &mut Screen) -> Result<(), Failure> {
+async fn serve(args: &RunArgs, fleet: &mut Fleet, records: &mut Records<'_>) -> Result<(), Failure> {
     let mut stop = Stop::new()?;
     records.skip_old()?;
     tokio::select! {
@@ -113,7 +114,6 @@ async fn serve(args: &RunArgs, fleet: &mut Fleet, records: &mut Records, screen:
         }
     }
     tell("the node is up; Ctrl-C stops it and removes every trace");
-    let mut view = View::new(false, screen);
     loop {
         tokio::select! {
             name = stop.asked() => {
@@ -123,21 +123,22 @@ async fn serve(args: &RunArgs, fleet: &mut Fleet, records: &mut Records, screen:
             () = tokio::time::sleep(TICK) => fleet.tend(Instant::now()),
         }
         if !args.quiet {
-            records.show(&mut view)?;
+            records.show()?;
         }
     }
 }
 
-/// The flow records of this run.
-struct Records {
+/// The flow records of this run, and where they are shown.
+struct Records<'a> {
     path: PathBuf,
     tail: Tail,
+    view: View<'a>,
 }
 
-impl Records {
-    fn new(layout: &Layout) -> Self {
+impl<'a> Records<'a> {
+    fn new(layout: &Layout, view: View<'a>) -> Self {
         let path = layout.records();
-        Self { tail: Tail::new(&path), path }
+        Self { tail: Tail::new(&path), path, view }
     }
 
     fn read(&mut self) -> Result<Vec<crate::flows::Line>, Failure> {
@@ -149,14 +150,14 @@ impl Records {
         Ok(())
     }
 
-    fn show(&mut self, view: &mut View<'_>) -> Result<(), Failure> {
+    fn show(&mut self) -> Result<(), Failure> {
         let all = Filter::default();
         loop {
             let lines = self.read()?;
             if lines.is_empty() {
-                return view.flush();
+                return self.view.flush();
             }
-            lines.iter().filter_map(|line| record(line).ok()).try_for_each(|r| view.show_if(&all, &r))?;
+            lines.iter().filter_map(|line| record(line).ok()).try_for_each(|r| self.view.show_if(&all, &r))?;
         }
     }
 }
