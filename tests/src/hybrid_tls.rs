@@ -13,22 +13,31 @@ const SERVER_HELLO: u8 = 2;
 /// Of a ServerHello that is a HelloRetryRequest: the group offered first was not the one wanted.
 const RETRY_RANDOM: [u8; 4] = [0xcf, 0x21, 0xad, 0x74];
 
-/// Asserts that every connection with payload is hybrid TLS 1.3, and returns how many there are.
+/// Counts the connections with payload, each of which is hybrid TLS 1.3 and nothing else.
 ///
 /// `exempt` names connections that are none of the mesh's, by either direction.
 ///
-/// # Panics
-/// If any is not; the message shows its first bytes.
-pub fn assert_only_hybrid_tls(traffic: &Traffic, exempt: impl Fn(&Stream) -> bool) -> usize {
+/// # Errors
+/// What the first one that is not begins with.
+pub fn tunnels_in(traffic: &Traffic, exempt: impl Fn(&Stream) -> bool) -> Result<usize, String> {
     let mut connections = 0;
     for stream in traffic.streams().iter().filter(|s| !s.payload.is_empty() && !exempt(s)) {
-        if let Err(problem) = check(stream) {
+        check(stream).map_err(|problem| {
             let head = &stream.payload[..stream.payload.len().min(64)];
-            panic!("{} to {}: {problem}; it begins with {}", stream.from, stream.to, String::from_utf8_lossy(head));
-        }
+            format!("{} to {}: {problem}; it begins with {:?}", stream.from, stream.to, String::from_utf8_lossy(head))
+        })?;
         connections += usize::from(!stream.from_client);
     }
-    connections
+    Ok(connections)
+}
+
+/// As [`tunnels_in`].
+///
+/// # Panics
+/// If any connection is something else.
+#[track_caller]
+pub fn assert_only_hybrid_tls(traffic: &Traffic, exempt: impl Fn(&Stream) -> bool) -> usize {
+    tunnels_in(traffic, exempt).unwrap_or_else(|problem| panic!("{problem}"))
 }
 
 fn check(stream: &Stream) -> Result<(), String> {

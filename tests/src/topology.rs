@@ -166,3 +166,21 @@ impl Topology {
         }
     }
 }
+
+/// An address that no host has and every host takes to the router: the public one of a moved service.
+#[must_use]
+pub fn virtual_ip(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 77, 100, 1).into(),
+        Family::V6 => Ipv6Addr::new(0xfd77, 100, 0, 0, 0, 0, 0, 1).into(),
+    }
+}
+
+/// Lets the router forward a port: what goes `from` there goes `to` there. Replaces the one before of its family.
+pub fn forward(router: &Netns, from: SocketAddr, to: SocketAddr) {
+    let ip = if from.is_ipv4() { "ip" } else { "ip6" };
+    let (address, port, table) = (from.ip(), from.port(), format!("table {ip} forward"));
+    let chain = "type nat hook prerouting priority -100;";
+    let rule = format!("{ip} daddr {address} tcp dport {port} dnat to {to};");
+    router.run(&["nft", &format!("{table}; delete {table}; {table} {{ chain pre {{ {chain} {rule} }} }}")]);
+}

@@ -56,6 +56,12 @@ impl Host {
         &self.records
     }
 
+    /// The directory of its node.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.node.layout().dir()
+    }
+
     /// Its daemons.
     pub fn node(&mut self) -> &mut Node {
         &mut self.node

@@ -1,33 +1,12 @@
 //! The server moves to another port and address, behind port forwarding: the same policy keeps working.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use bonafide_tests::netns::Netns;
 use bonafide_tests::policy::Policy;
 use bonafide_tests::process::must_run;
 use bonafide_tests::programs::{curl, curl_exe, nginx, nginx_exe};
-use bonafide_tests::topology::{Family, Site};
+use bonafide_tests::topology::{Family, Site, forward, virtual_ip};
 use bonafide_tests::world::{BareWorld, World};
-
-/// Where the service is known to be: an address that no host has, at the router.
-fn virtual_ip(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => [10, 77, 100, 1].into(),
-        Family::V6 => [0xfd77, 100, 0, 0, 0, 0, 0, 1].into(),
-    }
-}
-
-fn forward(router: &Netns, family: Family, to: SocketAddr) {
-    let ip = if family == Family::V4 { "ip" } else { "ip6" };
-    let (from, table) = (virtual_ip(family), format!("forward_{ip}"));
-    let rules = format!(
-        "table {ip} {table} {{ chain pre {{ type nat hook prerouting priority -100; \
-         {ip} daddr {from} tcp dport 80 dnat to {to}; }} }}"
-    );
-    must_run(router.command("nft").args(["add", "table", ip, &table]));
-    must_run(router.command("nft").args(["delete", "table", ip, &table]));
-    must_run(router.command("nft").arg(rules));
-}
 
 #[test]
 fn a_server_moves_behind_port_forwarding_and_the_policy_stays() {
@@ -49,7 +28,7 @@ fn a_server_moves_behind_port_forwarding_and_the_policy_stays() {
         for family in Family::BOTH {
             let real = SocketAddr::new(Site::B.nth_ip(family, host_part), port);
             let known = SocketAddr::new(virtual_ip(family), 80);
-            forward(router, family, real);
+            forward(router, known, real);
             assert_eq!(must_run(&mut curl(a, &curl_exe(), known)), "here I am");
             let ends = world.next_flow();
             ends.assert_allowed("client to web", "test/client", "test/web").assert_closed();
