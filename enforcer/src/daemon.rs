@@ -143,6 +143,7 @@ async fn next_policy(policies: &mut watch::Receiver<Option<Arc<Policy>>>) -> Arc
 
 async fn finish(capture: Capture, node: &Node) -> Result<(), DaemonError> {
     // Flows end before their rules do: a captured connection whose rules vanish would go on in plaintext.
+    node.records.stopping();
     let ended = node.live.end_all();
     let deadline = tokio::time::Instant::now() + STOP_LIMIT;
     while !node.live.is_empty() && tokio::time::Instant::now() < deadline {

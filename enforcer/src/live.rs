@@ -54,7 +54,8 @@ impl Question {
 struct Entry {
     /// `None`: let through unjudged in observe mode; a policy never ends it.
     question: Option<Question>,
-    end: oneshot::Sender<Why>,
+    /// Taken when the flow is told to end; the entry itself stays until its record is written.
+    end: Option<oneshot::Sender<Why>>,
 }
 
 /// The table of live flows.
@@ -71,7 +72,7 @@ struct Table {
     entries: HashMap<u64, Entry>,
 }
 
-/// A flow's place in the table; leaving scope leaves the table.
+/// A flow's place in the table; leaving scope leaves the table, so it has to outlast the flow's account.
 #[derive(Debug)]
 #[must_use = "the flow is forgotten when its seat is dropped"]
 pub struct Seat {
@@ -116,7 +117,7 @@ impl Live {
         let (end, ended) = oneshot::channel();
         table.next += 1;
         let key = table.next;
-        table.entries.insert(key, Entry { question, end });
+        table.entries.insert(key, Entry { question, end: Some(end) });
         Seat { live: Arc::clone(self), key, ended }
     }
 
@@ -161,13 +162,14 @@ fn no_longer(question: &Question, policy: &Policy) -> Option<Why> {
 }
 
 fn end_where(table: &mut Table, why: impl Fn(Option<&Question>) -> Option<Why>) -> usize {
-    let doomed: Vec<(u64, Why)> =
-        table.entries.iter().filter_map(|(key, entry)| why(entry.question.as_ref()).map(|why| (*key, why))).collect();
-    let count = doomed.len();
-    for (key, why) in doomed {
-        if let Some(entry) = table.entries.remove(&key) {
+    let mut count = 0;
+    for entry in table.entries.values_mut() {
+        if let Some(why) = why(entry.question.as_ref())
+            && let Some(end) = entry.end.take()
+        {
             // The flow may have ended by itself just now.
-            let _ = entry.end.send(why);
+            let _ = end.send(why);
+            count += 1;
         }
     }
     count
@@ -212,9 +214,11 @@ mod tests {
     fn observe_mode_ends_nothing() {
         let with = policy(&format!("{OPEN}{RULE}"));
         let live = Arc::new(Live::default());
-        let _seats = (live.enter(question(), &with).unwrap(), live.enter_unjudged());
+        let seats = (live.enter(question(), &with).unwrap(), live.enter_unjudged());
         assert_eq!(live.judge_again(&policy(&OPEN.replace("enforce", "observe"))), 0);
         assert_eq!(live.end_all(), 2);
+        assert_eq!(live.len(), 2, "a flow lives until its record is written");
+        drop(seats);
         assert!(live.is_empty());
     }
 }

@@ -113,12 +113,16 @@ where
         let (mut app_read, mut app_write) = app.split();
         let both = async {
             let mut up = pin!(upload(&mut app_read, &mut writer, from_app));
-            tokio::select! {
-                sent = &mut up => {
-                    sent?;
-                    return download(&mut reader, &mut app_write, to_app).await;
+            {
+                // Pinned, not made anew: a download dropped between read and write loses what it read.
+                let mut down = pin!(download(&mut reader, &mut app_write, to_app));
+                tokio::select! {
+                    sent = &mut up => {
+                        sent?;
+                        return down.await;
+                    }
+                    received = &mut down => received?,
                 }
-                received = download(&mut reader, &mut app_write, to_app) => received?,
             }
             // The far program sends no more, but may still reset what we send it.
             tokio::select! {

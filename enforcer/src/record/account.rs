@@ -205,7 +205,11 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         if !self.closed {
-            self.reason(&Why::new(Reason::Internal, "the flow was dropped inside the enforcer"));
+            self.reason(&if self.records.stopping.load(Ordering::Relaxed) {
+                Why::new(Reason::EnforcerStopped, "the enforcer was stopped")
+            } else {
+                Why::new(Reason::Internal, "the flow was dropped inside the enforcer")
+            });
             self.draft.ended_by = EndedBy::Enforcer;
             self.close();
         }

@@ -10,7 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bonafide_proto::clock::SharedClock;
@@ -30,6 +30,7 @@ pub struct Records {
     written: Mutex<Files>,
     flows: AtomicU64,
     refused: AtomicU64,
+    stopping: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -58,6 +59,7 @@ impl Records {
             written: Mutex::new(Files { records, journal }),
             flows: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
         }))
     }
 
@@ -71,6 +73,11 @@ impl Records {
     #[must_use]
     pub fn totals(&self) -> (u64, u64) {
         (self.flows.load(Ordering::Relaxed), self.refused.load(Ordering::Relaxed))
+    }
+
+    /// From now on, flows that are dropped unfinished were ended by the enforcer's own stop.
+    pub fn stopping(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
     }
 
     fn files(&self) -> MutexGuard<'_, Files> {
