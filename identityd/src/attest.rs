@@ -1,5 +1,7 @@
 //! The story of one question: whose socket is it, what does that program run, and which workload has it earned?
 
+use std::time::Duration;
+
 use bonafide_policy::{Identified, Policy};
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::{Execution, Fingerprint};
@@ -13,6 +15,9 @@ use crate::refuse::refuse;
 use crate::source::{Held as _, SocketSource};
 use crate::sys::process::Process;
 use crate::witness::{Witness, Witnessed};
+
+/// Waits before the next attempt where a moment may heal the doubt: a fork or a hand-over was under way.
+const RETRIES: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(30)];
 
 /// Answers questions.
 #[derive(Debug)]
@@ -50,6 +55,16 @@ impl<S: SocketSource> Attestor<S> {
     /// Any doubt, by name.
     pub(crate) async fn flow(&self, key: FlowKey) -> Result<Attestation, AttestRefusal> {
         self.policy.get()?;
+        let mut retries = RETRIES.iter();
+        loop {
+            match (self.flow_once(key).await, retries.next()) {
+                (Err(refusal), Some(wait)) if may_heal(refusal.reason) => tokio::time::sleep(*wait).await,
+                (answer, _) => return answer,
+            }
+        }
+    }
+
+    async fn flow_once(&self, key: FlowKey) -> Result<Attestation, AttestRefusal> {
         let held = self.source.holders(key).await?;
         let witnessed = self.witness.examine(held.executions()).await?;
         self.source.still_held(&held).await?;
@@ -102,6 +117,13 @@ impl<S: SocketSource> Attestor<S> {
             source: self.source.name().to_owned(),
         })
     }
+}
+
+/// A child between fork and exec holds all its parent's sockets, and for an instant it does so as its new program:
+/// close-on-exec comes after the executable has changed (`begin_new_exec`, fs/exec.c).
+fn may_heal(reason: AttestReason) -> bool {
+    use AttestReason::{AmbiguousListener, GenerationGone, HolderUnseen, ProcessGone, TwoPrograms};
+    matches!(reason, HolderUnseen | ProcessGone | GenerationGone | TwoPrograms | AmbiguousListener)
 }
 
 /// All holders run the same program, or it is not known who speaks.

@@ -75,8 +75,10 @@ pub fn main() -> ExitCode {
 }
 
 fn log_to_stderr(level: LevelFilter) {
+    use std::io::IsTerminal as _;
+    let ansi = io::stderr().is_terminal();
     // A second logger in one process is refused, and the first one stays.
-    let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level).try_init();
+    let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(ansi).with_max_level(level).try_init();
 }
 
 fn start(config: Config) -> Result<(), RunError> {

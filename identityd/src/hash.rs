@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bonafide_proto::clock::SharedClock;
@@ -67,6 +68,8 @@ pub(crate) struct Digests {
     known: Mutex<Known>,
     hashing: Arc<Semaphore>,
     clock: SharedClock,
+    /// Files hashed so far; what was remembered does not count.
+    hashed: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -85,7 +88,12 @@ struct Entry {
 impl Digests {
     /// None known; at most `at_once` files are hashed at once.
     pub(crate) fn new(at_once: usize, clock: SharedClock) -> Self {
-        Self { known: Mutex::default(), hashing: Arc::new(Semaphore::new(at_once.max(1))), clock }
+        Self {
+            known: Mutex::default(),
+            hashing: Arc::new(Semaphore::new(at_once.max(1))),
+            clock,
+            hashed: AtomicU64::new(0),
+        }
     }
 
     /// The digest of an open file's content, all of it.
@@ -112,6 +120,8 @@ impl Digests {
     }
 
     async fn hash(&self, version: FileVersion, file: Arc<File>) -> Result<Digest, HashError> {
+        let nth = self.hashed.fetch_add(1, Ordering::Relaxed) + 1;
+        tracing::trace!(dev = version.dev, ino = version.ino, bytes = version.size, nth, "hashing");
         // The permit goes along: a task that is dropped leaves its thread hashing.
         let permit = Arc::clone(&self.hashing).acquire_owned().await.map_err(io::Error::other)?;
         let hashed = tokio::task::spawn_blocking(move || {
@@ -179,4 +189,118 @@ fn read_all(file: &File, version: FileVersion) -> Result<Digest, HashError> {
         return Err(HashError::Changed);
     }
     Ok(Digest(hasher.finalize().into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::time::Duration;
+
+    use bonafide_proto::clock::Clock;
+
+    use super::*;
+
+    /// A clock at which every file written by a test is settled, or none is.
+    #[derive(Debug)]
+    struct At(Duration);
+
+    impl Clock for At {
+        fn now(&self) -> Duration {
+            self.0
+        }
+    }
+
+    fn digests(settled: bool) -> Digests {
+        let now = if settled { Duration::from_secs(u64::from(u32::MAX)) } else { Duration::ZERO };
+        Digests::new(2, Arc::new(At(now)))
+    }
+
+    fn file(content: &[u8]) -> (tempfile::NamedTempFile, Arc<File>) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(content).unwrap();
+        let open = Arc::new(file.reopen().unwrap());
+        (file, open)
+    }
+
+    fn hashed(digests: &Digests) -> u64 {
+        digests.hashed.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn many_who_ask_at_once_cost_one_reading() {
+        let content = vec![7; 3 * READ + 5];
+        let (_kept, open) = file(&content);
+        let digests = Arc::new(digests(true));
+        let ask = || {
+            tokio::spawn({
+                let (d, f) = (Arc::clone(&digests), Arc::clone(&open));
+                async move { d.digest(&f).await }
+            })
+        };
+        let asked: Vec<_> = (0..50).map(|_| ask()).collect();
+        for task in asked {
+            assert_eq!(task.await.unwrap().unwrap(), Digest::of(&content));
+        }
+        assert_eq!(hashed(&digests), 1);
+    }
+
+    #[tokio::test]
+    async fn another_version_of_a_file_is_another_file() {
+        let (mut kept, open) = file(b"one");
+        let digests = digests(true);
+        assert_eq!(digests.digest(&open).await.unwrap(), Digest::of(b"one"));
+        kept.write_all(b"two").unwrap();
+        assert_eq!(digests.digest(&open).await.unwrap(), Digest::of(b"onetwo"));
+        // The same length and the same modification time: the change time still tells.
+        let modified = open.metadata().unwrap().modified().unwrap();
+        std::fs::write(kept.path(), b"ONETWO").unwrap();
+        kept.as_file().set_modified(modified).unwrap();
+        assert_eq!(digests.digest(&open).await.unwrap(), Digest::of(b"ONETWO"));
+        assert_eq!(hashed(&digests), 3);
+    }
+
+    #[tokio::test]
+    async fn a_file_changed_just_now_is_not_remembered() {
+        let (_kept, open) = file(b"young");
+        let digests = digests(false);
+        for _ in 0..2 {
+            assert_eq!(digests.digest(&open).await.unwrap(), Digest::of(b"young"));
+        }
+        assert_eq!(hashed(&digests), 2);
+    }
+
+    #[tokio::test]
+    async fn a_monster_is_not_hashed() {
+        let (kept, open) = file(b"");
+        kept.as_file().set_len(FILE_MAX + 1).unwrap();
+        let digests = digests(true);
+        assert!(matches!(digests.digest(&open).await, Err(HashError::TooLarge(size)) if size == FILE_MAX + 1));
+        assert_eq!(hashed(&digests), 0);
+    }
+
+    #[tokio::test]
+    async fn a_reading_that_ends_elsewhere_than_it_began_is_no_digest() {
+        let (mut kept, open) = file(b"before");
+        let version = FileVersion::of(&open).unwrap();
+        kept.write_all(b"after").unwrap();
+        let digests = digests(true);
+        assert!(matches!(digests.digest_version(version, &open).await, Err(HashError::Changed)));
+        assert!(digests.known.lock().unwrap().entries.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_is_bounded_and_the_used_stay() {
+        let (_kept, open) = file(b"used");
+        let digests = digests(true);
+        let version = FileVersion::of(&open).unwrap();
+        digests.digest(&open).await.unwrap();
+        for ino in 0..2 * ENTRIES_MAX as u64 {
+            digests.cell(FileVersion { ino, dev: u64::MAX, ..version });
+            if ino % 1000 == 0 {
+                digests.digest(&open).await.unwrap();
+            }
+        }
+        assert!(digests.known.lock().unwrap().entries.len() <= ENTRIES_MAX);
+        assert_eq!(hashed(&digests), 1);
+    }
 }

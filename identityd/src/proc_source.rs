@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::flow::{FlowKey, NetNs, SocketRole, canonical};
@@ -21,9 +20,6 @@ use crate::sys::namespace::Namespace;
 use crate::sys::process::Process;
 use crate::sys::walk::{Sighting, Sightings, socket_inode};
 use crate::walks::Walks;
-
-/// Waits before the next look where nobody holds the socket: its owner may be in the middle of a fork.
-const RETRIES: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(30)];
 
 /// The most processes that may hold one socket.
 const HOLDERS_MAX: usize = 4096;
@@ -100,13 +96,7 @@ impl SocketSource for ProcSource {
             let detail = format!("the flow is in network namespace {}, this daemon in {}", key.netns.0, self.netns.0);
             return refuse(AttestReason::OtherNetns, detail);
         }
-        let mut retries = RETRIES.iter();
-        loop {
-            match (self.once(key).await, retries.next()) {
-                (Err(e), Some(wait)) if may_pass(e.reason) => tokio::time::sleep(*wait).await,
-                (answer, _) => return answer,
-            }
-        }
+        self.once(key).await
     }
 
     async fn still_held(&self, held: &ProcHeld) -> Result<(), AttestRefusal> {
@@ -117,11 +107,6 @@ impl SocketSource for ProcSource {
         let looked = tokio::task::spawn_blocking(move || links.iter().try_for_each(|(e, links)| still_open(*e, links)));
         looked.await.unwrap_or_else(|e| refuse(AttestReason::Unavailable, format!("/proc: {e}")))
     }
-}
-
-/// Refusals that a moment can heal: a fork or a hand-over was under way.
-fn may_pass(reason: AttestReason) -> bool {
-    matches!(reason, AttestReason::HolderUnseen | AttestReason::ProcessGone | AttestReason::GenerationGone)
 }
 
 fn connector(diag: &mut Diag, key: FlowKey) -> Result<Found, AttestRefusal> {

@@ -1,0 +1,192 @@
+//! A daemon under test, and children that do as they are told.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bonafide_identityd::config::Config;
+use bonafide_identityd::daemon::{RunError, run};
+use bonafide_proto::clock::SystemClock;
+use bonafide_proto::convert::Attestation;
+use bonafide_proto::endpoint;
+use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::wire::node as wire;
+use bonafide_proto::wire::node::attestation_client::AttestationClient;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+
+/// A policy that nothing earns anything by.
+pub(crate) const NOBODY: &str = "mode = \"observe\"\n[[workload]]\nname = \"nobody\"\nexe = \"/nowhere\"\n";
+
+/// Long enough for a busy machine; nothing waits for it to pass.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Node {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) client: AttestationClient<Channel>,
+    stop: Option<oneshot::Sender<()>>,
+    running: JoinHandle<Result<(), RunError>>,
+}
+
+impl Node {
+    pub(crate) async fn start(policy: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("policy.toml"), policy).unwrap();
+        Self::start_in(dir).await
+    }
+
+    pub(crate) async fn start_in(dir: tempfile::TempDir) -> Self {
+        let config = Config::parse(Path::new("test"), &config(dir.path())).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let stopping = async {
+            let _ = stopped.await;
+        };
+        let running = tokio::spawn(run(config, Arc::new(SystemClock), stopping));
+        let socket = dir.path().join("i.sock");
+        until(|| socket.exists()).await;
+        let client = AttestationClient::new(endpoint::channel(socket));
+        Self { dir, client, stop: Some(stop), running }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) async fn flow(&self, key: FlowKey) -> Result<Attestation, AttestRefusal> {
+        let answer = self.client.clone().attest_flow(wire::AttestFlowRequest::from(key)).await;
+        answer.unwrap().into_inner().try_into().unwrap()
+    }
+
+    pub(crate) async fn process(&self, pid: u32) -> Result<Attestation, AttestRefusal> {
+        let request = wire::AttestProcessRequest { pid, workload: String::new() };
+        self.client.clone().attest_process(request).await.unwrap().into_inner().try_into().unwrap()
+    }
+
+    pub(crate) async fn refusal(&self, key: FlowKey) -> AttestReason {
+        self.flow(key).await.unwrap_err().reason
+    }
+
+    pub(crate) async fn status(&self) -> wire::AttestationStatus {
+        self.client.clone().status(wire::StatusRequest {}).await.unwrap().into_inner()
+    }
+
+    pub(crate) async fn stop(mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+        self.running.await.unwrap().unwrap();
+        assert!(!self.dir.path().join("i.sock").exists());
+    }
+}
+
+pub(crate) fn config(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        "node = \"a\"\nsocket = \"{dir}/i.sock\"\nca_socket = \"{dir}/ca.sock\"\npolicy = \"{dir}/policy.toml\"\ncallers = []\n"
+    )
+}
+
+pub(crate) async fn until(mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("it never came true");
+}
+
+pub(crate) fn connector(local: SocketAddr, remote: SocketAddr) -> FlowKey {
+    FlowKey { netns: own_netns(), local, remote, role: SocketRole::Connector }
+}
+
+/// The listener at `local`, asked for a connection from a port that nobody uses.
+pub(crate) fn listener(local: SocketAddr) -> FlowKey {
+    let remote = SocketAddr::new(local.ip(), 1);
+    FlowKey { netns: own_netns(), local, remote, role: SocketRole::Listener }
+}
+
+pub(crate) fn own_netns() -> NetNs {
+    NetNs(std::fs::metadata("/proc/self/ns/net").unwrap().ino())
+}
+
+/// A child that is killed, and waited for, when the test is over.
+pub(crate) struct Program {
+    child: Child,
+    lines: Option<BufReader<std::process::ChildStdout>>,
+}
+
+impl Program {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let lines = child.stdout.take().map(BufReader::new);
+        Self { child, lines }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it says next: every program that is asked has something to say.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        let read = self.lines.as_mut().unwrap().read_line(&mut line).unwrap();
+        assert!(read > 0, "the program ended without a word");
+        line.trim_end().to_owned()
+    }
+
+    /// Its local address, which it says once it is connected or listens.
+    pub(crate) fn address(&mut self) -> SocketAddr {
+        self.line().parse().unwrap()
+    }
+
+    /// Waits until it runs that file.
+    pub(crate) async fn runs(&self, exe: &Path) {
+        let link = format!("/proc/{}/exe", self.pid());
+        until(|| std::fs::read_link(&link).is_ok_and(|found| found == exe)).await;
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The first of these paths that exists; a test that needs it fails without it.
+pub(crate) fn needed(paths: &[&str]) -> PathBuf {
+    match paths.iter().find(|path| Path::new(path).exists()) {
+        Some(path) => std::fs::canonicalize(path).unwrap(),
+        None => panic!("these tests need one of {paths:?}; install the package that has it"),
+    }
+}
+
+pub(crate) fn python() -> PathBuf {
+    needed(&["/usr/bin/python3", "/usr/local/bin/python3"])
+}
+
+pub(crate) fn sleep() -> PathBuf {
+    needed(&["/usr/bin/sleep", "/bin/sleep"])
+}
+
+/// Python that connects to the address in its last argument, says its own address, and waits.
+pub(crate) const CONNECTS: &str = r"
+import socket, sys, time
+host, port = sys.argv[-1].rsplit(':', 1)
+s = socket.create_connection((host.strip('[]'), int(port)))
+host, port = s.getsockname()[:2]
+print(f'[{host}]:{port}' if ':' in host else f'{host}:{port}', flush=True)
+time.sleep(1000)
+";
+
+pub(crate) fn own_exe() -> String {
+    std::env::current_exe().unwrap().to_str().unwrap().to_owned()
+}
+
+pub(crate) fn digest_of(path: impl AsRef<Path>) -> bonafide_proto::fingerprint::Digest {
+    bonafide_proto::fingerprint::Digest::of(&std::fs::read(path).unwrap())
+}
