@@ -75,11 +75,14 @@ impl ProcSource {
     async fn once(&self, key: FlowKey) -> Result<ProcHeld, AttestRefusal> {
         let sockets = self.sockets(key).await?;
         let seen = self.walks.seek(sockets.iter().map(|s| s.inode).collect()).await?;
-        if let Some(pid) = seen.blind() {
+        if key.role == SocketRole::Connector {
+            no_twin(&sockets, &seen.device_bound)?;
+        }
+        if let Some(pid) = seen.sightings.blind() {
             let detail = format!("the open files of process {pid} cannot be listed, and it might hold the socket");
             return refuse(AttestReason::Unreadable, detail);
         }
-        let pinned = tokio::task::spawn_blocking(move || pin(key, sockets, &seen)).await;
+        let pinned = tokio::task::spawn_blocking(move || pin(key, sockets, &seen.sightings)).await;
         pinned.unwrap_or_else(|e| refuse(AttestReason::Unavailable, format!("/proc: {e}")))
     }
 }
@@ -117,6 +120,19 @@ fn connector(diag: &mut Diag, key: FlowKey) -> Result<Found, AttestRefusal> {
         return refuse(AttestReason::NoSocket, format!("no socket connects {local} to {remote}"));
     }
     with_file(found)
+}
+
+/// The kernel lets a socket bound to a device and one bound to none have the same four addresses. Which of them sent
+/// the segment that was captured cannot be told here.
+fn no_twin(sockets: &[Found], device_bound: &[Found]) -> Result<(), AttestRefusal> {
+    let twin_of = |a: &Found, b: &Found| a.cookie != b.cookie && same(a.local, b.local) && same(a.remote, b.remote);
+    match device_bound.iter().find(|bound| sockets.iter().any(|socket| twin_of(bound, socket))) {
+        None => Ok(()),
+        Some(twin) => {
+            let detail = format!("another socket with the same addresses is bound to device {}", twin.interface);
+            refuse(AttestReason::TwoPrograms, detail)
+        }
+    }
 }
 
 fn listeners(diag: &mut Diag, key: FlowKey) -> Result<Vec<Found>, AttestRefusal> {
@@ -193,24 +209,41 @@ fn pin(key: FlowKey, sockets: Vec<Found>, seen: &Sightings) -> Result<ProcHeld, 
     }
     let mut links = Vec::with_capacity(by_pid.len());
     for (pid, held) in by_pid {
-        let process = Process::pin(pid)?;
-        held_by(&process, &held)?;
-        links.push((process.execution(), held));
+        match holder(pid, held) {
+            Ok(holder) => links.push(holder),
+            // It held the socket for a moment: a child between fork and exec, whose copies close at exec.
+            Err(AttestRefusal { reason: AttestReason::ProcessGone | AttestReason::GenerationGone, .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let held = |socket: &Found| links.iter().any(|(_, links)| links.iter().any(|(_, inode)| *inode == socket.inode));
+    if !sockets.iter().all(held) {
+        return refuse(AttestReason::HolderUnseen, "whoever held the socket let go of it while it was looked at");
     }
     let executions = links.iter().map(|(execution, _)| *execution).collect();
     Ok(ProcHeld { key, sockets, links, executions })
 }
 
-fn still_open(execution: Execution, links: &[(String, u64)]) -> Result<(), AttestRefusal> {
-    held_by(&Process::pin_execution(execution)?, links)
+/// Pins a process that was seen with these descriptors, and keeps those that still are what they were.
+fn holder(pid: u32, mut links: Vec<(String, u64)>) -> Result<(Execution, Vec<(String, u64)>), AttestRefusal> {
+    let process = Process::pin(pid)?;
+    links.retain(|link| open(&process, link));
+    if links.is_empty() {
+        return closed(&process);
+    }
+    Ok((process.execution(), links))
 }
 
-fn held_by(process: &Process, links: &[(String, u64)]) -> Result<(), AttestRefusal> {
-    let open =
-        |(link, inode): &(String, u64)| process.link(link).is_ok_and(|target| socket_inode(&target) == Some(*inode));
-    if links.iter().all(open) {
-        return Ok(());
-    }
+fn still_open(execution: Execution, links: &[(String, u64)]) -> Result<(), AttestRefusal> {
+    let process = Process::pin_execution(execution)?;
+    if links.iter().all(|link| open(&process, link)) { Ok(()) } else { closed(&process) }
+}
+
+fn open(process: &Process, (link, inode): &(String, u64)) -> bool {
+    process.link(link).is_ok_and(|target| socket_inode(&target) == Some(*inode))
+}
+
+fn closed<T>(process: &Process) -> Result<T, AttestRefusal> {
     process.alive()?;
     let detail = format!("process {} closed the socket while it was looked at", process.execution().pid);
     refuse(AttestReason::GenerationGone, detail)

@@ -8,14 +8,24 @@ use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::refuse::refuse;
+use crate::sys::diag::{Diag, Found};
 use crate::sys::walk::{Sightings, walk};
 
 /// Questions that may wait; more are refused.
 const WAITING_MAX: usize = 4096;
 
+/// What one walk saw.
+#[derive(Debug, Default)]
+pub(crate) struct Walk {
+    /// The descriptors of the sockets that were sought.
+    pub(crate) sightings: Sightings,
+    /// Every connection bound to a device: it can have the same addresses as one that is bound to none.
+    pub(crate) device_bound: Vec<Found>,
+}
+
 struct Question {
     inodes: Vec<u64>,
-    answer: oneshot::Sender<Result<Arc<Sightings>, AttestRefusal>>,
+    answer: oneshot::Sender<Result<Arc<Walk>, AttestRefusal>>,
 }
 
 /// Asks the walker.
@@ -27,10 +37,14 @@ pub(crate) struct Walks {
 impl Walks {
     /// Starts the walker; it ends when the last `Walks` is dropped.
     pub(crate) fn start() -> Self {
-        Self::with(|sought| walk(sought).map_err(|e| format!("/proc cannot be listed: {e}")))
+        Self::with(|sought| {
+            let sightings = walk(sought).map_err(|e| format!("/proc cannot be listed: {e}"))?;
+            let bound = Diag::open().and_then(|mut diag| diag.device_bound());
+            Ok(Walk { sightings, device_bound: bound.map_err(|e| format!("sock_diag: {e}"))? })
+        })
     }
 
-    fn with(walk: impl Fn(&HashSet<u64>) -> Result<Sightings, String> + Clone + Send + 'static) -> Self {
+    fn with(walk: impl Fn(&HashSet<u64>) -> Result<Walk, String> + Clone + Send + 'static) -> Self {
         let (questions, waiting) = mpsc::channel(WAITING_MAX);
         tokio::spawn(walker(waiting, walk));
         Self { questions }
@@ -40,7 +54,7 @@ impl Walks {
     ///
     /// # Errors
     /// `unavailable` if too many wait or the walk failed.
-    pub(crate) async fn seek(&self, inodes: Vec<u64>) -> Result<Arc<Sightings>, AttestRefusal> {
+    pub(crate) async fn seek(&self, inodes: Vec<u64>) -> Result<Arc<Walk>, AttestRefusal> {
         let (answer, answered) = oneshot::channel();
         if self.questions.try_send(Question { inodes, answer }).is_err() {
             let detail = format!("{WAITING_MAX} questions wait for a walk of /proc already");
@@ -55,7 +69,7 @@ impl Walks {
 
 async fn walker(
     mut waiting: mpsc::Receiver<Question>,
-    walk: impl Fn(&HashSet<u64>) -> Result<Sightings, String> + Clone + Send + 'static,
+    walk: impl Fn(&HashSet<u64>) -> Result<Walk, String> + Clone + Send + 'static,
 ) {
     let mut batch = Vec::new();
     while waiting.recv_many(&mut batch, WAITING_MAX).await > 0 {
@@ -89,7 +103,7 @@ mod tests {
         let walks = Walks::with(move |sought| {
             began.lock().unwrap().send(sought.clone()).unwrap();
             gone.lock().unwrap().recv().unwrap();
-            Ok(Sightings::default())
+            Ok(Walk::default())
         });
         (walks, begins, go)
     }

@@ -78,6 +78,21 @@ impl Diag {
 
     /// Every listener on a port, of both families.
     pub(crate) fn listeners(&mut self, port: u16) -> io::Result<Vec<Found>> {
+        let mut all = self.dump(port, StateFlags::LISTEN)?;
+        all.retain(|found| found.listens && found.local.port() == port);
+        Ok(all)
+    }
+
+    /// Every connection that is bound to a device, of both families.
+    pub(crate) fn device_bound(&mut self) -> io::Result<Vec<Found>> {
+        let mut all =
+            self.dump(0, StateFlags::all() - StateFlags::LISTEN - StateFlags::TIME_WAIT - StateFlags::CLOSE)?;
+        all.retain(|found| found.interface != 0);
+        Ok(all)
+    }
+
+    /// Every socket in these states, on one local port or (0) on all.
+    fn dump(&mut self, port: u16, states: StateFlags) -> io::Result<Vec<Found>> {
         let mut all = Vec::new();
         for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
             let id = SocketId {
@@ -88,9 +103,8 @@ impl Diag {
                 interface_id: 0,
                 cookie: ANY_COOKIE,
             };
-            self.ask(&id, StateFlags::LISTEN, NLM_F_REQUEST | NLM_F_DUMP, &mut all)?;
+            self.ask(&id, states.clone(), NLM_F_REQUEST | NLM_F_DUMP, &mut all)?;
         }
-        all.retain(|found| found.listens && found.local.port() == port);
         Ok(all)
     }
 

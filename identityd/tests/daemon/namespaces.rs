@@ -78,6 +78,18 @@ for family, address, device in [
     client.connect(server.getsockname())
     print(text(client.getsockname()), text(server.getsockname()), flush=True)
     kept += [server, client]
+server = socket.create_server(('127.0.0.1', 0))
+def dial(port, device):
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
+    client.bind(('127.0.0.1', port))
+    client.setblocking(False)
+    client.connect_ex(server.getsockname())
+    return client
+bound = dial(0, b'lo')
+unbound = dial(bound.getsockname()[1], b'')
+print(text(bound.getsockname()), text(server.getsockname()), flush=True)
 time.sleep(1000)
 ";
 
@@ -112,6 +124,13 @@ async fn scoped_and_device_bound_sockets_are_found_and_a_signal_stops_it() {
         let found = ask(&client, key(SocketRole::Listener, ends[1], other_port)).await.unwrap();
         assert_eq!(found.executions[0].pid, program.pid(), "{line}");
     }
+    // One socket bound to the loopback device and one that is not, with the same four addresses.
+    let line = program.line();
+    let ends: Vec<SocketAddr> = line.split(' ').map(|end| end.parse().unwrap()).collect();
+    let key = FlowKey { netns: namespace.inode(), local: ends[0], remote: ends[1], role: SocketRole::Connector };
+    let refusal = ask(&client, key).await.unwrap_err();
+    assert_eq!(refusal.reason, AttestReason::TwoPrograms);
+    assert!(refusal.detail.contains("bound to device 1"), "{refusal}");
     let elsewhere = FlowKey { netns: own_netns(), ..connector("[::1]:1".parse().unwrap(), "[::1]:2".parse().unwrap()) };
     assert_eq!(ask(&client, elsewhere).await.unwrap_err().reason, AttestReason::OtherNetns);
 
