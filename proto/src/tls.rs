@@ -75,8 +75,12 @@ impl PeerVerifier {
         match self.bundle.verify(&chain, now, self.expect) {
             Ok(_) => Ok(()),
             // The alert tells the peer which of its own rules it broke, no more.
-            Err(SvidError::Expired(_)) => Err(CertificateError::Expired.into()),
-            Err(SvidError::NotYetValid(_)) => Err(CertificateError::NotValidYet.into()),
+            Err(SvidError::Expired(ago)) => {
+                Err(CertificateError::ExpiredContext { time: now, not_after: shifted(now, -ago) }.into())
+            }
+            Err(SvidError::NotYetValid(ahead)) => {
+                Err(CertificateError::NotValidYetContext { time: now, not_before: shifted(now, ahead) }.into())
+            }
             Err(e) => Err(CertificateError::Other(OtherError(Arc::new(e))).into()),
         }
     }
@@ -165,8 +169,21 @@ impl ClientCertVerifier for PeerVerifier {
 pub fn svid_error(e: &Error) -> Option<SvidError> {
     match e {
         Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => inner.downcast_ref().cloned(),
-        Error::InvalidCertificate(CertificateError::Expired) => Some(SvidError::Expired(0)),
-        Error::InvalidCertificate(CertificateError::NotValidYet) => Some(SvidError::NotYetValid(0)),
+        Error::InvalidCertificate(CertificateError::ExpiredContext { time, not_after }) => {
+            Some(SvidError::Expired(seconds(*time) - seconds(*not_after)))
+        }
+        Error::InvalidCertificate(CertificateError::NotValidYetContext { time, not_before }) => {
+            Some(SvidError::NotYetValid(seconds(*not_before) - seconds(*time)))
+        }
         _ => None,
     }
+}
+
+fn seconds(time: UnixTime) -> i64 {
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn shifted(time: UnixTime, by: i64) -> UnixTime {
+    let seconds = u64::try_from(seconds(time).saturating_add(by)).unwrap_or(0);
+    UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds))
 }
