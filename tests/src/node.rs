@@ -94,16 +94,6 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node, without waiting for it.
-    #[must_use]
-    pub fn start(instance: &str, site: Site, netns: &Netns, files: &NodeFiles<'_>) -> Self {
-        let mut node = Self::prepare(instance, site, files);
-        for daemon in Daemon::ALL {
-            node.start_daemon(daemon, netns);
-        }
-        node
-    }
-
     /// Lays a node out, and starts nothing.
     ///
     /// # Panics
@@ -192,18 +182,28 @@ impl Node {
         std::fs::read_to_string(self.layout().log(daemon.name())).unwrap_or_default()
     }
 
+    /// Waits until its CA has an intermediate.
+    ///
+    /// # Panics
+    /// If that takes too long, or the CA ends.
+    pub fn wait_member(&mut self) {
+        let socket = self.layout().ca_socket();
+        wait_for(&format!("node {} to be a member", self.spec.name), READY, || {
+            self.assert_all_run();
+            let local = rpc::issuance_status(&socket).map_err(|e| format!("ca: {e}"))?;
+            if local.intermediate_not_after == 0 { Err(format!("{local:?}")) } else { Ok(()) }
+        });
+    }
+
     /// Waits until every daemon answers, and the enforcer enforces this policy.
     ///
     /// # Panics
     /// If that takes too long, or a daemon ends.
     pub fn wait_ready(&mut self, policy: &Digest) {
+        self.wait_member();
         let layout = self.layout().clone();
         wait_for(&format!("node {} to be ready", self.spec.name), READY, || {
             self.assert_all_run();
-            let local = rpc::issuance_status(&layout.ca_socket()).map_err(|e| format!("ca: {e}"))?;
-            if local.intermediate_not_after == 0 {
-                return Err("the CA has no intermediate yet".to_owned());
-            }
             let knows = rpc::attestation_status(&layout.identityd_socket()).map_err(|e| format!("identityd: {e}"))?;
             if !knows.ca_connected {
                 return Err("identityd has no connection to the CA".to_owned());
@@ -246,10 +246,11 @@ impl Node {
     ///
     /// # Panics
     /// If a daemon does not end well.
-    pub fn stop_cleanly(&mut self) {
+    pub fn stop_cleanly(&mut self, netns: &Netns) {
         for daemon in [Daemon::Enforcer, Daemon::Identityd, Daemon::Ca] {
             self.stop(daemon);
         }
+        self.remove_capture(netns);
         self.remove();
     }
 

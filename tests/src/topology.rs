@@ -182,5 +182,5 @@ pub fn forward(router: &Netns, from: SocketAddr, to: SocketAddr) {
     let (address, port, table) = (from.ip(), from.port(), format!("table {ip} forward"));
     let chain = "type nat hook prerouting priority -100;";
     let rule = format!("{ip} daddr {address} tcp dport {port} dnat to {to};");
-    router.run(&["nft", &format!("{table}; delete {table}; {table} {{ chain pre {{ {chain} {rule} }} }}")]);
+    router.run(&["nft", &format!("{table}; delete {table}; {table} {{ chain pre {{ {chain} {rule} }}; }}")]);
 }

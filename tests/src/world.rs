@@ -212,10 +212,20 @@ impl World {
             let policy_file = bare.file(&format!("policy-{}.toml", site.label()), policy.text());
             let token = authority.token(site.label(), 60);
             let files = NodeFiles { dir: &dir, policy: &policy_file, token: &token, backend, authority_family };
-            let node = Node::start(&bare.instance, site, bare.topology.netns(site), &files);
+            let mut node = Node::prepare(&bare.instance, site, &files);
+            node.start_daemon(Daemon::Ca, bare.topology.netns(site));
             Host { site, policy: policy_file, records: node.records(), node }
         });
         let mut world = Self { a, b, authority, bare };
+        // Capture ends connections that are older than its rules, that to the authority too.
+        for daemon in [Daemon::Identityd, Daemon::Enforcer] {
+            for site in [Site::A, Site::B] {
+                world.on(site, |node, netns| {
+                    node.wait_member();
+                    node.start_daemon(daemon, netns);
+                });
+            }
+        }
         let digest = Digest::of(policy.text().as_bytes());
         for site in [Site::A, Site::B] {
             world.host(site).node.wait_ready(&digest);

@@ -62,7 +62,7 @@ fn nothing_stays(backend: Backend) {
     let runs = [Site::A, Site::B].map(|site| world.host(site).node().layout().run());
 
     // a is stopped in order; b is killed and removed.
-    world.host(Site::A).node().stop_cleanly();
+    world.on(Site::A, |node, netns| node.stop_cleanly(netns));
     let ended = world.a().records().next(End::Source);
     assert_eq!((ended.reason, ended.ended_by), (Some(Reason::EnforcerStopped), EndedBy::Enforcer), "{ended:#?}");
     let ended = world.b().records().next(End::Destination);
