@@ -140,6 +140,31 @@ async fn scoped_and_device_bound_sockets_are_found_and_a_signal_stops_it() {
     assert!(!socket.exists());
 }
 
+#[tokio::test]
+async fn without_its_capabilities_it_attests_nobody() {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::CommandExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::chown(dir.path(), Some(64702), Some(64702)).unwrap();
+    std::fs::write(at("policy.toml"), NOBODY).unwrap();
+    std::fs::write(at("identityd.toml"), config(dir.path())).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_bonafide-identityd"), at("identityd")).unwrap();
+    let _daemon = Program::start(
+        Command::new(at("identityd")).arg("--config").arg(at("identityd.toml")).uid(64702).gid(64702).current_dir("/"),
+    );
+    until(|| at("i.sock").exists()).await;
+    let client = AttestationClient::new(endpoint::channel(at("i.sock")));
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let local = listener.local_addr().unwrap();
+    let key = FlowKey { role: SocketRole::Listener, ..connector(local, SocketAddr::new(local.ip(), 1)) };
+    let refusal = ask(&client, key).await.unwrap_err();
+    assert_eq!(refusal.reason, AttestReason::Unreadable);
+    assert!(refusal.detail.contains("might hold the socket"), "{refusal}");
+}
+
 #[test]
 fn wrong_usage_and_wrong_configuration_exit_with_2() {
     let daemon = || Command::new(env!("CARGO_BIN_EXE_bonafide-identityd"));
