@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::wait::wait_until;
 
@@ -122,6 +123,8 @@ pub struct Program {
     name: String,
     child: Child,
     log: PathBuf,
+    /// Whether what it started dies with it.
+    with_children: bool,
 }
 
 impl Program {
@@ -133,17 +136,23 @@ impl Program {
     pub fn start(name: &str, command: &mut Command, log: &Path) -> Self {
         let output = File::options().create(true).append(true).open(log).expect("the log can be written");
         let errors = output.try_clone().expect("a file can be shared");
-        Self::start_logging(name, command.stdin(Stdio::null()).stdout(output).stderr(errors), log)
+        let command = command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        let mut started = Self::start_logging(name, command, log);
+        started.with_children = true;
+        started
     }
 
-    /// Starts it; its output goes to `log` already.
+    /// Starts it; its output goes to `log` already, and what it starts outlives it.
+    ///
+    /// It gets a process group of its own: Ctrl-C is for whoever started it.
     ///
     /// # Panics
     /// If it cannot be started.
     #[must_use]
     pub fn start_logging(name: &str, command: &mut Command, log: &Path) -> Self {
-        let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {name} ({command:?}): {e}"));
-        Self { name: name.to_owned(), child, log: log.to_owned() }
+        let child = command.process_group(0).spawn();
+        let child = child.unwrap_or_else(|e| panic!("cannot start {name} ({command:?}): {e}"));
+        Self { name: name.to_owned(), child, log: log.to_owned(), with_children: false }
     }
 
     /// What it is called in messages.
@@ -171,6 +180,9 @@ impl Program {
 
     /// Kills it with SIGKILL and waits until it is gone.
     pub fn kill(&mut self) {
+        if self.with_children && self.is_running() {
+            let _ = kill_process_group(self.id(), Signal::KILL);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -195,8 +207,11 @@ impl Program {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a child has a process ID");
-        let _ = kill_process(pid, signal);
+        let _ = kill_process(self.id(), signal);
+    }
+
+    fn id(&self) -> Pid {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a child has a process ID")
     }
 
     /// Waits until it has printed `text`.

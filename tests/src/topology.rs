@@ -131,6 +131,10 @@ impl Topology {
         let netns = |label: &str| Netns::create(&format!("{instance}-{label}"));
         let topology = Self { a: netns("a"), b: netns("b"), authority: netns("authority"), router: netns("router") };
         topology.router.run(&["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]);
+        for netns in [&topology.a, &topology.b, &topology.authority, &topology.router] {
+            // Addresses are there at once and stay: nothing changes while a scenario looks.
+            netns.run(&["sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"]);
+        }
         for site in Site::ALL {
             topology.join(site);
         }

@@ -193,18 +193,12 @@ pub struct World {
 }
 
 impl World {
-    /// Starts a world whose nodes both have this policy and capture by nftables.
-    #[must_use]
-    pub fn start(bare: BareWorld, policy: &Policy) -> Self {
-        Self::start_with(bare, policy, Backend::Nft)
-    }
-
     /// Starts a world whose nodes both have this policy.
     ///
     /// # Panics
     /// If a part of it does not start.
     #[must_use]
-    pub fn start_with(bare: BareWorld, policy: &Policy, backend: Backend) -> Self {
+    pub fn start(bare: BareWorld, policy: &Policy, backend: Backend) -> Self {
         let authority = Authority::start(&bare.instance, &bare.topology.authority, &bare.dir().join("authority"));
         // Over one family each, so that both are used.
         let [a, b] = [(Site::A, Family::V4), (Site::B, Family::V6)].map(|(site, authority_family)| {

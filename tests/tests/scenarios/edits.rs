@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bonafide_proto::record::{End, EndedBy, FlowRecord, Outcome, Reason};
+use bonafide_tests::node::Backend;
 use bonafide_tests::policy::Policy;
 use bonafide_tests::process::{Program, run};
 use bonafide_tests::programs::{echo_server, hold, say, script, script_as, script_server};
@@ -12,8 +13,11 @@ use bonafide_tests::wait::{wait_for, wait_until};
 use bonafide_tests::world::{BareWorld, POLICY_DELAY, World};
 use rustix::process::Signal;
 
-#[test]
-fn a_removed_rule_ends_idle_connections_within_a_second_at_both_ends() {
+on_each_backend! {
+    a_removed_rule_ends_idle_connections_within_a_second_at_both_ends,
+}
+
+fn a_removed_rule_ends_idle_connections_within_a_second_at_both_ends(backend: Backend) {
     let bare = BareWorld::create();
     let (client, server) = (script(&bare, "hold.py"), script(&bare, "echo_server.py"));
     let other = script_as(&bare, "echo_server.py", "other_server.py");
@@ -23,7 +27,7 @@ fn a_removed_rule_ends_idle_connections_within_a_second_at_both_ends() {
         .script("test/other", &other)
         .allow("client to other", "test/client", "test/other");
     let with = without.clone().allow("client to server", "test/client", "test/server");
-    let world = World::start(bare, &with);
+    let world = World::start(bare, &with, backend);
     let (a, b) = (world.netns(Site::A), world.netns(Site::B));
     let _servers = [echo_server(world.bare(), b, 7), script_server(world.bare(), b, &other, &["8"], 8)];
     let unaffected = hold(world.bare(), a, Site::B.at(Family::V4, 8));
@@ -72,7 +76,7 @@ fn a_broken_edit_changes_nothing_and_says_where_it_is_broken() {
         .script("test/client", &client)
         .script("test/server", &script(&bare, "echo_server.py"))
         .allow("client to server", "test/client", "test/server");
-    let mut world = World::start(bare, &policy);
+    let mut world = World::start(bare, &policy, Backend::Nft);
     let _server = echo_server(world.bare(), world.netns(Site::B), 7);
     let socket = world.host(Site::A).node().layout().identityd_socket();
     let works = |world: &World| {

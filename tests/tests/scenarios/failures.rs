@@ -12,18 +12,23 @@ use bonafide_tests::topology::{Family, Site};
 use bonafide_tests::wait::wait_until;
 use bonafide_tests::world::{BareWorld, World};
 
+on_each_backend! {
+    each_daemon_is_killed_in_turn,
+    flows_that_lived_when_their_enforcer_was_killed_are_recorded_at_its_next_start,
+}
+
 const MARKER: &str = "marker-9b1deb4d3b7d4bad";
 /// Service has to be back this soon after a daemon's restart.
 const BACK: Duration = Duration::from_secs(2);
 
-fn each_daemon_dies(backend: Backend) {
+fn each_daemon_is_killed_in_turn(backend: Backend) {
     let bare = BareWorld::create();
     let client = script(&bare, "say.py");
     let policy = Policy::enforce()
         .script("test/client", &client)
         .script("test/server", &script(&bare, "echo_server.py"))
         .allow("client to server", "test/client", "test/server");
-    let mut world = World::start_with(bare, &policy, backend);
+    let mut world = World::start(bare, &policy, backend);
     let capture = world.bare().capture();
     let _server = echo_server(world.bare(), world.netns(Site::B), 7);
     let ask = |world: &World, family| run(&mut say(world.netns(Site::A), &client, Site::B.at(family, 7), MARKER));
@@ -63,24 +68,13 @@ fn each_daemon_dies(backend: Backend) {
     world.finish();
 }
 
-#[test]
-fn each_daemon_is_killed_in_turn_nft() {
-    each_daemon_dies(Backend::Nft);
-}
-
-#[test]
-fn each_daemon_is_killed_in_turn_iptables() {
-    each_daemon_dies(Backend::Iptables);
-}
-
-#[test]
-fn flows_that_lived_when_their_enforcer_was_killed_are_recorded_at_its_next_start() {
+fn flows_that_lived_when_their_enforcer_was_killed_are_recorded_at_its_next_start(backend: Backend) {
     let bare = BareWorld::create();
     let policy = Policy::enforce()
         .script("test/client", &script(&bare, "hold.py"))
         .script("test/server", &script(&bare, "echo_server.py"))
         .allow("client to server", "test/client", "test/server");
-    let mut world = World::start(bare, &policy);
+    let mut world = World::start(bare, &policy, backend);
     let _server = echo_server(world.bare(), world.netns(Site::B), 7);
     for (site, there) in [(Site::A, Site::B), (Site::B, Site::A)] {
         for family in Family::BOTH {
@@ -114,7 +108,7 @@ fn while_the_authority_is_away_certificates_work_and_new_ones_are_issued() {
         .script("test/server", &script(&bare, "echo_server.py"))
         .allow("old to server", "test/old", "test/server")
         .allow("new to server", "test/new", "test/server");
-    let mut world = World::start(bare, &policy);
+    let mut world = World::start(bare, &policy, Backend::Nft);
     let _server = echo_server(world.bare(), world.netns(Site::B), 7);
     let ask = |world: &World, who, script| {
         for family in Family::BOTH {

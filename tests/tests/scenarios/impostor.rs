@@ -2,16 +2,20 @@
 
 use bonafide_proto::record::{End, Outcome, Reason};
 use bonafide_tests::ends::assert_refused;
+use bonafide_tests::node::Backend;
 use bonafide_tests::policy::Policy;
 use bonafide_tests::process::run;
 use bonafide_tests::programs::{echo_server, say, script, script_as, script_server};
 use bonafide_tests::topology::{Family, Site};
 use bonafide_tests::world::{BareWorld, World};
 
+on_each_backend! {
+    a_client_refuses_whoever_else_listens_on_its_servers_port,
+}
+
 const PORT: u16 = 7;
 
-#[test]
-fn a_client_refuses_whoever_else_listens_on_its_servers_port() {
+fn a_client_refuses_whoever_else_listens_on_its_servers_port(backend: Backend) {
     let bare = BareWorld::create();
     let client = script(&bare, "say.py");
     let (server, impostor) = (script(&bare, "echo_server.py"), script_as(&bare, "echo_server.py", "impostor.py"));
@@ -20,7 +24,7 @@ fn a_client_refuses_whoever_else_listens_on_its_servers_port() {
         .script("test/server", &server)
         .script("test/impostor", &impostor)
         .allow("client to server", "test/client", "test/server");
-    let world = World::start(bare, &policy);
+    let world = World::start(bare, &policy, backend);
     // The impostor's host is on its side.
     world.b().set_policy(&policy.clone().allow("an open door", "test/client", "test/impostor"));
     let (a, b) = (world.netns(Site::A), world.netns(Site::B));

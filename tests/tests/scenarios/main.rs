@@ -8,6 +8,18 @@
     reason = "these are tests; clippy only knows those marked so"
 )]
 
+/// Makes a test of each function for each way of capturing: by nftables and by iptables.
+macro_rules! on_each_backend {
+    ($($scenario:ident),* $(,)?) => {
+        mod nft {
+            $(#[test] fn $scenario() { super::$scenario(bonafide_tests::node::Backend::Nft); })*
+        }
+        mod iptables {
+            $(#[test] fn $scenario() { super::$scenario(bonafide_tests::node::Backend::Iptables); })*
+        }
+    };
+}
+
 mod bare;
 mod edits;
 mod failures;

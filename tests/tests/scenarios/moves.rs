@@ -2,20 +2,24 @@
 
 use std::net::SocketAddr;
 
+use bonafide_tests::node::Backend;
 use bonafide_tests::policy::Policy;
 use bonafide_tests::process::must_run;
 use bonafide_tests::programs::{curl, curl_exe, nginx, nginx_exe};
 use bonafide_tests::topology::{Family, Site, forward, virtual_ip};
 use bonafide_tests::world::{BareWorld, World};
 
-#[test]
-fn a_server_moves_behind_port_forwarding_and_the_policy_stays() {
+on_each_backend! {
+    a_server_moves_behind_port_forwarding_and_the_policy_stays,
+}
+
+fn a_server_moves_behind_port_forwarding_and_the_policy_stays(backend: Backend) {
     let policy = Policy::enforce().program("test/client", &curl_exe()).program("test/web", &nginx_exe()).allow(
         "client to web",
         "test/client",
         "test/web",
     );
-    let world = World::start(BareWorld::create(), &policy);
+    let world = World::start(BareWorld::create(), &policy, backend);
     let (a, b, router) = (world.netns(Site::A), world.netns(Site::B), &world.bare().topology().router);
     for (length, family) in [("24", Family::V4), ("64", Family::V6)] {
         let second = format!("{}/{length}", Site::B.nth_ip(family, 3));

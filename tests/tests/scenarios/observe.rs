@@ -11,14 +11,18 @@ use bonafide_tests::topology::{Family, Site};
 use bonafide_tests::wait::wait_until;
 use bonafide_tests::world::{BareWorld, World};
 
-fn nothing_breaks(backend: Backend) {
+on_each_backend! {
+    observing_breaks_nothing,
+}
+
+fn observing_breaks_nothing(backend: Backend) {
     let bare = BareWorld::create();
     let (good, bad) = (script_as(&bare, "say.py", "good.py"), script_as(&bare, "say.py", "bad.py"));
     let policy = Policy::observe()
         .script("test/good", &good)
         .script("test/echo", &script(&bare, "echo_server.py"))
         .allow("good to echo", "test/good", "test/echo");
-    let mut world = World::start_with(bare, &policy, backend);
+    let mut world = World::start(bare, &policy, backend);
     let server = echo_server(world.bare(), world.netns(Site::B), 7);
     let works = |world: &World, from: Site, script, to| {
         assert_eq!(run(&mut say(world.netns(from), script, to, "hello")).success(), "hello\n");
@@ -61,14 +65,4 @@ fn nothing_breaks(backend: Backend) {
     // While one of the two lived, it recorded.
     assert!(world.b().records().all().iter().any(|record| record.end == End::Destination));
     drop(server);
-}
-
-#[test]
-fn observing_breaks_nothing_nft() {
-    nothing_breaks(Backend::Nft);
-}
-
-#[test]
-fn observing_breaks_nothing_iptables() {
-    nothing_breaks(Backend::Iptables);
 }

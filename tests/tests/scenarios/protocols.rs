@@ -1,13 +1,18 @@
 //! Protocols in which the client speaks first, the server speaks first, or both talk for long: none notices the mesh.
 
+use bonafide_tests::hybrid_tls::assert_only_hybrid_tls;
+use bonafide_tests::node::{AUTHORITY_PORT, Backend};
 use bonafide_tests::policy::Policy;
 use bonafide_tests::process::{must_run, run};
 use bonafide_tests::programs::{exe, postgres, postgres_exe, psql, psql_exe, redis, redis_cli, ssh_keyscan, sshd};
 use bonafide_tests::topology::{Family, Site};
 use bonafide_tests::world::{BareWorld, World};
 
-#[test]
-fn postgresql_redis_and_ssh_work() {
+on_each_backend! {
+    postgresql_redis_and_ssh_work,
+}
+
+fn postgresql_redis_and_ssh_work(backend: Backend) {
     let policy = Policy::enforce()
         .program("test/psql", &psql_exe())
         .program("test/postgres", &postgres_exe())
@@ -18,8 +23,9 @@ fn postgresql_redis_and_ssh_work() {
         .allow("psql", "test/psql", "test/postgres")
         .allow("redis", "test/redis-cli", "test/redis")
         .allow("ssh", "test/keyscan", "test/sshd");
-    let world = World::start(BareWorld::create(), &policy);
+    let world = World::start(BareWorld::create(), &policy, backend);
     let (a, b) = (world.netns(Site::A), world.netns(Site::B));
+    let capture = world.bare().capture();
     let _servers = [redis(world.bare(), b, 6379), sshd(world.bare(), b, 22), postgres(world.bare(), b, 5432)];
 
     for family in Family::BOTH {
@@ -39,6 +45,12 @@ fn postgresql_redis_and_ssh_work() {
         let ends = world.next_flow();
         ends.assert_allowed("ssh", "test/keyscan", "test/sshd");
         assert!(ends.source.bytes_received > 100, "{ends:#?}");
+    }
+    let traffic = capture.finish();
+    let tunnels = assert_only_hybrid_tls(&traffic, |s| [s.from.port(), s.to.port()].contains(&AUTHORITY_PORT));
+    assert_eq!(tunnels, 8, "one for each connection");
+    for said in ["SSH-2.0-", "ssh-ed25519", "postgres", "xxxxxxxxxxxxxxxx"] {
+        assert!(!traffic.shows(said.as_bytes()), "{said:?} was on the wire in the clear");
     }
     world.finish();
 }

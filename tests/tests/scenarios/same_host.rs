@@ -11,7 +11,11 @@ use bonafide_tests::programs::{echo_server, say, script, script_as};
 use bonafide_tests::topology::{Family, Site};
 use bonafide_tests::world::{BareWorld, World};
 
-fn neighbours_are_judged(backend: Backend) {
+on_each_backend! {
+    programs_on_one_host_are_judged_like_any_others,
+}
+
+fn programs_on_one_host_are_judged_like_any_others(backend: Backend) {
     let bare = BareWorld::create();
     let (good, bad) = (script_as(&bare, "say.py", "good.py"), script_as(&bare, "say.py", "bad.py"));
     let server = script(&bare, "echo_server.py");
@@ -24,7 +28,7 @@ fn neighbours_are_judged(backend: Backend) {
             .allow("good to echo", "test/good", "test/echo")
     };
     let verified = policy("");
-    let world = World::start_with(bare, &verified, backend);
+    let world = World::start(bare, &verified, backend);
     let host = world.netns(Site::A);
     let _server = echo_server(world.bare(), host, 7);
     let addresses: Vec<SocketAddr> = Family::BOTH
@@ -56,14 +60,4 @@ fn neighbours_are_judged(backend: Backend) {
         assert_refused(&record, Reason::NoRule);
     }
     world.finish();
-}
-
-#[test]
-fn programs_on_one_host_are_judged_like_any_others_nft() {
-    neighbours_are_judged(Backend::Nft);
-}
-
-#[test]
-fn programs_on_one_host_are_judged_like_any_others_iptables() {
-    neighbours_are_judged(Backend::Iptables);
 }

@@ -2,14 +2,18 @@
 
 use bonafide_proto::record::{End, Outcome, Reason};
 use bonafide_tests::ends::{assert_refused, digest_of};
+use bonafide_tests::node::Backend;
 use bonafide_tests::policy::Policy;
 use bonafide_tests::process::run;
 use bonafide_tests::programs::{echo_server, python, say, script, script_as};
 use bonafide_tests::topology::{Family, Site};
 use bonafide_tests::world::{BareWorld, World};
 
-#[test]
-fn of_two_scripts_only_the_one_named_gets_through() {
+on_each_backend! {
+    of_two_scripts_only_the_one_named_gets_through,
+}
+
+fn of_two_scripts_only_the_one_named_gets_through(backend: Backend) {
     let bare = BareWorld::create();
     let (good, bad) = (script_as(&bare, "say.py", "good.py"), script_as(&bare, "say.py", "bad.py"));
     let (other, unknown) = (script_as(&bare, "say.py", "other.py"), script_as(&bare, "say.py", "unknown.py"));
@@ -21,7 +25,7 @@ fn of_two_scripts_only_the_one_named_gets_through() {
         .allow("good to echo", "test/good", "test/echo")
         // Bad may go somewhere, so it gets a certificate, but not to echo; other may go nowhere.
         .allow("bad to good", "test/bad", "test/good");
-    let world = World::start(bare, &policy);
+    let world = World::start(bare, &policy, backend);
     let (a, b) = (world.netns(Site::A), world.netns(Site::B));
     let _server = echo_server(world.bare(), b, 7);
 

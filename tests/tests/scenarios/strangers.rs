@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bonafide_proto::record::{End, FlowRecord, Outcome, Reason};
 use bonafide_tests::ends::assert_refused;
+use bonafide_tests::node::Backend;
 use bonafide_tests::policy::Policy;
 use bonafide_tests::process::run;
 use bonafide_tests::programs::{echo_server, say, script};
@@ -13,16 +14,20 @@ use bonafide_tests::stranger::{Oddity, connect, knock, knock_raw, serve_once};
 use bonafide_tests::topology::{Family, Site};
 use bonafide_tests::world::{BareWorld, World};
 
+on_each_backend! {
+    garbage_and_half_open_connections_are_refused_and_hold_nobody_up,
+}
+
 const MARKER: &str = "marker-1b9d6bcdbbfd4b2d";
 
-fn world() -> (World, std::path::PathBuf) {
+fn world(backend: Backend) -> (World, std::path::PathBuf) {
     let bare = BareWorld::create();
     let client = script(&bare, "say.py");
     let policy = Policy::enforce()
         .script("test/client", &client)
         .script("test/server", &script(&bare, "echo_server.py"))
         .allow("client to server", "test/client", "test/server");
-    (World::start(bare, &policy), client)
+    (World::start(bare, &policy, backend), client)
 }
 
 fn still_works(world: &World, client: &std::path::Path) {
@@ -37,7 +42,7 @@ fn still_works(world: &World, client: &std::path::Path) {
 
 #[test]
 fn clients_with_a_certificate_that_breaks_a_rule_are_refused_by_the_rules_name() {
-    let (world, client) = world();
+    let (world, client) = world(Backend::Nft);
     let _server = echo_server(world.bare(), world.netns(Site::B), 7);
     let router = &world.bare().topology().router;
     for family in Family::BOTH {
@@ -58,7 +63,7 @@ fn clients_with_a_certificate_that_breaks_a_rule_are_refused_by_the_rules_name()
 
 #[test]
 fn servers_with_a_certificate_that_breaks_a_rule_are_told_nothing() {
-    let (world, client) = world();
+    let (world, client) = world(Backend::Nft);
     let router = &world.bare().topology().router;
     for family in Family::BOTH {
         // A gateway's address is in the mesh's prefixes, and no enforcer is there.
@@ -79,7 +84,7 @@ fn servers_with_a_certificate_that_breaks_a_rule_are_told_nothing() {
 
 #[test]
 fn a_server_without_the_mesh_gets_no_payload() {
-    let (world, client) = world();
+    let (world, client) = world(Backend::Nft);
     let router = &world.bare().topology().router;
     let capture = world.bare().capture();
     // It even answers every byte.
@@ -100,9 +105,8 @@ fn a_server_without_the_mesh_gets_no_payload() {
     world.finish();
 }
 
-#[test]
-fn garbage_and_half_open_connections_are_refused_and_hold_nobody_up() {
-    let (world, client) = world();
+fn garbage_and_half_open_connections_are_refused_and_hold_nobody_up(backend: Backend) {
+    let (world, client) = world(backend);
     let _server = echo_server(world.bare(), world.netns(Site::B), 7);
     let router = &world.bare().topology().router;
     let hello = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
@@ -158,7 +162,7 @@ fn assert_refused_stranger(record: &FlowRecord) {
 
 #[test]
 fn the_enforcers_own_ports_lead_nowhere() {
-    let (world, client) = world();
+    let (world, client) = world(Backend::Nft);
     for family in Family::BOTH {
         for port in [15001, 15006] {
             let to = SocketAddr::new(family.loopback(), port);

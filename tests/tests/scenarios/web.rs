@@ -12,6 +12,10 @@ use bonafide_tests::programs::{append_one_byte, curl, curl_exe, nginx, nginx_exe
 use bonafide_tests::topology::{Family, Site};
 use bonafide_tests::world::{BareWorld, World};
 
+on_each_backend! {
+    one_byte_more_is_another_program,
+}
+
 const PAGE: &str = "marker-3c6e0b8a9c15224a";
 
 fn policy(client: &Path) -> Policy {
@@ -22,10 +26,10 @@ fn policy(client: &Path) -> Policy {
     )
 }
 
-fn a_byte_decides(backend: Backend) {
+fn one_byte_more_is_another_program(backend: Backend) {
     let bare = BareWorld::create();
     let client = bare.copy_of(&curl_exe(), "curl");
-    let world = World::start_with(bare, &policy(&client), backend);
+    let world = World::start(bare, &policy(&client), backend);
     let (a, b) = (world.netns(Site::A), world.netns(Site::B));
     let capture = world.bare().capture();
     let _server = nginx(world.bare(), b, 80, PAGE);
@@ -59,14 +63,4 @@ fn a_byte_decides(backend: Backend) {
     assert_eq!(tunnels, 2, "one TLS connection for each that was allowed, none for those refused");
     assert!(!traffic.shows(PAGE.as_bytes()), "the page was on the wire in the clear");
     world.finish();
-}
-
-#[test]
-fn one_byte_more_is_another_program_nft() {
-    a_byte_decides(Backend::Nft);
-}
-
-#[test]
-fn one_byte_more_is_another_program_iptables() {
-    a_byte_decides(Backend::Iptables);
 }
