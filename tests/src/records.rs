@@ -1,6 +1,6 @@
 //! The flow records of one node, taken one by one so that none is overlooked and none counts twice.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -101,6 +101,21 @@ impl Records {
             let source = record.end == End::Source;
             assert!(seen.insert((record.id.clone(), source)), "two records of one end of one flow: {record:#?}");
         }
+    }
+
+    /// The last records as they stand, and how often what was said: for a person who looks for what went wrong.
+    #[must_use]
+    pub(crate) fn digest(&self) -> String {
+        let text = std::fs::read_to_string(&self.file).unwrap_or_default();
+        let mut counts = BTreeMap::<String, usize>::new();
+        for record in text.lines().filter_map(|line| serde_json::from_str::<FlowRecord>(line).ok()) {
+            let reason = record.reason.map_or("-", |reason| reason.as_str());
+            let detail = record.detail.unwrap_or_default();
+            *counts.entry(format!("{:?} {:?} {reason} {detail}", record.end, record.verdict)).or_default() += 1;
+        }
+        let last = text.lines().rev().take(5).map(|line| format!("{line}\n"));
+        let counted = counts.into_iter().take(20).map(|(what, times)| format!("{times} x {what}\n"));
+        last.chain(counted).collect()
     }
 
     fn describe_untaken(&self, taken: &BTreeSet<usize>) -> String {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use bonafide_proto::fingerprint::Digest;
@@ -100,23 +101,55 @@ pub fn replace_file(path: &Path, content: &[u8]) {
     std::fs::rename(&new, path).unwrap_or_else(|e| panic!("cannot replace {}: {e}", path.display()));
 }
 
+/// Scenarios share the machine, but for those that measure time or take all of it.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// A scenario's part of the machine: never read, held as long as its world.
+#[derive(Debug)]
+enum Part {
+    Shared { _held: RwLockReadGuard<'static, ()> },
+    Whole { _held: RwLockWriteGuard<'static, ()> },
+}
+
+impl Part {
+    fn shared() -> Self {
+        // A scenario that failed says nothing about the machine.
+        Self::Shared { _held: MACHINE.read().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    fn whole() -> Self {
+        Self::Whole { _held: MACHINE.write().unwrap_or_else(PoisonError::into_inner) }
+    }
+}
+
 /// The wire and the hosts, before any daemon runs on them.
 #[derive(Debug)]
 pub struct BareWorld {
     instance: String,
     topology: Topology,
     directory: Directory,
+    _part: Part,
 }
 
 impl BareWorld {
-    /// Creates one.
+    /// Creates one, beside others.
     #[must_use]
     pub fn create() -> Self {
+        Self::create_with(Part::shared())
+    }
+
+    /// Creates one when there is no other, and lets none be created while it exists.
+    #[must_use]
+    pub fn create_alone() -> Self {
+        Self::create_with(Part::whole())
+    }
+
+    fn create_with(part: Part) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         leftovers::remove();
         let instance = format!("{}{}-{}", leftovers::PREFIX, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let directory = Directory::create(&instance);
-        Self { topology: Topology::create(&instance), instance, directory }
+        Self { topology: Topology::create(&instance), instance, directory, _part: part }
     }
 
     /// The namespaces.
@@ -333,8 +366,7 @@ impl Drop for World {
             for daemon in Daemon::ALL {
                 eprint_tail(&format!("{daemon:?} of {label}"), &host.node.log(daemon));
             }
-            let records = std::fs::read_to_string(host.node.layout().records()).unwrap_or_default();
-            eprint_tail(&format!("flow records of {label}"), &records);
+            eprint_tail(&format!("flow records of {label}"), &host.records.digest());
         }
         eprint_tail("authority", &self.authority.log());
     }

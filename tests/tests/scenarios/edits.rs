@@ -18,7 +18,7 @@ on_each_backend! {
 }
 
 fn a_removed_rule_ends_idle_connections_within_a_second_at_both_ends(backend: Backend) {
-    let bare = BareWorld::create();
+    let bare = BareWorld::create_alone();
     let (client, server) = (script(&bare, "hold.py"), script(&bare, "echo_server.py"));
     let other = script_as(&bare, "echo_server.py", "other_server.py");
     let without = Policy::enforce()

@@ -22,7 +22,7 @@ const MARKER: &str = "marker-9b1deb4d3b7d4bad";
 const BACK: Duration = Duration::from_secs(2);
 
 fn each_daemon_is_killed_in_turn(backend: Backend) {
-    let bare = BareWorld::create();
+    let bare = BareWorld::create_alone();
     let client = script(&bare, "say.py");
     let policy = Policy::enforce()
         .script("test/client", &client)

@@ -24,8 +24,7 @@ const CROWD: usize = 1000;
 const LONGER_THAN_ANY_TIMER: Duration = Duration::from_secs(22);
 
 /// A world in which these scripts are workloads of the same name, and client may reach server.
-fn world(client: &str, server: &str, backend: Backend) -> World {
-    let bare = BareWorld::create();
+fn world(bare: BareWorld, client: &str, server: &str, backend: Backend) -> World {
     let policy = Policy::enforce()
         .script("test/client", &script(&bare, client))
         .script("test/server", &script(&bare, server))
@@ -36,7 +35,7 @@ fn world(client: &str, server: &str, backend: Backend) -> World {
 #[test]
 fn a_gigabyte_each_way_arrives_whole() {
     let world = {
-        let bare = BareWorld::create();
+        let bare = BareWorld::create_alone();
         // One script, two roles.
         let policy =
             Policy::enforce().script("test/bulk", &script(&bare, "bulk.py")).allow("bulk", "test/bulk", "test/bulk");
@@ -117,7 +116,7 @@ fn assert_ended(records: &[&FlowRecord], by: EndedBy) {
 }
 
 fn a_thousand_connections_at_once_are_a_thousand_flows(backend: Backend) {
-    let world = world("crowd.py", "echo_server.py", backend);
+    let world = world(BareWorld::create_alone(), "crowd.py", "echo_server.py", backend);
     let _server = echo_server(world.bare(), world.netns(Site::B), 7);
     let crowd = script(world.bare(), "crowd.py");
     for family in Family::BOTH {
@@ -140,7 +139,7 @@ fn a_thousand_connections_at_once_are_a_thousand_flows(backend: Backend) {
 
 #[test]
 fn an_idle_connection_outlives_every_timer() {
-    let world = world("hold.py", "echo_server.py", Backend::Nft);
+    let world = world(BareWorld::create(), "hold.py", "echo_server.py", Backend::Nft);
     let _server = echo_server(world.bare(), world.netns(Site::B), 7);
     let idle = Instant::now();
     let holders = Family::BOTH.map(|family| hold(world.bare(), world.netns(Site::A), Site::B.at(family, 7)));
