@@ -16,7 +16,7 @@ use crate::order::{Holder, Order, Validity};
 use crate::refusal::MembershipRefusal;
 use crate::state;
 use crate::store::{EmbeddedStore, NodeRecord, Store, StoreError, TokenRecord};
-use crate::token::{JoinToken, Secret, TokenError};
+use bonafide_proto::token::{JoinToken, Secret, TokenError};
 
 /// Lifetime of the authority's own SVID, seconds; replaced at half of it.
 const OWN_TTL: i64 = 3600;

@@ -25,8 +25,9 @@ pub mod serve;
 pub mod state;
 pub mod store;
 mod template;
-pub mod token;
 pub mod upkeep;
+
+pub use bonafide_proto::token::JoinToken;
 
 pub use authority::{Application, Authority, Membership};
 pub use certify::IssueError;
@@ -35,4 +36,3 @@ pub use founding::{Charter, OpenError};
 pub use link::{AuthorityLink, Embedded, LinkError};
 pub use mint::MintError;
 pub use node::{Leaf, NodeCa, NodeSetup};
-pub use token::JoinToken;

@@ -7,7 +7,7 @@ use rustls::pki_types::UnixTime;
 
 use crate::authority::{Application, Authority, Membership};
 use crate::member::Member;
-use crate::token::JoinToken;
+use bonafide_proto::token::JoinToken;
 
 /// Why the authority gave nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

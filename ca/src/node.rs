@@ -23,7 +23,7 @@ use crate::member::{Candidate, Member, MemberError};
 use crate::order::{Holder, Order};
 use crate::state::{self, StateError};
 use crate::store::{EmbeddedStore, Store, StoreError};
-use crate::token::JoinToken;
+use bonafide_proto::token::JoinToken;
 
 /// How long expired leaves stay in the ledger, seconds.
 const REMEMBER: i64 = 90 * 86_400;

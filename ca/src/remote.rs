@@ -23,7 +23,7 @@ use crate::checker;
 use crate::link::{AuthorityLink, LinkError};
 use crate::listener::ALPN;
 use crate::member::Member;
-use crate::token::JoinToken;
+use bonafide_proto::token::JoinToken;
 
 /// How long connecting, handshake included, may take.
 const CONNECT: Duration = Duration::from_secs(10);

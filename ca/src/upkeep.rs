@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::authority::{Authority, TokenCreationError};
 use crate::link::{AuthorityLink, LinkError};
 use crate::node::{Due, MembershipError, NodeCa};
-use crate::token::{JoinToken, TOKEN_TEXT_MAX, TokenError};
+use bonafide_proto::token::{JoinToken, TOKEN_TEXT_MAX, TokenError};
 
 /// The first pause after a failure.
 const PAUSE_MIN: Duration = Duration::from_secs(1);

@@ -13,6 +13,7 @@ pub mod record;
 pub mod refusal;
 pub mod svid;
 pub mod tls;
+pub mod token;
 
 /// Generated from `proto/*.proto`.
 pub mod wire {

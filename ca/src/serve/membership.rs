@@ -9,7 +9,7 @@ use crate::authority::{Application, Authority, Membership};
 use crate::listener::Peer;
 use crate::refusal::MembershipRefusal;
 use crate::serve::{MESSAGE_MAX, blocking};
-use crate::token::Secret;
+use bonafide_proto::token::Secret;
 
 /// The service.
 #[derive(Debug, Clone)]

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use bonafide_ca::member::Member;
 use bonafide_ca::node::MembershipError;
-use bonafide_ca::token::Secret;
 use bonafide_ca::{Application, AuthorityLink, Embedded, JoinToken, LinkError, Membership};
 use bonafide_proto::svid::Expect;
+use bonafide_proto::token::Secret;
 use bonafide_proto::wire::authority as wire;
 
 use crate::bench::{Domain, LOOPBACKS, Served, csr, fingerprint, instant, refusal};

@@ -11,11 +11,12 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bonafide_proto::svid::CERTIFICATE_MAX;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
+
+use crate::svid::CERTIFICATE_MAX;
 
 const PREFIX: &str = "bonafide-join-v1.";
 /// Bytes of a token's secret.
@@ -54,12 +55,14 @@ impl Secret {
     }
 
     /// The bytes, for the wire.
-    pub(crate) fn bytes(&self) -> &[u8] {
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
         self.0.as_ref()
     }
 
-    /// What the store keeps instead of it.
-    pub(crate) fn id(&self) -> [u8; 32] {
+    /// What the authority's store keeps instead of it.
+    #[must_use]
+    pub fn id(&self) -> [u8; 32] {
         Sha256::digest(self.0.as_ref()).into()
     }
 }
