@@ -26,10 +26,18 @@ pub fn on_drop(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_linger(Some(Duration::ZERO))
 }
 
+/// Takes [`on_drop`] back: dropping `stream` closes it in order, and what was written is still sent.
+///
+/// # Errors
+/// What the kernel says.
+pub fn off_drop(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_linger(None)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     async fn pair() -> (TcpStream, TcpStream) {
@@ -55,5 +63,17 @@ mod tests {
         drop(read);
         let e = client.read_u8().await.unwrap_err();
         assert_eq!(e.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn an_orderly_close_takes_the_reset_back() {
+        let (mut client, mut server) = pair().await;
+        on_drop(&server).unwrap();
+        off_drop(&server).unwrap();
+        server.write_all(b"bye").await.unwrap();
+        drop(server);
+        let mut heard = String::new();
+        client.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "bye");
     }
 }
