@@ -2,8 +2,11 @@
 
 pub mod captured;
 pub mod dial;
+mod harden;
 pub mod listen;
 pub mod locality;
 pub(crate) mod netlink;
 pub mod netns;
 pub mod reset;
+
+pub use harden::harden;
