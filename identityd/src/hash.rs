@@ -13,6 +13,8 @@ use bonafide_proto::fingerprint::Digest;
 use sha2::Digest as _;
 use tokio::sync::{OnceCell, Semaphore};
 
+use crate::sys::executable::FileId;
+
 /// Digests that are remembered.
 const ENTRIES_MAX: usize = 8192;
 /// The largest file that is hashed, in bytes.
@@ -34,6 +36,11 @@ pub(crate) struct FileVersion {
 }
 
 impl FileVersion {
+    /// Whether it is a version of this file.
+    pub(crate) fn is_of(&self, file: FileId) -> bool {
+        FileId { dev: self.dev, ino: self.ino } == file
+    }
+
     /// The version that is open.
     pub(crate) fn of(file: &File) -> io::Result<Self> {
         let m = file.metadata()?;

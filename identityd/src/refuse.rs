@@ -17,12 +17,20 @@ pub(crate) fn unread(pid: u32, what: &str, e: &io::Error) -> AttestRefusal {
     // ENOENT is what `/proc` says of a zombie's links, ESRCH of a pinned directory whose process is gone.
     match e.raw_os_error() {
         Some(ENOENT | ESRCH) => AttestRefusal::new(AttestReason::ProcessGone, format!("process {pid} ended")),
+        Some(EMFILE | ENFILE | ENOMEM) => {
+            AttestRefusal::new(AttestReason::Unavailable, format!("{what} of process {pid} cannot be read now: {e}"))
+        }
         _ => AttestRefusal::new(AttestReason::Unreadable, format!("{what} of process {pid} cannot be read: {e}")),
     }
 }
 
 const ENOENT: i32 = rustix::io::Errno::NOENT.raw_os_error();
 const ESRCH: i32 = rustix::io::Errno::SRCH.raw_os_error();
+
+// These say something about this daemon or the machine, and nothing about the process.
+const EMFILE: i32 = rustix::io::Errno::MFILE.raw_os_error();
+const ENFILE: i32 = rustix::io::Errno::NFILE.raw_os_error();
+const ENOMEM: i32 = rustix::io::Errno::NOMEM.raw_os_error();
 
 /// Hostile bytes made fit for a person's eyes: escaped and short.
 pub(crate) fn shown(bytes: &[u8]) -> String {
@@ -49,5 +57,13 @@ mod tests {
         assert_eq!(reason(ENOENT), AttestReason::ProcessGone);
         assert_eq!(reason(ESRCH), AttestReason::ProcessGone);
         assert_eq!(reason(13), AttestReason::Unreadable);
+    }
+
+    #[test]
+    fn an_exhausted_daemon_holds_it_against_nobody() {
+        for errno in [EMFILE, ENFILE, ENOMEM] {
+            let refusal = unread(7, "status", &io::Error::from_raw_os_error(errno));
+            assert_eq!(refusal.reason, AttestReason::Unavailable);
+        }
     }
 }

@@ -13,8 +13,9 @@ use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use crate::parse::cmdline::{CMDLINE_MAX, arguments};
 use crate::parse::interpreter::{Named, script};
 use crate::refuse::{refuse, shown};
-use crate::sys::process::{FileId, Process};
-use crate::sys::regular::{OpenError, open_beneath, path_of};
+use crate::sys::executable::FileId;
+use crate::sys::process::Process;
+use crate::sys::regular::{OpenError, inside, open_beneath, path_of};
 
 /// A script, open.
 #[derive(Debug)]
@@ -104,30 +105,9 @@ fn working_directory(
     }
 }
 
-/// The part of a path below a root.
-fn inside<'a>(path: &'a [u8], root: &[u8]) -> Option<&'a [u8]> {
-    if root == b"/" {
-        return path.starts_with(b"/").then_some(path);
-    }
-    match path.strip_prefix(root)? {
-        [] => Some(b"/"),
-        below if below.starts_with(b"/") => Some(below),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_path_below_a_root_loses_it() {
-        assert_eq!(inside(b"/srv/a", b"/"), Some(b"/srv/a".as_slice()));
-        assert_eq!(inside(b"/jail/srv/a", b"/jail"), Some(b"/srv/a".as_slice()));
-        assert_eq!(inside(b"/jail", b"/jail"), Some(b"/".as_slice()));
-        assert_eq!(inside(b"/jailed/a", b"/jail"), None);
-        assert_eq!(inside(b"(unreachable)/a", b"/"), None);
-    }
 
     #[test]
     fn hostile_paths_are_refused_and_shown_escaped() {

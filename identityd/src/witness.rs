@@ -12,8 +12,9 @@ use crate::hash::{Digests, FileVersion, HashError};
 use crate::parse::cgroup::Placement;
 use crate::refuse::{refuse, unread};
 use crate::script;
-use crate::sys::namespace::Namespace;
-use crate::sys::process::{FileId, Look, Process};
+use crate::sys::executable::FileId;
+use crate::sys::namespace::Home;
+use crate::sys::process::{Look, Process};
 use crate::sys::regular;
 
 /// Takes fingerprints.
@@ -21,7 +22,7 @@ use crate::sys::regular;
 pub(crate) struct Witness {
     digests: Digests,
     host: Host,
-    user_namespace: Namespace,
+    home: Home,
 }
 
 /// The evidence about one execution.
@@ -59,13 +60,13 @@ struct Seen {
 type Files = HashMap<FileVersion, Arc<File>>;
 
 impl Witness {
-    /// A witness on this host, in this daemon's own user namespace.
+    /// A witness on this host, in this daemon's own namespaces.
     ///
     /// # Errors
     /// `/proc` is not mounted.
     pub(crate) fn new(host: Host, clock: SharedClock) -> std::io::Result<Self> {
         let at_once = std::thread::available_parallelism().map_or(1, usize::from).min(4);
-        Ok(Self { digests: Digests::new(at_once, clock), host, user_namespace: Namespace::own("user")? })
+        Ok(Self { digests: Digests::new(at_once, clock), host, home: Home::own()? })
     }
 
     /// The host.
@@ -78,10 +79,10 @@ impl Witness {
     /// # Errors
     /// The first doubt about any of them, by name.
     pub(crate) async fn examine(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
-        let (executions, namespace) = (executions.to_vec(), self.user_namespace);
-        let (seen, files) = blocking(move || first_look(&executions, namespace)).await?;
+        let (executions, home) = (executions.to_vec(), self.home);
+        let (seen, files) = blocking(move || first_look(&executions, home)).await?;
         let digests = self.hash(files).await?;
-        let seen = blocking(move || second_look(seen, namespace)).await?;
+        let seen = blocking(move || second_look(seen, home)).await?;
         seen.iter().map(|seen| self.fingerprint(seen, &digests)).collect()
     }
 
@@ -112,7 +113,7 @@ impl Witness {
             unit: placement.unit,
             host: self.host.clone(),
         };
-        Ok(Witnessed { execution: seen.process.execution(), exe: seen.look.exe, fingerprint })
+        Ok(Witnessed { execution: seen.process.execution(), exe: seen.look.exe.id, fingerprint })
     }
 }
 
@@ -133,19 +134,23 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn first_look(executions: &[Execution], namespace: Namespace) -> Result<(Vec<Seen>, Files), AttestRefusal> {
+fn first_look(executions: &[Execution], home: Home) -> Result<(Vec<Seen>, Files), AttestRefusal> {
     let mut files = Files::new();
-    let seen = executions.iter().map(|execution| see(*execution, namespace, &mut files)).collect::<Result<_, _>>()?;
+    let seen = executions.iter().map(|execution| see(*execution, home, &mut files)).collect::<Result<_, _>>()?;
     Ok((seen, files))
 }
 
-fn see(execution: Execution, namespace: Namespace, files: &mut Files) -> Result<Seen, AttestRefusal> {
+fn see(execution: Execution, home: Home, files: &mut Files) -> Result<Seen, AttestRefusal> {
     let process = Process::pin_execution(execution)?;
-    let look = process.look(namespace)?;
+    let look = process.look(home)?;
     let exe_path = script::printable(&look.exe_path, "the executable's path")?;
     let exe = process.open_exe()?;
     regular::stored(&exe).or_else(|e| refuse(AttestReason::Unreadable, format!("the executable {exe_path}: {e}")))?;
     let exe = keep(exe, execution.pid, files)?;
+    if !exe.is_of(look.exe.id) {
+        let detail = format!("process {} changed its program while it was looked at", execution.pid);
+        return refuse(AttestReason::GenerationGone, detail);
+    }
     let script = match script::open(&process, &exe_path)? {
         Evidence::Known(open) => Evidence::Known((open.path, keep(open.file, execution.pid, files)?)),
         Evidence::Absent(why) => Evidence::Absent(why),
@@ -160,10 +165,10 @@ fn keep(file: File, pid: u32, files: &mut Files) -> Result<FileVersion, AttestRe
 }
 
 /// Everything must be as it was, and alive.
-fn second_look(seen: Vec<Seen>, namespace: Namespace) -> Result<Vec<Seen>, AttestRefusal> {
+fn second_look(seen: Vec<Seen>, home: Home) -> Result<Vec<Seen>, AttestRefusal> {
     for one in &seen {
         let pid = one.process.execution().pid;
-        if one.process.look(namespace)? != one.look {
+        if one.process.look(home)? != one.look {
             return refuse(AttestReason::GenerationGone, format!("process {pid} changed while it was looked at"));
         }
         let script = match script::open(&one.process, &one.exe_path)? {

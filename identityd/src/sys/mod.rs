@@ -1,6 +1,7 @@
 //! The kernel, behind safe functions that answer in our own words. Everything here may block.
 
 pub(crate) mod diag;
+pub(crate) mod executable;
 pub(crate) mod namespace;
 pub(crate) mod process;
 pub(crate) mod regular;

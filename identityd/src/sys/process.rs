@@ -8,10 +8,11 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 
-use super::namespace::Namespace;
+use super::executable::{Executable, MountedFile};
+use super::namespace::{Home, Namespace};
 use crate::parse::stat::Stat;
 use crate::parse::status::Owner;
 use crate::refuse::{refuse, shown, unread};
@@ -19,19 +20,12 @@ use crate::refuse::{refuse, shown, unread};
 /// The longest `stat`, `status` or `cgroup` file that is read, in bytes.
 const FILE_MAX: u64 = 64 << 10;
 
-/// A file's identity while it is open or mapped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct FileId {
-    pub(crate) dev: u64,
-    pub(crate) ino: u64,
-}
-
 /// All cheap evidence about a process at one moment. Two equal looks frame whatever was read between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Look {
     /// The executable file.
-    pub(crate) exe: FileId,
-    /// Its path, not yet known to be text.
+    pub(crate) exe: MountedFile,
+    /// The path that leads to it, not yet known to be text.
     pub(crate) exe_path: Vec<u8>,
     /// Effective user and group.
     pub(crate) owner: Owner,
@@ -87,26 +81,44 @@ impl Process {
     ///
     /// # Errors
     /// Any doubt about the process, by name.
-    pub(crate) fn look(&self, own_user_namespace: Namespace) -> Result<Look, AttestRefusal> {
+    pub(crate) fn look(&self, home: Home) -> Result<Look, AttestRefusal> {
         let pid = self.execution.pid;
         self.alive()?;
         if self.stat()?.kernel_thread {
             return refuse(AttestReason::KernelTask, format!("process {pid} is a kernel thread"));
         }
         let user = Namespace::at(&self.dir, "ns/user").map_err(|e| unread(pid, "the user namespace", &e))?;
-        if user != own_user_namespace {
+        if user != home.user {
             let detail = format!("process {pid} is in another user namespace, where /proc/{pid}/exe can be forged");
             return refuse(AttestReason::ExeUnwitnessed, detail);
         }
-        let exe_path = self.link("exe")?;
-        let exe = rustix::fs::statat(&self.dir, "exe", AtFlags::empty())
-            .map_err(|e| unread(pid, "the executable", &e.into()))?;
-        if exe.st_nlink == 0 || exe_path.ends_with(b" (deleted)") {
-            let detail = format!("process {pid} runs {}, which is no longer on disk", shown(&exe_path));
+        let exe = self.executable(home)?;
+        Ok(Look { exe: exe.file, exe_path: exe.path, owner: self.owner()?, cgroup: self.content("cgroup", FILE_MAX)? })
+    }
+
+    /// Its executable, with a path that leads to it.
+    fn executable(&self, home: Home) -> Result<Executable, AttestRefusal> {
+        let pid = self.execution.pid;
+        let unreadable = |e: &io::Error| unread(pid, "the executable", e);
+        let exe = Executable::open(&self.dir).map_err(|e| unreadable(&e))?;
+        if exe.is_deleted() {
+            let detail = format!("process {pid} runs {}, which is no longer on disk", shown(&exe.path));
             return refuse(AttestReason::ExeDeleted, detail);
         }
-        let exe = FileId { dev: exe.st_dev, ino: exe.st_ino };
-        Ok(Look { exe, exe_path, owner: self.owner()?, cgroup: self.content("cgroup", FILE_MAX)? })
+        let mount = Namespace::at(&self.dir, "ns/mnt").map_err(|e| unread(pid, "the mount namespace", &e))?;
+        let witnessed = exe.found_here().map_err(|e| unreadable(&e))? || (mount != home.mount && self.shows(&exe)?);
+        if !witnessed {
+            let detail = format!("process {pid} runs a file that calls itself {}, but is not there", shown(&exe.path));
+            return refuse(AttestReason::ExeUnwitnessed, detail);
+        }
+        Ok(exe)
+    }
+
+    /// Whether the executable is at its path as this process sees it. That is worth something only because whoever
+    /// gave a process of the initial user namespace other mounts had `CAP_SYS_ADMIN` there.
+    fn shows(&self, exe: &Executable) -> Result<bool, AttestRefusal> {
+        let (root, root_path) = (self.open_dir("root")?, self.link("root")?);
+        exe.found_below(&root, &root_path).map_err(|e| unread(self.execution.pid, "the root directory", &e))
     }
 
     /// Whether it still lives.

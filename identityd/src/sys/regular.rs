@@ -64,6 +64,18 @@ pub(crate) fn path_of(file: &impl AsFd) -> io::Result<Vec<u8>> {
     Ok(rustix::fs::readlinkat(CWD, own_link(file), Vec::new())?.into_bytes())
 }
 
+/// The part of a path below a root.
+pub(crate) fn inside<'a>(path: &'a [u8], root: &[u8]) -> Option<&'a [u8]> {
+    if root == b"/" {
+        return path.starts_with(b"/").then_some(path);
+    }
+    match path.strip_prefix(root)? {
+        [] => Some(b"/"),
+        below if below.starts_with(b"/") => Some(below),
+        _ => None,
+    }
+}
+
 fn own_link(file: &impl AsFd) -> String {
     use std::os::fd::AsRawFd as _;
     format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())
@@ -77,6 +89,15 @@ mod tests {
 
     fn root() -> OwnedFd {
         rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap()
+    }
+
+    #[test]
+    fn a_path_below_a_root_loses_it() {
+        assert_eq!(inside(b"/srv/a", b"/"), Some(b"/srv/a".as_slice()));
+        assert_eq!(inside(b"/jail/srv/a", b"/jail"), Some(b"/srv/a".as_slice()));
+        assert_eq!(inside(b"/jail", b"/jail"), Some(b"/".as_slice()));
+        assert_eq!(inside(b"/jailed/a", b"/jail"), None);
+        assert_eq!(inside(b"(unreachable)/a", b"/"), None);
     }
 
     #[test]

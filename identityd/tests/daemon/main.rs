@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "this is a test")]
 
 mod connectors;
+mod forgeries;
 mod listeners;
 mod namespaces;
 mod node;
