@@ -17,12 +17,19 @@ use tokio::signal::unix::{SignalKind, signal};
 use tonic::Status;
 
 use crate::config::Config;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, DaemonError};
+
+/// Printed below `--help`.
+const EXIT_CODES: &str = "Exit codes:
+  0  stopped as asked; or the token, or the list, was printed
+  1  failed: something broke, or does not answer
+  2  wrong usage or configuration; or this node is no member, and its join token is missing, damaged or refused";
 
 /// The certificate authority of Bonafide: admits nodes, issues leaves.
 #[derive(Parser, Debug)]
 #[command(
     version,
+    after_help = EXIT_CODES,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     arg_required_else_help = true
@@ -57,7 +64,30 @@ enum Ask {
     },
 }
 
-/// Runs the program. Exit codes: 0 well, 1 failed while running, 2 wrong usage or configuration.
+/// Why the program ends badly.
+enum Trouble {
+    /// Exit code 1.
+    Failed(String),
+    /// Exit code 2.
+    Input(String),
+}
+
+impl From<String> for Trouble {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
+}
+
+impl From<DaemonError> for Trouble {
+    fn from(e: DaemonError) -> Self {
+        match &e {
+            DaemonError::Upkeep(upkeep) if upkeep.is_input() => Self::Input(e.to_string()),
+            _ => Self::Failed(e.to_string()),
+        }
+    }
+}
+
+/// Runs the program; its exit codes are in its help.
 pub fn main() -> ExitCode {
     match Arguments::parse() {
         Arguments { ask: Some(ask), .. } => in_runtime(answer(ask)),
@@ -79,23 +109,24 @@ fn daemon(path: &Path) -> ExitCode {
     in_runtime(serve(config))
 }
 
-async fn serve(config: Config) -> Result<(), String> {
+async fn serve(config: Config) -> Result<(), Trouble> {
     // Before the doors are bound: a signal during the start stops cleanly too.
     let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     let (mut terminate, mut interrupt) = (terminate.map_err(|e| e.to_string())?, interrupt.map_err(|e| e.to_string())?);
-    let daemon = Daemon::bind(&config, Arc::new(SystemClock)).await.map_err(|e| e.to_string())?;
+    let daemon = Daemon::bind(&config, Arc::new(SystemClock)).await?;
     tracing::info!(addresses = ?daemon.addresses(), "serving");
     let stop = async {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     };
-    Box::pin(daemon.run(stop)).await.map_err(|e| e.to_string())
+    Ok(Box::pin(daemon.run(stop)).await?)
 }
 
-async fn answer(ask: Ask) -> Result<(), String> {
+async fn answer(ask: Ask) -> Result<(), Trouble> {
     match ask {
-        Ask::Token { socket, node, ttl } => token(&socket, node, ttl).await,
-        Ask::Nodes { socket } => nodes(&socket).await,
+        Ask::Token { socket, node, ttl } => token(&socket, node, ttl).await?,
+        Ask::Nodes { socket } => nodes(&socket).await?,
     }
+    Ok(())
 }
 
 async fn token(socket: &Path, node: Option<NodeName>, ttl: u32) -> Result<(), String> {
@@ -140,7 +171,7 @@ fn print(text: &str) -> Result<(), String> {
     std::io::stdout().write_all(text.as_bytes()).map_err(|e| format!("standard output: {e}"))
 }
 
-fn in_runtime(work: impl Future<Output = Result<(), String>>) -> ExitCode {
+fn in_runtime(work: impl Future<Output = Result<(), Trouble>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return failed(1, &format!("the runtime cannot start: {e}")),
@@ -149,7 +180,8 @@ fn in_runtime(work: impl Future<Output = Result<(), String>>) -> ExitCode {
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => failed(1, &e),
+        Err(Trouble::Failed(why)) => failed(1, &why),
+        Err(Trouble::Input(why)) => failed(2, &why),
     }
 }
 

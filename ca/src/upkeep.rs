@@ -51,6 +51,18 @@ pub enum UpkeepError {
 }
 
 impl UpkeepError {
+    /// True if what the operator gave is at fault: the token, or the name it was used with.
+    #[must_use]
+    pub fn is_input(&self) -> bool {
+        match self {
+            Self::TokenFile { .. } | Self::Token { .. } => true,
+            Self::Own(_) => false,
+            Self::Membership(MembershipError::TokenRoot(_) | MembershipError::PinMissing) => true,
+            Self::Membership(MembershipError::Link(LinkError::Refused { .. })) => self.is_final(),
+            Self::Membership(_) => false,
+        }
+    }
+
     /// True if only an operator can help: asking again would bring the same answer.
     fn is_final(&self) -> bool {
         match self {

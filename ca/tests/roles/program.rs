@@ -159,7 +159,7 @@ async fn a_node_without_a_usable_token_says_what_to_do() {
     );
     std::fs::write(&config, text).unwrap();
     let (code, _, err) = said(program().arg("--config").arg(&config)).await;
-    assert_eq!(code, 1);
+    assert_eq!(code, 2);
     assert!(err.contains("join.token") && err.contains("bonafide-ca token"), "{err}");
     assert!(!dir.path().join("ca.sock").exists());
 }
@@ -180,22 +180,61 @@ async fn token(socket: &Path) -> String {
     panic!("no token")
 }
 
-#[tokio::test]
-async fn root_and_node_meet_over_the_network_and_survive_being_killed() {
-    let dir = tempfile::tempdir().unwrap();
-    let (at, port) = (dir.path().display(), free_port());
-    let (root, node) = (dir.path().join("root.toml"), dir.path().join("node.toml"));
+/// Writes the configurations of an authority and of node `name`, both below `dir`.
+fn networked(dir: &Path, port: u16, name: &str) -> (PathBuf, PathBuf) {
+    let at = dir.display();
+    let (root, node) = (dir.join("root.toml"), dir.join(format!("{name}.toml")));
     let text = format!(
         "role = \"root\"\nstate = \"{at}/root\"\n[root]\ntrust_domain = \"example.org\"\n\
          listen = [\"127.0.0.1:{port}\"]\nadmin_socket = \"{at}/authority.sock\"\n"
     );
     std::fs::write(&root, text).unwrap();
     let text = format!(
-        "role = \"node\"\nstate = \"{at}/node\"\n[node]\nname = \"a\"\nsocket = \"{at}/ca.sock\"\n\
+        "role = \"node\"\nstate = \"{at}/{name}\"\n[node]\nname = \"{name}\"\nsocket = \"{at}/ca.sock\"\n\
          authority = \"127.0.0.1:{port}\"\njoin_token_file = \"{at}/join.token\"\n"
     );
     std::fs::write(&node, text).unwrap();
+    (root, node)
+}
 
+#[tokio::test]
+async fn a_refused_join_is_the_operators_and_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let (root, a) = networked(dir.path(), port, "a");
+    let (_, b) = networked(dir.path(), port, "b");
+    let authority = program().arg("--config").arg(&root).spawn().unwrap();
+    let (socket, file) = (dir.path().join("authority.sock"), dir.path().join("join.token"));
+    let used = token(&socket).await;
+    std::fs::write(&file, &used).unwrap();
+    let member = program().arg("--config").arg(&a).spawn().unwrap();
+    ask(dir.path()).await;
+    assert_eq!(end(member, rustix::process::Signal::TERM).await, 0);
+
+    let bound = said(program().args(["token", "--node", "c", "--socket"]).arg(&socket)).await.1;
+    let (again, fresh) = (dir.path().join("again"), token(&socket).await);
+    std::fs::create_dir(&again).unwrap();
+    let (_, a_again) = networked(&again, port, "a");
+    let refused = [
+        (&b, file.clone(), used.as_str(), "used already"),
+        (&b, file, bound.as_str(), "for node c"),
+        (&a_again, again.join("join.token"), fresh.as_str(), "a member already"),
+    ];
+    for (config, file, token, expected) in refused {
+        std::fs::write(&file, token).unwrap();
+        let (code, _, err) = said(program().arg("--config").arg(config)).await;
+        assert_eq!(code, 2, "{err}");
+        assert!(err.contains(expected), "{err}");
+    }
+    assert_eq!(end(authority, rustix::process::Signal::TERM).await, 0);
+    let help = said(program().arg("--help")).await.1;
+    assert!(help.contains("Exit codes:\n  0  stopped as asked"), "{help}");
+}
+
+#[tokio::test]
+async fn root_and_node_meet_over_the_network_and_survive_being_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, node) = networked(dir.path(), free_port(), "a");
     let mut authority = program().arg("--config").arg(&root).spawn().unwrap();
     let file = dir.path().join("join.token");
     std::fs::write(&file, token(&dir.path().join("authority.sock")).await).unwrap();
