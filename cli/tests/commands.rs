@@ -6,6 +6,8 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use bonafide_proto::token::{JoinToken, Secret};
+
 fn bonafide(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_bonafide")).args(args).stdin(Stdio::null()).output().unwrap()
 }
@@ -121,6 +123,48 @@ fn wrong_usage_is_exit_code_2() {
     }
     let both = bonafide(&["run", "--authority", "10.0.0.9:1", "--trust-domain", "a.b"]);
     assert_eq!(both.status.code(), Some(2));
+}
+
+/// A join token admits once: a node that forgets its membership could never join again.
+#[test]
+fn run_refuses_to_join_where_the_membership_would_be_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dir.path().join("node");
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink("/run", &link).unwrap();
+    let join = |more: &[&str]| {
+        let output =
+            bonafide(&[&["run", "--name", "a", "--instance", "never", "--authority", "127.0.0.1:1"], more].concat());
+        assert_eq!(output.status.code(), Some(2), "{more:?}");
+        stderr(&output)
+    };
+    let said = join(&["--dir", node.to_str().unwrap()]);
+    assert!(said.contains("--authority needs --keep") && said.contains("add --keep --dir /var/lib/bonafide"), "{said}");
+    for lost in ["/run/bonafide-never", "/var/run/bonafide-never/x", "/var/../run/bonafide-never"] {
+        let said = join(&["--keep", "--dir", lost]);
+        assert!(said.contains("survives a reboot") && said.contains("add --dir /var/lib/bonafide"), "{said}");
+    }
+    join(&["--keep", "--dir", link.join("bonafide-never").to_str().unwrap()]);
+    assert!(!node.exists() && !Path::new("/run/bonafide-never").exists());
+    let help = stdout(&bonafide(&["run", "--help"]));
+    assert!(help.contains("removes capture, and so opens the host"), "{help}");
+}
+
+#[test]
+fn run_refuses_what_is_no_join_token_before_anything_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, file) = (dir.path().join("node"), dir.path().join("b.token"));
+    let token = JoinToken::new(Secret::generate().unwrap(), vec![7; 400].into()).reveal().to_string();
+    let cut = token.get(..token.len() - 1).unwrap();
+    for (text, expected) in [("hello", "must start with"), ("", "must start with"), (cut, "not copied whole")] {
+        std::fs::write(&file, text).unwrap();
+        let (node, file) = (node.to_str().unwrap(), file.to_str().unwrap());
+        let join = ["--authority", "127.0.0.1:1", "--token-file", file, "--keep", "--dir", node];
+        let output = bonafide(&[&["run", "--name", "a", "--instance", "never"], &join[..]].concat());
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(stderr(&output).contains("b.token: ") && stderr(&output).contains(expected), "{}", stderr(&output));
+    }
+    assert!(!node.exists());
 }
 
 #[test]

@@ -85,11 +85,13 @@ fn modes(path: &Path) -> u32 {
 
 #[test]
 fn a_daemon_that_cannot_start_is_quoted_and_nothing_stays() {
-    let stage = Stage::new("bad", "echo 'ca.toml: no good' >&2; exit 2");
-    let (code, said) = end(stage.run(&[]));
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("ca could not start (exit code 2)\n  | ca.toml: no good"), "{said}");
-    assert!(!stage.dir().exists() && !stage.cgroup.path().exists());
+    for (exit, expected) in [(1, 1), (2, 2), (7, 1)] {
+        let stage = Stage::new("bad", &format!("echo 'ca.toml: no good' >&2; exit {exit}"));
+        let (code, said) = end(stage.run(&[]));
+        assert_eq!(code, Some(expected), "{said}");
+        assert!(said.contains(&format!("ca could not start (exit code {exit})\n  | ca.toml: no good")), "{said}");
+        assert!(!stage.dir().exists() && !stage.cgroup.path().exists());
+    }
 }
 
 #[test]

@@ -105,11 +105,9 @@ async fn until_up(daemon: &mut Daemon, layout: &Layout) -> Result<(), Failure> {
         let Err(e) = answered else { return Ok(()) };
         let name = daemon.name;
         if let Some(News::Died(status, _)) = daemon.tend(Instant::now()) {
-            return Err(Failure::Failed(format!(
-                "{name} could not start ({})\n{}",
-                words(status),
-                last_words(&daemon.command.log)
-            )));
+            let why = format!("{name} could not start ({})\n{}", words(status), last_words(&daemon.command.log));
+            // The daemons' exit codes mean what ours do: 2 is for what an operator gave, e.g. a used join token.
+            return Err(if status.code() == Some(2) { Failure::BadInput(why) } else { Failure::Failed(why) });
         }
         if Instant::now() > give_up {
             return Err(Failure::Failed(format!("{name} is not ready: {e}\n{}", last_words(&daemon.command.log))));

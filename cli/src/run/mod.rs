@@ -42,10 +42,17 @@ pub enum BackendChoice {
 Must be root. On Ctrl-C (or SIGTERM) capture rules, sockets, cgroups and, unless it was there before,
 DIR are removed. Exits 3 if another `bonafide run` is at work.
 
+A stop removes capture, and so opens the host: until the next start no connection is verified, encrypted
+or refused. A daemon that dies meanwhile is restarted, and capture stays; so it does if the run is killed.
+
+Without --authority the node has an authority of its own, which admits no other node. With it, --keep and a
+--dir outside /run are needed: a join token admits once, so the membership has to stay.
+
 Examples:
   bonafide run
   bonafide run --policy policy.toml --keep --dir /var/lib/bonafide
-  bonafide run --policy policy.toml --authority 10.0.0.9:8443 --token-file b.token")]
+  bonafide run --policy policy.toml --keep --dir /var/lib/bonafide \
+    --authority 10.0.0.9:8443 --token-file b.token")]
 pub struct RunArgs {
     /// The policy; it may be edited while the node runs [default: observe, no workloads]
     #[arg(long, value_name = "FILE")]
@@ -59,7 +66,7 @@ pub struct RunArgs {
     /// How capture rules are installed
     #[arg(long, default_value = "auto")]
     pub backend: BackendChoice,
-    /// Join the authority at this address instead of embedding one
+    /// Join the authority at this address instead of embedding one; needs --keep and a --dir outside /run
     #[arg(long, value_name = "ADDR:PORT")]
     pub authority: Option<std::net::SocketAddr>,
     /// Holds the join token; not needed by a node that joined before

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use bonafide_proto::name::NodeName;
+use bonafide_proto::token::{JoinToken, TOKEN_TEXT_MAX};
 
 use super::{BackendChoice, RunArgs};
 use crate::exit::Failure;
@@ -18,8 +19,6 @@ const OBSERVE: &str = "\
 # `bonafide whois PID` shows what a program can be known by. Edits are picked up while the node runs.
 mode = \"observe\"
 ";
-/// A join token is far shorter.
-const TOKEN_MAX: u64 = 4096;
 
 pub(super) fn must_be_root() -> Result<(), Failure> {
     if rustix::process::geteuid().is_root() {
@@ -30,6 +29,7 @@ pub(super) fn must_be_root() -> Result<(), Failure> {
 
 /// Turns arguments into a node.
 pub(super) fn plan(args: &RunArgs, dir: &Path) -> Result<NodeSpec, Failure> {
+    membership_stays(args, dir)?;
     let policy = match &args.policy {
         Some(file) => policy_check::parse(file).map(|_| file.clone()).map_err(Failure::BadInput)?,
         None => default_policy_path(dir),
@@ -46,6 +46,34 @@ pub(super) fn plan(args: &RunArgs, dir: &Path) -> Result<NodeSpec, Failure> {
         outbound_port: DEFAULT_OUTBOUND_PORT,
         inbound_port: DEFAULT_INBOUND_PORT,
     })
+}
+
+/// A join token admits once, so a membership must outlive the run and the machine's next boot.
+fn membership_stays(args: &RunArgs, dir: &Path) -> Result<(), Failure> {
+    if args.authority.is_none() {
+        return Ok(());
+    }
+    if !args.keep {
+        return Err(Failure::BadInput(
+            "--authority needs --keep: without it the membership is removed when the run stops, \
+             and the used join token admits nobody again; add --keep --dir /var/lib/bonafide"
+                .into(),
+        ));
+    }
+    if is_in_run(dir) {
+        return Err(Failure::BadInput(format!(
+            "--authority needs a directory that survives a reboot, and {} does not; add --dir /var/lib/bonafide",
+            dir.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Whether it is, or will be, in `/run`, which every boot empties (file-hierarchy(7)); by whatever name.
+fn is_in_run(dir: &Path) -> bool {
+    let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let existing = absolute.ancestors().find_map(|path| fs::canonicalize(path).ok());
+    existing.is_some_and(|path| path.starts_with("/run"))
 }
 
 /// Writes the policy of a run that was given none, unless an earlier run left one.
@@ -100,10 +128,12 @@ fn authority(args: &RunArgs) -> Result<AuthorityAt, Failure> {
 }
 
 fn token(file: &Path) -> Result<String, Failure> {
+    let wrong = |why: String| Failure::BadInput(format!("{}: {why}", file.display()));
     let mut text = String::new();
     fs::File::open(file)
-        .and_then(|f| f.take(TOKEN_MAX).read_to_string(&mut text))
-        .map_err(|e| Failure::BadInput(format!("{}: the join token cannot be read: {e}", file.display())))?;
+        .and_then(|f| f.take(TOKEN_TEXT_MAX as u64).read_to_string(&mut text))
+        .map_err(|e| wrong(format!("the join token cannot be read: {e}")))?;
+    text.parse::<JoinToken>().map_err(|e| wrong(e.to_string()))?;
     Ok(text.trim().to_owned())
 }
 
