@@ -9,6 +9,8 @@ use std::time::Duration;
 use bonafide_policy::Policy;
 use bonafide_proto::clock::{SharedClock, SystemClock};
 use bonafide_proto::endpoint;
+use bonafide_proto::flow::canonical;
+use bonafide_proto::record::{End, Reason};
 use bonafide_proto::wire::node::enforcement_server::EnforcementServer;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,16 +19,18 @@ use tonic::transport::Server;
 
 use crate::capture::{Capture, CaptureError, Exemption, Plan};
 use crate::config::Config;
-use crate::flow::Node;
+use crate::flow::{Abort as _, Node, refuse};
 use crate::identity::Identity;
 use crate::live::Live;
-use crate::record::Records;
+use crate::record::{Account, Records, Why};
 use crate::serve::Operator;
 use crate::sys::locality::Locality;
 use crate::{inbound, outbound, sys};
 
-/// The most connections that are carried at once; more wait in the kernel's accept queue.
-const FLOWS_MAX: usize = 65_536;
+/// The most connections that are carried at once in each direction; more are reset at once.
+const FLOWS_MAX: usize = 32_768;
+/// Descriptors that a flow may need at the same time: both legs, and one to ask the kernel by.
+const DESCRIPTORS_PER_FLOW: u64 = 3;
 /// How often what the capture rules refer to is looked at.
 const REFRESH: Duration = Duration::from_secs(1);
 /// How long live flows get for their records when the enforcer stops.
@@ -61,6 +65,7 @@ fn os(what: impl Into<String>) -> impl FnOnce(io::Error) -> DaemonError {
 /// # Errors
 /// What kept it from starting or going on.
 pub async fn run(config: Config) -> Result<(), DaemonError> {
+    let descriptors = sys::harden().map_err(os("the limit of open files"))?;
     let mut stop = Stop::new()?;
     let exempt = Exemption::of_this_process()?;
     let clock: SharedClock = Arc::new(SystemClock);
@@ -70,13 +75,13 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let node = Arc::new(Node {
         policy: identity.policy(),
         trust: identity.trust(),
-        identity,
         records: Records::open(&config.records, &config.state, clock)
             .map_err(os(format!("the flow records in {}", config.records.display())))?,
-        live: Arc::new(Live::default()),
+        live: Arc::new(Live::new(identity.policy())),
         locality: Locality,
         netns: sys::netns::own().map_err(os("/proc/self/ns/net"))?,
         ports: [config.outbound_port, config.inbound_port],
+        identity,
     });
     serve_operator(admin, Arc::clone(&node), &config);
 
@@ -86,7 +91,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         policy = next_policy(&mut policies) => policy,
         () = stop.asked() => return Ok(()),
     };
-    listen(&config, &node)?;
+    listen(&config, &node, descriptors)?;
     let plan = Plan {
         backend: config.backend,
         mode: policy.mode(),
@@ -102,26 +107,37 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let mut refresh = tokio::time::interval(REFRESH);
     loop {
         tokio::select! {
-            policy = next_policy(&mut policies) => adopt(&policy, &mut capture, &node).await?,
-            _ = refresh.tick() => put_right(&mut capture).await,
+            policy = next_policy(&mut policies) => adopt(&policy, &mut capture, &node).await,
+            _ = refresh.tick() => put_right(&mut capture, &node).await,
             () = stop.asked() => break,
         }
     }
     finish(capture, &node).await
 }
 
-/// A new policy: the mode first, then every live flow again.
-async fn adopt(policy: &Arc<Policy>, capture: &mut Capture, node: &Node) -> Result<(), DaemonError> {
-    if policy.mode() != capture.mode() {
-        capture.switch(policy.mode()).await?;
-    }
+/// A new policy: every live flow is asked again at once, then the rules follow the mode.
+async fn adopt(policy: &Policy, capture: &mut Capture, node: &Node) {
     let ended = node.live.judge_again(policy);
     tracing::info!(mode = policy.mode().as_str(), digest = %policy.digest(), ended, "policy in force");
-    Ok(())
+    follow_mode(policy, capture).await;
+}
+
+/// A switch that fails leaves the rules that are in force; it is tried again every [`REFRESH`].
+async fn follow_mode(policy: &Policy, capture: &mut Capture) {
+    if policy.mode() == capture.mode() {
+        return;
+    }
+    match capture.switch(policy.mode()).await {
+        Ok(()) => tracing::info!(mode = policy.mode().as_str(), "the capture rules follow the mode"),
+        Err(e) => tracing::error!(error = %e, "the capture rules cannot follow the mode yet; those in force stay"),
+    }
 }
 
 /// Somebody else's change to what the rules refer to: a restarted daemon's new cgroup, a killed guard.
-async fn put_right(capture: &mut Capture) {
+async fn put_right(capture: &mut Capture, node: &Node) {
+    if let Ok(policy) = node.policy() {
+        follow_mode(&policy, capture).await;
+    }
     match capture.refresh().await {
         Ok(false) => {}
         Ok(true) => tracing::info!("the capture rules were put right"),
@@ -171,14 +187,15 @@ fn serve_operator(admin: UnixListener, node: Arc<Node>, config: &Config) {
 }
 
 /// Binds the four listeners and accepts on each. The listener that accepted is the direction.
-fn listen(config: &Config, node: &Arc<Node>) -> Result<(), DaemonError> {
-    let slots = Arc::new(Semaphore::new(FLOWS_MAX));
+fn listen(config: &Config, node: &Arc<Node>, descriptors: u64) -> Result<(), DaemonError> {
+    let slots = [slots(descriptors), slots(descriptors)];
     for ip in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
-        for (port, direction) in [(config.outbound_port, Direction::Out), (config.inbound_port, Direction::In)] {
+        let directions = [(config.outbound_port, Direction::Out), (config.inbound_port, Direction::In)];
+        for ((port, direction), slots) in directions.into_iter().zip(&slots) {
             let addr = SocketAddr::new(ip, port);
             match sys::listen::transparent(addr) {
                 Ok(listener) => {
-                    tokio::spawn(accept(listener, direction, Arc::clone(node), Arc::clone(&slots)));
+                    tokio::spawn(accept(listener, direction, Arc::clone(node), Arc::clone(slots)));
                 }
                 // A kernel without IPv6 has nothing to capture there.
                 Err(e) if addr.is_ipv6() && is_without_ipv6(&e) => tracing::warn!(%addr, "no IPv6 on this host"),
@@ -187,6 +204,12 @@ fn listen(config: &Config, node: &Arc<Node>) -> Result<(), DaemonError> {
         }
     }
     Ok(())
+}
+
+/// What the limit of open files allows for one direction.
+fn slots(descriptors: u64) -> Arc<Semaphore> {
+    let most = usize::try_from(descriptors / (2 * DESCRIPTORS_PER_FLOW)).unwrap_or(FLOWS_MAX);
+    Arc::new(Semaphore::new(most.min(FLOWS_MAX)))
 }
 
 fn is_without_ipv6(e: &io::Error) -> bool {
@@ -202,7 +225,6 @@ enum Direction {
 
 async fn accept(listener: TcpListener, direction: Direction, node: Arc<Node>, slots: Arc<Semaphore>) {
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(e) => {
@@ -213,16 +235,36 @@ async fn accept(listener: TcpListener, direction: Direction, node: Arc<Node>, sl
             }
         };
         let node = Arc::clone(&node);
-        tokio::spawn(async move {
-            carry(stream, direction, &node).await;
-            drop(slot);
-        });
+        match Arc::clone(&slots).try_acquire_owned() {
+            Ok(slot) => {
+                tokio::spawn(async move {
+                    carry(stream, direction, &node).await;
+                    drop(slot);
+                });
+            }
+            // Refused at once and by name, rather than left to hang in the queue.
+            Err(_) => refuse_for_want_of_slots(stream, direction, &node),
+        }
     }
+}
+
+fn refuse_for_want_of_slots(stream: TcpStream, direction: Direction, node: &Node) {
+    let (end, from, to) = match direction {
+        Direction::Out => (End::Source, stream.peer_addr(), stream.local_addr()),
+        Direction::In => (End::Destination, stream.peer_addr(), stream.local_addr()),
+    };
+    let mode = node.policy().map_or("none", |p| p.mode().as_str());
+    let mut account = Account::open(&node.records, end, mode);
+    if let (Ok(from), Ok(to)) = (from, to) {
+        account.addresses(canonical(from), canonical(to), None);
+    }
+    let _ended = refuse(stream, account, &Why::new(Reason::Limit, "too many connections are carried already"));
 }
 
 async fn carry(stream: TcpStream, direction: Direction, node: &Arc<Node>) {
     // Small writes must not wait for each other; a socket that refuses the option works all the same.
     let _ = stream.set_nodelay(true);
+    stream.arm();
     match direction {
         Direction::Out => {
             let _ended = outbound::carry(stream, node).await;

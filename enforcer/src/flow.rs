@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::identity::{Identity, NodeTrust};
-use crate::live::Live;
+use crate::live::{Judged, Live};
 use crate::record::{Account, Records, Why};
 use crate::sys::locality::Locality;
 use crate::tunnel::TunnelError;
@@ -86,6 +86,19 @@ pub struct Program {
     pub attestation: Attestation,
     /// What it earned.
     pub workload: WorkloadName,
+}
+
+impl Program {
+    /// As a party of a verdict on this host.
+    pub(crate) fn judged(&self) -> Judged {
+        Judged::Workload(self.workload.clone(), Some(Box::new(self.attestation.fingerprint.clone())))
+    }
+
+    /// Whether another look found the same program.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let (a, b) = (&self.attestation.fingerprint, &other.attestation.fingerprint);
+        self.workload == other.workload && a.exe == b.exe && a.script == b.script
+    }
 }
 
 /// Names the program behind an attestation, or says why it has no name.
@@ -170,24 +183,50 @@ pub(crate) fn why_late(step: &str, limit: Duration) -> Why {
 }
 
 /// A stream that can be ended so that the other side sees a reset.
+///
+/// From capture on, a program's connection is armed: however its flow is dropped, also by a killed enforcer, the
+/// program sees a reset and never takes half an answer for a whole one. Only an orderly end disarms it.
 pub(crate) trait Abort {
     /// Ends it at once.
     fn abort(self);
+    /// From now on, being dropped is a reset.
+    fn arm(&self);
+    /// From now on, being dropped is an orderly close.
+    fn disarm(&self);
 }
 
 impl Abort for TcpStream {
     fn abort(self) {
         crate::sys::reset::reset(self);
     }
+
+    fn arm(&self) {
+        // A socket that takes no option any more is closed already.
+        let _ = crate::sys::reset::on_drop(self);
+    }
+
+    fn disarm(&self) {
+        let _ = crate::sys::reset::off_drop(self);
+    }
 }
 
 impl Abort for DuplexStream {
     fn abort(self) {}
+    fn arm(&self) {}
+    fn disarm(&self) {}
 }
 
 impl<S: Abort> Abort for Rewind<S> {
     fn abort(self) {
         self.into_parts().1.abort();
+    }
+
+    fn arm(&self) {
+        self.get_ref().arm();
+    }
+
+    fn disarm(&self) {
+        self.get_ref().disarm();
     }
 }
 

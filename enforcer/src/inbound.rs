@@ -112,7 +112,8 @@ impl<S: Abort> Captured<S> {
                 let id = node.spiffe_id(attestation.workload.as_ref());
                 describe_attested(self.account.destination(), attestation, id);
             }
-            Err(AttestRefusal { reason: AttestReason::NoSocket, .. }) => {
+            // Observe mode refuses nothing: a listener bound to a device is not found this way, and serves all the same.
+            Err(AttestRefusal { reason: AttestReason::NoSocket, .. }) if self.policy.mode() == Mode::Enforce => {
                 let why = Why::new(Reason::Unreachable, format!("nobody listens on {}", canonical(self.dialled)));
                 return Err(refuse(self.far, self.account, &why));
             }
@@ -144,11 +145,7 @@ impl Known {
     /// The question whether this source may reach the program in the clear.
     fn clear_question(&self) -> Result<Question, Why> {
         let to = self.program.as_ref().map_err(Clone::clone)?;
-        Ok(Question {
-            from: Judged::Outside(canonical(self.from)),
-            to: Judged::Workload(to.workload.clone()),
-            port: self.dialled.port(),
-        })
+        Ok(Question { from: Judged::Outside(canonical(self.from)), to: to.judged(), port: self.dialled.port() })
     }
 
     /// May this source reach the program in the clear? Never from within the mesh.
@@ -228,6 +225,23 @@ where
 }
 
 impl Known {
+    /// Does the program still listen that was named before the handshake? Its port may have changed hands while
+    /// the peer took its time. Asked from a port of its own: the delivery's own pair is connected by now.
+    async fn listens_still(&self, node: &Node) -> Result<(), Why> {
+        let Ok(before) = &self.program else { return Ok(()) };
+        let changed = |detail: String| Why::new(Reason::Unattributed, detail);
+        let spare = Reserved::bind(self.from.ip(), scope(self.from));
+        let spare = spare.map_err(|e| Why::new(Reason::Limit, format!("no port to ask from: {e}")))?;
+        let key = FlowKey { netns: node.netns, local: self.dialled, remote: spare.local(), role: SocketRole::Listener };
+        let now = program(node.identity.attest(key).await)
+            .map_err(|why| changed(format!("looked at again, the listener is in doubt: {}", why.detail)))?;
+        if now.is_same(before) {
+            return Ok(());
+        }
+        let path = &now.attestation.fingerprint.exe.path;
+        Err(changed(format!("the port changed hands during the handshake: {path} listens there now")))
+    }
+
     async fn authorize_clear(
         &mut self,
         speaks: Speaks,
@@ -245,9 +259,12 @@ impl Known {
         };
         let app = reserved.connect(self.dialled, CONNECT_TIMEOUT).await;
         let app = app.map_err(|e| unreachable(self.dialled, &e))?;
+        if !observe {
+            self.listens_still(node).await?;
+        }
         let seat = match self.clear_question() {
-            Ok(question) if !observe => node.live.enter(question, &self.policy)?,
-            _ => node.live.enter_unjudged(),
+            Ok(question) if !observe => node.live.enter(Some(question))?,
+            _ => node.live.enter(None)?,
         };
         Ok((app, grant, seat))
     }
@@ -256,8 +273,8 @@ impl Known {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let Program { attestation, workload } = self.program.clone()?;
-        let leaf = node.identity.leaf(&attestation).await;
+        let program = self.program.clone()?;
+        let leaf = node.identity.leaf(&program.attestation).await;
         let leaf = leaf.map_err(|e| Why::new(Reason::NoSvid, format!("{}: {}", e.reason, e.detail)))?;
         let trust = node.trust()?;
         let handshake = timeout(HANDSHAKE_TIMEOUT, tunnel::server::handshake(far, &leaf, &trust.trust));
@@ -281,10 +298,11 @@ impl Known {
         let claimed = (open.client != canonical(self.from)).then_some(open.client);
         self.account.addresses(canonical(self.from), canonical(self.dialled), claimed);
 
-        let question =
-            Question { from: Judged::Workload(peer), to: Judged::Workload(workload), port: self.dialled.port() };
-        let granted = judge(self.policy.mode(), Ok(question.ask(&self.policy)))
-            .and_then(|grant| Ok((grant, node.live.enter(question, &self.policy)?)));
+        let question = Question { from: Judged::Workload(peer, None), to: program.judged(), port: self.dialled.port() };
+        let granted = judge(self.policy.mode(), Ok(question.ask(&self.policy))).and_then(|grant| {
+            let question = Some(question).filter(|_| self.policy.mode() == Mode::Enforce);
+            Ok((grant, node.live.enter(question)?))
+        });
         let (grant, seat) = match granted {
             Ok(granted) => granted,
             Err(why) => {
@@ -299,6 +317,10 @@ impl Known {
                 return Err(unreachable(self.dialled, &e));
             }
         };
+        if let Err(why) = self.listens_still(node).await {
+            let _ = timeout(HANDSHAKE_TIMEOUT, pending.refuse(RefuseCode::Unattributed)).await;
+            return Err(why);
+        }
         let tunnel = pending.accept(Accept { port: self.dialled.port() }).await.map_err(|e| why_tunnel(&e))?;
         Ok(Authorized { tunnel, app, grant, seat })
     }

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bonafide_policy::{Mode, Policy, Subject, Verdict};
+use bonafide_policy::{Identified, Mode, Policy, Subject, Verdict};
+use bonafide_proto::fingerprint::Fingerprint;
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::Reason;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::flow::why_denied;
 use crate::record::Why;
@@ -15,8 +16,9 @@ use crate::record::Why;
 /// One party of a verdict, owned, so that it can be asked for again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judged {
-    /// A workload.
-    Workload(WorkloadName),
+    /// A workload. If its program is on this host, with the evidence that earned the name: a policy that no
+    /// longer accepts this evidence no longer allows the flow, though the name may still be allowed.
+    Workload(WorkloadName, Option<Box<Fingerprint>>),
     /// An address outside the mesh.
     Outside(SocketAddr),
 }
@@ -26,8 +28,16 @@ impl Judged {
     #[must_use]
     pub fn subject(&self) -> Subject<'_> {
         match self {
-            Self::Workload(name) => Subject::Workload(name),
+            Self::Workload(name, _) => Subject::Workload(name),
             Self::Outside(addr) => Subject::Outside(*addr),
+        }
+    }
+
+    fn lost_its_name(&self, policy: &Policy) -> Option<Why> {
+        let Self::Workload(name, Some(evidence)) = self else { return None };
+        match policy.identify(evidence) {
+            Identified::Workload(earned) if earned == *name => None,
+            _ => Some(Why::new(Reason::NoWorkload, format!("{} does not earn {name} any more", evidence.exe.path))),
         }
     }
 }
@@ -59,15 +69,14 @@ struct Entry {
 }
 
 /// The table of live flows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Live {
+    policy: watch::Receiver<Option<Arc<Policy>>>,
     flows: Mutex<Table>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    /// The policy that judged last; under the same lock as the entries, so that no flow slips between.
-    policy: Option<Arc<Policy>>,
     next: u64,
     entries: HashMap<u64, Entry>,
 }
@@ -89,28 +98,38 @@ impl Drop for Seat {
 }
 
 impl Live {
+    /// An empty table that asks these policies.
+    #[must_use]
+    pub fn new(policy: watch::Receiver<Option<Arc<Policy>>>) -> Self {
+        Self { policy, flows: Mutex::default() }
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.flows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a flow that was allowed by this question under this policy. If another policy came into force
-    /// meanwhile, that one is asked too.
+    /// Enters a flow that was let through, and asks the newest policy once more.
+    ///
+    /// That policy is read under the same lock under which [`Live::judge_again`] asks: a flow that was decided
+    /// under an older one cannot slip between. `None` is a flow that observe mode let through unjudged.
     ///
     /// # Errors
-    /// Why the newer policy does not allow it.
-    pub fn enter(self: &Arc<Self>, question: Question, under: &Arc<Policy>) -> Result<Seat, Why> {
+    /// Why the newest policy does not allow it.
+    pub fn enter(self: &Arc<Self>, question: Option<Question>) -> Result<Seat, Why> {
         let mut table = self.table();
-        if let Some(newer) = table.policy.as_ref().filter(|newest| !Arc::ptr_eq(newest, under))
-            && let Some(why) = no_longer(&question, newer)
-        {
-            return Err(why);
+        if let Some(policy) = self.policy.borrow().as_ref() {
+            let refused = match &question {
+                Some(question) => no_longer(question, policy),
+                None if policy.mode() == Mode::Enforce => {
+                    Some(Why::new(Reason::PolicyChanged, "enforce mode began while it was let through unjudged"))
+                }
+                None => None,
+            };
+            if let Some(why) = refused {
+                return Err(why);
+            }
         }
-        Ok(self.seat(&mut table, Some(question)))
-    }
-
-    /// Enters a flow that observe mode let through.
-    pub fn enter_unjudged(self: &Arc<Self>) -> Seat {
-        self.seat(&mut self.table(), None)
+        Ok(self.seat(&mut table, question))
     }
 
     fn seat(self: &Arc<Self>, table: &mut Table, question: Option<Question>) -> Seat {
@@ -134,11 +153,9 @@ impl Live {
     }
 
     /// Asks every flow's question of a new policy and ends those that it no longer allows.
-    /// Observe mode ends nothing.
-    pub fn judge_again(&self, policy: &Arc<Policy>) -> usize {
-        let mut table = self.table();
-        table.policy = Some(Arc::clone(policy));
-        end_where(&mut table, |question| question.and_then(|question| no_longer(question, policy)))
+    /// Observe mode ends nothing, and a change of mode leaves the flows alone that it let through unjudged.
+    pub fn judge_again(&self, policy: &Policy) -> usize {
+        end_where(&mut self.table(), |question| question.and_then(|question| no_longer(question, policy)))
     }
 
     /// Ends every flow, because the enforcer stops.
@@ -151,14 +168,14 @@ fn no_longer(question: &Question, policy: &Policy) -> Option<Why> {
     if policy.mode() == Mode::Observe {
         return None;
     }
-    match question.ask(policy) {
-        Verdict::Allow(_) => None,
-        Verdict::Deny(denied) => {
-            let why = why_denied(denied);
-            let detail = format!("the policy changed and no longer allows it ({}): {}", why.reason, why.detail);
-            Some(Why { reason: Reason::PolicyChanged, detail, ..why })
-        }
-    }
+    let lost = question.from.lost_its_name(policy).or_else(|| question.to.lost_its_name(policy));
+    let why = match (lost, question.ask(policy)) {
+        (Some(why), _) => why,
+        (None, Verdict::Deny(denied)) => why_denied(denied),
+        (None, Verdict::Allow(_)) => return None,
+    };
+    let detail = format!("the policy changed and no longer allows it ({}): {}", why.reason, why.detail);
+    Some(Why { reason: Reason::PolicyChanged, detail, ..why })
 }
 
 fn end_where(table: &mut Table, why: impl Fn(Option<&Question>) -> Option<Why>) -> usize {
@@ -178,6 +195,7 @@ fn end_where(table: &mut Table, why: impl Fn(Option<&Question>) -> Option<Why>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bonafide_proto::fingerprint::{Digest, Evidence, HashedFile, Host};
 
     const OPEN: &str = "mode = 'enforce'\nmesh = ['10.0.0.0/8']\n[[workload]]\nname = 'a'\nexe = '/a'\n[[workload]]\nname = 'b'\nexe = '/b'\n";
     const RULE: &str = "[[rule]]\nname = 'r'\nfrom = 'a'\nto = 'b'\naction = 'allow'\n";
@@ -186,15 +204,40 @@ mod tests {
         Arc::new(Policy::parse("p.toml", text).unwrap())
     }
 
+    fn live(policy: &Arc<Policy>) -> (watch::Sender<Option<Arc<Policy>>>, Arc<Live>) {
+        let (sender, receiver) = watch::channel(Some(Arc::clone(policy)));
+        (sender, Arc::new(Live::new(receiver)))
+    }
+
+    fn evidence(digest: Digest) -> Box<Fingerprint> {
+        Box::new(Fingerprint {
+            exe: HashedFile { path: "/a".into(), digest },
+            script: Evidence::Absent("not an interpreter".into()),
+            uid: 0,
+            gid: 0,
+            cgroup: Evidence::Absent("none".into()),
+            unit: Evidence::Absent("none".into()),
+            host: Host {
+                bios_uuid: Evidence::Absent("none".into()),
+                machine_id: Evidence::Absent("none".into()),
+                node: None,
+            },
+        })
+    }
+
     fn question() -> Question {
-        Question { from: Judged::Workload("a".parse().unwrap()), to: Judged::Workload("b".parse().unwrap()), port: 80 }
+        Question {
+            from: Judged::Workload("a".parse().unwrap(), Some(evidence(Digest::of(b"a")))),
+            to: Judged::Workload("b".parse().unwrap(), None),
+            port: 80,
+        }
     }
 
     #[test]
     fn a_flow_ends_when_its_rule_goes_and_only_then() {
         let (with, without) = (policy(&format!("{OPEN}{RULE}")), policy(OPEN));
-        let live = Arc::new(Live::default());
-        let mut seat = live.enter(question(), &with).unwrap();
+        let (_sender, live) = live(&with);
+        let mut seat = live.enter(Some(question())).unwrap();
         assert_eq!(live.judge_again(&with), 0);
         assert!(seat.ended.try_recv().is_err());
         assert_eq!(live.judge_again(&without), 1);
@@ -202,20 +245,32 @@ mod tests {
     }
 
     #[test]
+    fn a_flow_ends_when_its_program_no_longer_earns_its_name() {
+        let with = policy(&format!("{OPEN}{RULE}"));
+        let (_sender, live) = live(&with);
+        let mut seat = live.enter(Some(question())).unwrap();
+        let pinned = |digest: Digest| {
+            policy(&format!("{OPEN}{RULE}").replace("exe = '/a'", &format!("exe = '/a'\nsha256 = '{digest}'")))
+        };
+        assert_eq!(live.judge_again(&pinned(Digest::of(b"a"))), 0);
+        assert_eq!(live.judge_again(&pinned(Digest::of(b"another"))), 1);
+        assert!(seat.ended.try_recv().unwrap().detail.contains("does not earn a any more"));
+    }
+
+    #[test]
     fn a_flow_decided_under_an_older_policy_is_asked_again_when_it_enters() {
-        let (with, without) = (policy(&format!("{OPEN}{RULE}")), policy(OPEN));
-        let live = Arc::new(Live::default());
-        live.judge_again(&without);
-        assert_eq!(live.enter(question(), &with).unwrap_err().reason, Reason::PolicyChanged);
+        let (_sender, live) = live(&policy(OPEN));
+        assert_eq!(live.enter(Some(question())).unwrap_err().reason, Reason::PolicyChanged);
+        assert_eq!(live.enter(None).unwrap_err().reason, Reason::PolicyChanged);
         assert!(live.is_empty());
     }
 
     #[test]
     fn observe_mode_ends_nothing() {
-        let with = policy(&format!("{OPEN}{RULE}"));
-        let live = Arc::new(Live::default());
-        let seats = (live.enter(question(), &with).unwrap(), live.enter_unjudged());
-        assert_eq!(live.judge_again(&policy(&OPEN.replace("enforce", "observe"))), 0);
+        let observe = policy(&OPEN.replace("enforce", "observe"));
+        let (_sender, live) = live(&observe);
+        let seats = (live.enter(Some(question())).unwrap(), live.enter(None).unwrap());
+        assert_eq!(live.judge_again(&observe), 0);
         assert_eq!(live.end_all(), 2);
         assert_eq!(live.len(), 2, "a flow lives until its record is written");
         drop(seats);

@@ -112,6 +112,15 @@ impl Captured {
         refuse(self.app, self.account, why)
     }
 
+    /// A connection that was reset while its owner was looked up proves nothing about that owner: another program
+    /// may hold a new socket of the same addresses by now, and the old one's bytes could still be read here.
+    fn still_open(&self) -> Result<(), Why> {
+        match self.app.peer_addr() {
+            Ok(peer) if peer == self.client => Ok(()),
+            _ => Err(Why::new(Reason::Unattributed, "the program ended the connection while its owner was looked up")),
+        }
+    }
+
     /// Whose socket is it?
     async fn attribute(mut self, node: &Node) -> Attributed {
         let key = FlowKey { netns: node.netns, local: self.client, remote: self.asked, role: SocketRole::Connector };
@@ -120,7 +129,8 @@ impl Captured {
             let id = node.spiffe_id(attestation.workload.as_ref());
             describe_attested(self.account.source(), attestation, id);
         }
-        Attributed { captured: self, program: program(attested) }
+        let program = program(attested).and_then(|program| self.still_open().map(|()| program));
+        Attributed { captured: self, program }
     }
 }
 
@@ -154,8 +164,10 @@ impl Attributed {
     }
 
     /// This host, but policy wants the two halves of this enforcer to speak TLS to each other.
-    async fn deliver_here_by_tls(self, node: &Arc<Node>) -> Ended {
+    async fn deliver_here_by_tls(mut self, node: &Arc<Node>) -> Ended {
         if let Err(why) = self.may_try() {
+            // The other half never hears of it.
+            self.captured.account.both_ends();
             return self.refuse(&why);
         }
         let (near, far) = tokio::io::duplex(64 * 1024);
@@ -198,8 +210,9 @@ impl Attributed {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let Program { attestation, workload } = self.program.clone()?;
-        let leaf = node.identity.leaf(&attestation).await;
+        let program = self.program.clone()?;
+        let workload = &program.workload;
+        let leaf = node.identity.leaf(&program.attestation).await;
         let leaf = leaf.map_err(|e| Why::new(Reason::NoSvid, format!("{}: {}", e.reason, e.detail)))?;
         let trust = node.trust()?;
         let handshake = timeout(HANDSHAKE_TIMEOUT, tunnel::client::handshake(wire, &leaf, &trust.trust));
@@ -214,9 +227,9 @@ impl Attributed {
         let policy = &self.captured.policy;
         // Behind port forwarding the program listens on another port than was dialled: the far end says which.
         // A peer that no rule allows on any port does not even learn what was asked.
-        if !policy.may_reach(&workload, &peer)
+        if !policy.may_reach(workload, &peer)
             && let Verdict::Deny(denied) =
-                policy.decide(&Subject::Workload(&workload), &Subject::Workload(&peer), self.captured.dialled.port())
+                policy.decide(&Subject::Workload(workload), &Subject::Workload(&peer), self.captured.dialled.port())
         {
             return Err(why_denied(denied));
         }
@@ -230,9 +243,9 @@ impl Attributed {
         let opened = timeout(limit, client.open(open)).await.map_err(|_| why_late("opening the flow", limit))?;
         let (accept, tunnel) = opened.map_err(|e| why_tunnel(&e))?;
 
-        let question = Question { from: Judged::Workload(workload), to: Judged::Workload(peer), port: accept.port };
-        let granted = judge(Mode::Enforce, Ok(question.ask(policy)))
-            .and_then(|grant| Ok((grant, node.live.enter(question, policy)?)));
+        let question = Question { from: program.judged(), to: Judged::Workload(peer, None), port: accept.port };
+        let verdict = verdict_on(policy, &question, self.captured.dialled.port());
+        let granted = judge(Mode::Enforce, Ok(verdict)).and_then(|grant| Ok((grant, node.live.enter(Some(question))?)));
         match granted {
             Ok((grant, seat)) => Ok(Authorized { tunnel, grant, seat }),
             Err(why) => {
@@ -269,13 +282,8 @@ impl Attributed {
             let id = node.spiffe_id(attestation.workload.as_ref());
             describe_attested(self.captured.account.destination(), attestation, id);
         }
-        let question = self.workload().and_then(|from| {
-            let to = program(attested)?;
-            Ok(Question {
-                from: Judged::Workload(from.clone()),
-                to: Judged::Workload(to.workload),
-                port: dialled.port(),
-            })
+        let question = self.program.as_ref().map_err(Clone::clone).and_then(|from| {
+            Ok(Question { from: from.judged(), to: program(attested)?.judged(), port: dialled.port() })
         });
         let policy = &self.captured.policy;
         let verdict = question.as_ref().map(|q| q.ask(policy)).map_err(Clone::clone);
@@ -283,7 +291,7 @@ impl Attributed {
         let destination = reserved.connect(dialled, CONNECT_TIMEOUT).await;
         let destination = destination
             .map_err(|e| Why::new(Reason::Unreachable, format!("{} cannot be reached: {e}", canonical(dialled))))?;
-        let seat = enter(node, policy, question.ok())?;
+        let seat = node.live.enter(question.ok().filter(|_| policy.mode() == Mode::Enforce))?;
         Ok((destination, grant, seat))
     }
 
@@ -310,8 +318,8 @@ impl Attributed {
             let name = policy.outside(dialled).map(ToOwned::to_owned);
             let known = name.is_some();
             self.captured.account.destination().outside = name;
-            let question = self.workload().map(|from| Question {
-                from: Judged::Workload(from.clone()),
+            let question = self.program.as_ref().map_err(Clone::clone).map(|from| Question {
+                from: from.judged(),
                 to: Judged::Outside(dialled),
                 port: dialled.port(),
             });
@@ -331,7 +339,7 @@ impl Attributed {
         let destination = dial::connect_from(client.ip(), dialled, CONNECT_TIMEOUT).await;
         let destination = destination
             .map_err(|e| Why::new(Reason::Unreachable, format!("{} cannot be reached: {e}", canonical(dialled))))?;
-        let seat = enter(node, &policy, question)?;
+        let seat = node.live.enter(question.filter(|_| policy.mode() == Mode::Enforce))?;
         Ok((destination, grant, seat))
     }
 }
@@ -343,11 +351,21 @@ struct Authorized<S> {
     seat: Seat,
 }
 
-fn enter(node: &Arc<Node>, policy: &Arc<Policy>, question: Option<Question>) -> Result<Seat, Why> {
-    match question {
-        Some(question) if policy.mode() == Mode::Enforce => node.live.enter(question, policy),
-        _ => Ok(node.live.enter_unjudged()),
+/// The verdict of the source's end, on the port that the destination's end says its program listens on.
+///
+/// Behind port forwarding that is not the port dialled. But where this program has business with somebody on the
+/// port it dialled, a peer may not take that flow over by naming another port on which it would be allowed.
+fn verdict_on(policy: &Policy, accepted: &Question, dialled: u16) -> Verdict {
+    if let Judged::Workload(from, _) = &accepted.from
+        && accepted.port != dialled
+        && policy.expects_on(from, dialled)
+    {
+        let as_dialled = policy.decide(&accepted.from.subject(), &accepted.to.subject(), dialled);
+        if !as_dialled.is_allow() {
+            return as_dialled;
+        }
     }
+    accepted.ask(policy)
 }
 
 fn unknown_address(addr: SocketAddr) -> Why {

@@ -22,6 +22,9 @@ const CHUNK: usize = 64 * 1024;
 /// How long the farewell to the other enforcer may take, when a flow is ended.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// How long a program's last words are waited for, when it takes no more bytes itself.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// How a relayed flow ended.
 #[derive(Debug)]
 pub struct End {
@@ -107,6 +110,7 @@ pub(crate) async fn tunnel<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
+    app.arm();
     let (mut reader, mut writer) = tunnel.into_split();
     let (from_app, to_app) = beside.counters(counters);
     let outcome = {
@@ -121,7 +125,14 @@ where
                         sent?;
                         return down.await;
                     }
-                    received = &mut down => received?,
+                    received = &mut down => match received {
+                        // The program closed over what we sent; what it said before that is still to be read.
+                        Err(Broken::App) => {
+                            let _ = tokio::time::timeout(LAST_WORDS, &mut up).await;
+                            return Err(Broken::App);
+                        }
+                        received => received?,
+                    },
                 }
             }
             // The far program sends no more, but may still reset what we send it.
@@ -139,6 +150,7 @@ where
         Ok(Ok(())) => {
             // Both ends have said FIN: nothing is lost if the farewell fails.
             let _ = tokio::time::timeout(FAREWELL, writer.shutdown()).await;
+            app.disarm();
             return End::by(EndedBy::Closed);
         }
         Ok(Err(broken)) => beside.broken(broken),
@@ -227,45 +239,87 @@ where
     A: AsyncRead + AsyncWrite + Unpin + Abort,
     B: AsyncRead + AsyncWrite + Unpin + Abort,
 {
+    source.arm();
+    destination.arm();
     let end = {
-        use EndedBy::{DestinationReset, SourceReset};
         let (mut source_read, mut source_write) = tokio::io::split(&mut source);
         let (mut destination_read, mut destination_write) = tokio::io::split(&mut destination);
-        let both = async {
-            tokio::try_join!(
-                pump(&mut source_read, &mut destination_write, &counters.sent, SourceReset, DestinationReset),
-                pump(&mut destination_read, &mut source_write, &counters.received, DestinationReset, SourceReset)
-            )
-        };
+        let both = both_ways(
+            pump(&mut source_read, &mut destination_write, &counters.sent),
+            pump(&mut destination_read, &mut source_write, &counters.received),
+        );
         tokio::select! {
-            done = both => match done {
-                Ok(_) => return End::by(EndedBy::Closed),
-                Err(by) => End::by(by),
-            },
+            ended = both => End::by(ended),
             why = &mut *ended => End { by: EndedBy::Enforcer, why: why.ok() },
         }
     };
-    source.abort();
-    destination.abort();
+    if end.by == EndedBy::Closed {
+        source.disarm();
+        destination.disarm();
+    }
     end
 }
 
-/// One direction. A failing read is the reader's reset, a failing write the writer's.
+/// Which half of a direction broke.
+enum Half {
+    Read,
+    Write,
+}
+
+/// Both directions until both have ended in order, or one has broken: then the last words of the program that takes
+/// no more bytes are still passed on.
+async fn both_ways(
+    there: impl Future<Output = Result<(), Half>>,
+    back: impl Future<Output = Result<(), Half>>,
+) -> EndedBy {
+    use EndedBy::{Closed, DestinationReset, SourceReset};
+    let (mut there, mut back) = (pin!(there), pin!(back));
+    tokio::select! {
+        sent = &mut there => match sent {
+            Ok(()) => back.await.map_or_else(|half| half.of(DestinationReset, SourceReset), |()| Closed),
+            Err(half) => {
+                if matches!(half, Half::Write) {
+                    let _ = tokio::time::timeout(LAST_WORDS, back).await;
+                }
+                half.of(SourceReset, DestinationReset)
+            }
+        },
+        received = &mut back => match received {
+            Ok(()) => there.await.map_or_else(|half| half.of(SourceReset, DestinationReset), |()| Closed),
+            Err(half) => {
+                if matches!(half, Half::Write) {
+                    let _ = tokio::time::timeout(LAST_WORDS, there).await;
+                }
+                half.of(DestinationReset, SourceReset)
+            }
+        },
+    }
+}
+
+impl Half {
+    /// A failing read is the reader's reset, a failing write the writer's.
+    fn of(self, reader: EndedBy, writer: EndedBy) -> EndedBy {
+        match self {
+            Self::Read => reader,
+            Self::Write => writer,
+        }
+    }
+}
+
+/// One direction, until its end of stream was passed on.
 async fn pump(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
     count: &AtomicU64,
-    read_broke: EndedBy,
-    write_broke: EndedBy,
-) -> Result<(), EndedBy> {
+) -> Result<(), Half> {
     let mut chunk = vec![0; CHUNK];
     loop {
-        let n = from.read(&mut chunk).await.map_err(|_| read_broke)?;
+        let n = from.read(&mut chunk).await.map_err(|_| Half::Read)?;
         let data = chunk.get(..n).unwrap_or_default();
         if data.is_empty() {
-            return shutdown(to).await.map_err(|_| write_broke);
+            return shutdown(to).await.map_err(|_| Half::Write);
         }
-        to.write_all(data).await.map_err(|_| write_broke)?;
+        to.write_all(data).await.map_err(|_| Half::Write)?;
         count.fetch_add(n as u64, Ordering::Relaxed);
     }
 }

@@ -152,6 +152,13 @@ impl Policy {
         pair.is_some_and(|pair| pair.allowing.is_some())
     }
 
+    /// True if some rule allows the workload to reach somebody on that port.
+    #[must_use]
+    pub fn expects_on(&self, from: &WorkloadName, port: u16) -> bool {
+        let rules = self.by_name.get(from).and_then(|end| self.tables.allowed_from.get(end));
+        rules.is_some_and(|rules| rules.at(port).is_some())
+    }
+
     /// The first `[[outside]]` whose prefixes cover an address that connects from there, for records.
     #[must_use]
     pub fn outside_source(&self, addr: IpAddr) -> Option<&str> {

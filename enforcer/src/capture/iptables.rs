@@ -230,8 +230,8 @@ fn pre(rules: &Rules<'_>, family: Family) -> String {
     format!(
         "-A BF-PRE ! -p tcp -j RETURN
 -A BF-PRE -i lo -g BF-PRELO
--A BF-PRE {out} -j DROP
--A BF-PRE {delivery} -j DROP
+-A BF-PRE {out} -j {doubt}
+-A BF-PRE {delivery} -j {doubt}
 -A BF-PRE -m addrtype ! --dst-type LOCAL -j RETURN
 -A BF-PRE -m conntrack --ctstate INVALID -j {doubt}
 -A BF-PRE -p tcp --syn -m conntrack --ctstate NEW {unknown} {capture}
@@ -274,13 +274,14 @@ fn pre_lo(rules: &Rules<'_>, family: Family) -> String {
     )
 }
 
-/// Belt and braces: nothing uncaptured is delivered, nothing captured leaves.
+/// Belt and braces: nothing uncaptured is delivered, nothing captured leaves. It would if somebody deleted our routing
+/// rules.
 fn guards(mode: Mode) -> String {
     format!(
         "-A BF-IN ! -i lo -p tcp --syn -m conntrack --ctdir ORIGINAL {uncaptured} -j {doubt}
 -A BF-POST ! -p tcp -j RETURN
--A BF-POST ! -o lo {out} -j DROP
--A BF-POST ! -o lo {delivery} -j DROP
+-A BF-POST ! -o lo {out} -j {doubt}
+-A BF-POST ! -o lo {delivery} -j {doubt}
 ",
         uncaptured = is_not(CAPTURED_IN),
         doubt = doubt(mode),
@@ -356,7 +357,7 @@ mod tests {
 
     #[test]
     fn enforce_lets_nothing_unknown_by_and_observe_does() {
-        for chain in ["BF-OUT", "BF-PRE", "BF-PRELO"] {
+        for chain in ["BF-OUT", "BF-PRE", "BF-PRELO", "BF-POST"] {
             let last = |text: String| {
                 let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(&format!("-A {chain} "))).collect();
                 lines.last().unwrap().rsplit(' ').next().unwrap().to_owned()

@@ -39,7 +39,7 @@ pub(super) async fn present() -> Result<bool, CaptureError> {
 
 fn text(rules: &Rules<'_>) -> String {
     let chains = [own(), legacy(rules.mode), tolo(), out(rules), pre_lo(rules.mode), tp_out(rules), tp_in(rules)];
-    let hooks = [pre(rules.mode), input(rules.mode), post(), nat()];
+    let hooks = [pre(rules.mode), input(rules.mode), post(rules.mode), nat()];
     format!("{CLEARED}table inet bonafide {{\n{}{}}}\n", chains.concat(), hooks.concat())
 }
 
@@ -172,7 +172,7 @@ fn pre(mode: Mode) -> String {
     type filter hook prerouting priority -90; policy accept;
     meta l4proto != tcp accept
     iif lo goto pre_lo
-    {} counter drop
+    {} {doubt}
     fib daddr type != local accept
     ct state invalid {doubt}
     {SYN} ct state new {} {capture} counter
@@ -203,16 +203,17 @@ fn input(mode: Mode) -> String {
     )
 }
 
-/// Belt and braces: nothing captured leaves.
-fn post() -> String {
+/// Belt and braces: nothing captured leaves. It would if somebody deleted our routing rules.
+fn post(mode: Mode) -> String {
     format!(
         "  chain post {{
     type filter hook postrouting priority 120; policy accept;
     meta l4proto != tcp accept
-    oif != lo {} counter drop
+    oif != lo {} {}
   }}
 ",
-        is_one_of(CAPTURED_OUT, DELIVERY)
+        is_one_of(CAPTURED_OUT, DELIVERY),
+        doubt(mode)
     )
 }
 
@@ -316,7 +317,11 @@ mod tests {
             assert!(chain(&enforce, name).contains("ct state invalid counter drop"));
             assert!(chain(&observe, name).contains("ct state invalid counter accept"));
         }
-        // Where a connection of ours is in a place where its kind does not live, both drop it.
-        assert!(chain(&enforce, "post").ends_with("counter drop") && chain(&observe, "post").ends_with("counter drop"));
+        // Without routing rules a captured connection is where its kind does not live, in both directions.
+        let strayed = "ct mark & 0x0f000000 == { 0x01000000, 0x03000000 } counter";
+        for (name, place) in [("post", "oif != lo "), ("pre", "")] {
+            assert!(chain(&enforce, name).contains(&format!("    {place}{strayed} drop")));
+            assert!(chain(&observe, name).contains(&format!("    {place}{strayed} accept")));
+        }
     }
 }

@@ -25,6 +25,8 @@ const TABLE: u32 = 30_808;
 /// Preference of the rule that looks the table up; the black hole comes right after.
 const LOOKUP: u32 = 30;
 const BLACKHOLE: u32 = 31;
+/// As if the kernel had made them: systemd-networkd deletes rules and routes of every other origin that it does not know.
+const OURS: RouteProtocol = RouteProtocol::Kernel;
 /// `RTNLGRP_LINK` and `RTNLGRP_IPV6_IFINFO`: devices that come, go, or get IPv6.
 const LINK_GROUPS: [u32; 2] = [1, 12];
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
@@ -159,7 +161,7 @@ fn device(index: u32) -> [RouteMessage; 3] {
 /// `local default dev INDEX table TABLE`.
 fn to_host(family: AddressFamily, index: u32, metric: Option<u32>) -> RouteMessage {
     let mut message = in_table(family);
-    message.header.protocol = RouteProtocol::Boot;
+    message.header.protocol = OURS;
     message.header.kind = RouteType::Local;
     message.header.scope = if family == AddressFamily::Inet { RouteScope::Host } else { RouteScope::Universe };
     message.attributes.push(RouteAttribute::Oif(index));
@@ -214,7 +216,7 @@ fn steered(family: AddressFamily, preference: u32, action: RuleAction) -> RuleMe
 
 fn add_rule(kernel: &mut Rtnetlink, rule: RuleMessage) -> Result<(), CaptureError> {
     let mut rule = rule;
-    rule.attributes.push(RuleAttribute::Protocol(RouteProtocol::Boot));
+    rule.attributes.push(RuleAttribute::Protocol(OURS));
     let added = kernel.change(RouteNetlinkMessage::NewRule(rule), NLM_F_CREATE | NLM_F_EXCL);
     tolerate(added, &[Errno::EXIST, Errno::AFNOSUPPORT, Errno::OPNOTSUPP])
         .map_err(|source| failed("add a routing rule for captured packets", source))

@@ -127,6 +127,7 @@ impl Account {
         self.draft.source.addr = Some(source);
         self.draft.destination.addr = Some(destination);
         self.draft.original = original;
+        self.records.draft(self.number, &self.draft, &self.ends);
     }
 
     /// The connecting side.

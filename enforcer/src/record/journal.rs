@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -103,10 +104,24 @@ pub(super) fn orphans(journal: &Path, records: &Path) -> io::Result<Vec<FlowReco
     let owed = live
         .into_values()
         .flat_map(|(draft, ends)| ends.into_iter().map(move |end| FlowRecord { end, ..draft.clone() }));
-    Ok(owed.filter(|d| !written.contains(&(d.id.clone(), d.end))).collect())
+    Ok(owed.filter(|d| !written.contains(&Seen::of(d))).collect())
 }
 
-fn recently_written(records: &Path) -> io::Result<HashSet<(String, End)>> {
+/// What tells one flow's record from another's, by what only this enforcer wrote: a peer can choose the ID.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Seen {
+    end: End,
+    started: String,
+    source: Option<SocketAddr>,
+}
+
+impl Seen {
+    fn of(record: &FlowRecord) -> Self {
+        Self { end: record.end, started: record.started.clone(), source: record.source.addr }
+    }
+}
+
+fn recently_written(records: &Path) -> io::Result<HashSet<Seen>> {
     let mut file = File::open(records)?;
     let start = file.metadata()?.len().saturating_sub(LOOK_BACK);
     file.seek(SeekFrom::Start(start))?;
@@ -115,7 +130,7 @@ fn recently_written(records: &Path) -> io::Result<HashSet<(String, End)>> {
     let mut line = Vec::new();
     while reader.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)? > 0 {
         if let Ok(record) = serde_json::from_slice::<FlowRecord>(&line) {
-            found.insert((record.id, record.end));
+            found.insert(Seen::of(&record));
         }
         line.clear();
     }

@@ -5,10 +5,9 @@
 
 mod account;
 mod journal;
+mod lines;
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +20,7 @@ use time::format_description::well_known::Rfc3339;
 pub use account::{Account, Counters, Why};
 pub(crate) use account::{describe_attested, describe_peer};
 use journal::Journal;
+use lines::Lines;
 
 /// Where records go.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub struct Records {
 
 #[derive(Debug)]
 struct Files {
-    records: File,
+    records: Lines,
     journal: Journal,
 }
 
@@ -45,12 +45,11 @@ impl Records {
     /// # Errors
     /// Either file cannot be opened or written.
     pub fn open(path: &Path, state: &Path, clock: SharedClock) -> io::Result<Arc<Self>> {
-        let mut records = OpenOptions::new().create(true).append(true).read(true).mode(0o640).open(path)?;
-        end_partial_line(&mut records)?;
+        let mut records = Lines::open(path)?;
         let now = rfc3339(&clock);
         let journal_path = state.join("live.jsonl");
         for orphan in journal::orphans(&journal_path, path)? {
-            write_line(&mut records, &killed(orphan, &now))?;
+            records.write(&killed(orphan, &now))?;
         }
         let journal = Journal::create(&journal_path)?;
         Ok(Arc::new(Self {
@@ -97,9 +96,10 @@ impl Records {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
         let mut files = self.files();
+        let files = &mut *files;
         let written = ends
             .iter()
-            .try_for_each(|end| write_line(&mut files.records, &FlowRecord { end: *end, ..record.clone() }))
+            .try_for_each(|end| files.records.write(&FlowRecord { end: *end, ..record.clone() }))
             .and_then(|()| files.journal.closed(number));
         if let Err(e) = written {
             // The draft stays in the journal: the next start writes it.
@@ -113,25 +113,6 @@ fn rfc3339(clock: &SharedClock) -> String {
         .ok()
         .and_then(|t| t.format(&Rfc3339).ok())
         .unwrap_or_default()
-}
-
-fn write_line(file: &mut File, record: &FlowRecord) -> io::Result<()> {
-    let mut line = serde_json::to_vec(record)?;
-    line.push(b'\n');
-    // One write of one whole line: with O_APPEND, lines of two writers never mix.
-    file.write_all(&line)
-}
-
-/// A line cut off by a crash or a full disk is ended, so that the next record starts its own.
-fn end_partial_line(file: &mut File) -> io::Result<()> {
-    use std::io::{Read as _, Seek as _, SeekFrom};
-    if file.metadata()?.len() == 0 {
-        return Ok(());
-    }
-    let mut last = [0];
-    file.seek(SeekFrom::End(-1))?;
-    file.read_exact(&mut last)?;
-    if last == *b"\n" { Ok(()) } else { file.write_all(b"\n") }
 }
 
 fn killed(mut draft: FlowRecord, now: &str) -> FlowRecord {
@@ -201,6 +182,23 @@ mod tests {
         std::fs::write(dir.path().join("live.jsonl"), journal).unwrap();
         drop(open(dir.path()));
         assert_eq!(lines(dir.path()).len(), 1);
+    }
+
+    #[test]
+    fn a_peer_that_names_every_flow_alike_makes_no_record_vanish() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = open(dir.path());
+        let same = crate::tunnel::frame::FlowId::random();
+        let mut finished = Account::open(&records, End::Destination, "enforce");
+        finished.rename(same);
+        finished.refused(&Why::new(Reason::NoRule, "none"));
+        let mut killed = Account::open(&records, End::Destination, "enforce");
+        killed.rename(same);
+        killed.allowed(Some("rule"));
+        std::mem::forget(killed);
+        drop(records);
+        drop(open(dir.path()));
+        assert_eq!(lines(dir.path()).len(), 2);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use socket2::{SockRef, Socket};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::listen::{make_transparent, stream_for};
+use super::liveness::give_up_on_silence;
 
 /// Ports used in a client's name. Outside the usual ephemeral range: a delivery from a port that the client itself
 /// uses next towards the same service would swallow the client's SYN.
@@ -91,6 +92,7 @@ pub async fn connect_from(source: IpAddr, to: SocketAddr, timeout: Duration) -> 
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("cannot reach {to} from {source}")));
     }
     let socket = stream_for(to)?;
+    give_up_on_silence(&socket)?;
     if !(source.is_loopback() || source.is_unspecified()) {
         // The port is chosen when connecting: a source port may serve many destinations.
         setsockopt(&socket, IpBindAddressNoPort, &true)?;
@@ -148,6 +150,7 @@ fn random() -> io::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::liveness::tests::{assert_gives_up, assert_probes};
     use std::collections::BTreeSet;
     use tokio::net::TcpListener;
 
@@ -167,7 +170,21 @@ mod tests {
             let to = listener.local_addr().unwrap();
             let stream = connect_from(source.parse().unwrap(), to, Duration::from_secs(5)).await.unwrap();
             assert!(stream.nodelay().unwrap());
+            assert_probes(&stream);
+            assert_gives_up(&stream, true);
             assert!(stream.local_addr().unwrap().ip().is_loopback());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_delivery_notices_a_dead_program_and_waits_for_a_slow_one() {
+        for addr in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(addr).await.unwrap();
+            let to = listener.local_addr().unwrap();
+            let reserved = Reserved { socket: stream_for(to).unwrap(), local: to };
+            let stream = reserved.connect(to, Duration::from_secs(5)).await.unwrap();
+            assert_probes(&stream);
+            assert_gives_up(&stream, false);
         }
     }
 

@@ -4,6 +4,7 @@ pub mod captured;
 pub mod dial;
 mod harden;
 pub mod listen;
+mod liveness;
 pub mod locality;
 pub(crate) mod netlink;
 pub mod netns;

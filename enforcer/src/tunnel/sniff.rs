@@ -28,12 +28,17 @@ pub enum Speaks {
     Silent,
 }
 
-/// Reads until the first bytes tell who speaks, for at most `patience`, and puts them back.
+/// How long a ClientHello that has begun may take to be complete: a lost segment must not pass a peer's TLS to a
+/// program.
+const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Reads until the first bytes tell who speaks, and puts them back. Silence is borne for at most `patience`.
 ///
 /// # Errors
 /// The connection failed.
 pub async fn sniff<S: AsyncRead + Unpin>(mut stream: S, patience: Duration) -> io::Result<(Speaks, Rewind<S>)> {
-    let deadline = Instant::now() + patience;
+    let begun = Instant::now();
+    let mut deadline = begun + patience;
     let mut hello = Hello::default();
     let mut read = BytesMut::with_capacity(2048);
     let speaks = loop {
@@ -46,7 +51,10 @@ pub async fn sniff<S: AsyncRead + Unpin>(mut stream: S, patience: Duration) -> i
         match hello.hear(read.get(before..).unwrap_or_default()) {
             Some(speaks) => break speaks,
             None if read.len() >= SNIFF_MAX => break Speaks::Other,
-            None => read.reserve(2048),
+            None => {
+                deadline = deadline.max(begun + HELLO_PATIENCE);
+                read.reserve(2048);
+            }
         }
     };
     Ok((speaks, Rewind { read: read.freeze(), stream }))

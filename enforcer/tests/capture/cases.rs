@@ -20,6 +20,7 @@ pub fn all() -> impl Iterator<Item = Case> {
         both("captures_exactly_nft", "captures_exactly_iptables", captures_exactly as fn(&'static str)),
         both("captures_exactly_observing_nft", "captures_exactly_observing_iptables", captures_exactly_observing),
         both("enforce_stays_closed_nft", "enforce_stays_closed_iptables", enforce_stays_closed),
+        both("observe_needs_no_routes_nft", "observe_needs_no_routes_iptables", observe_needs_no_routes),
         both("observe_opens_nft", "observe_opens_iptables", observe_opens),
         both("a_killed_guard_is_replaced_nft", "a_killed_guard_is_replaced_iptables", a_killed_guard_is_replaced),
         both("switches_nft", "switches_iptables", switches),
@@ -197,6 +198,31 @@ fn observe_opens(backend: &'static str) {
     assert_all_captured(&lab);
     successor.kill();
     assert_failed(&lab.client(&lab.host, &at("10.77.0.2"), &[]));
+}
+
+/// Somebody deleted our routing rules: what was steered leaves as it is, or not at all.
+fn observe_needs_no_routes(backend: &'static str) {
+    let lab = lab();
+    let mut enforcer = lab.enforcer(&[backend, "observe"]);
+    delete_routing_rules(&lab);
+    for to in REMOTE {
+        assert_plain(&lab.client(&lab.host, &at(to), &[]));
+    }
+    assert_eq!(enforcer.order("switch enforce"), "done");
+    let seen = lab.seen_at_remote();
+    for to in REMOTE {
+        assert_failed(&lab.client(&lab.host, &at(to), &[]));
+    }
+    assert_eq!(lab.seen_at_remote(), seen, "something left the host");
+    enforcer.kill();
+}
+
+fn delete_routing_rules(lab: &Lab) {
+    for family in ["-4", "-6"] {
+        for preference in ["30", "31"] {
+            lab.ip(&[family, "rule", "del", "pref", preference]);
+        }
+    }
 }
 
 /// The only child that stays.
