@@ -1,66 +1,41 @@
-//! Digests of files: each version of a file is hashed once, by one task however many ask, and forgotten when room is
-//! needed. A file that changes while it is read has no digest.
+//! Digests of files. Only a file that keeps its content is hashed once and remembered; every other is hashed for every
+//! question, where questions that wait for the same file share the next reading. A file that changes while it is read
+//! has no digest.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Digest;
 use sha2::Digest as _;
-use tokio::sync::{OnceCell, Semaphore};
 
-use crate::sys::executable::FileId;
+use crate::slots::{Account, Slots};
+use crate::version::FileVersion;
 
-/// Digests that are remembered.
+/// Files that are kept in mind.
 const ENTRIES_MAX: usize = 8192;
-/// The largest file that is hashed, in bytes.
-const FILE_MAX: u64 = 2 << 30;
+/// The largest file that only root can write and that is hashed, in bytes.
+const ROOTS_MAX: u64 = 2 << 30;
+/// The largest file of anybody else that is hashed, in bytes: it is hashed again for each question.
+const OTHERS_MAX: u64 = 256 << 20;
 /// Read at once, in bytes.
 const READ: usize = 256 << 10;
-/// A version younger than this may change again without its times changing (the kernel's clock for
-/// them ticks every 1 to 10 ms); it is hashed but not remembered.
-const SETTLED_NANOS: i128 = 100_000_000;
-
-/// A file's content, as far as `stat` can tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct FileVersion {
-    dev: u64,
-    ino: u64,
-    size: u64,
-    modified: i128,
-    changed: i128,
-}
-
-impl FileVersion {
-    /// Whether it is a version of this file.
-    pub(crate) fn is_of(&self, file: FileId) -> bool {
-        FileId { dev: self.dev, ino: self.ino } == file
-    }
-
-    /// The version that is open.
-    pub(crate) fn of(file: &File) -> io::Result<Self> {
-        let m = file.metadata()?;
-        let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-        Ok(Self {
-            dev: m.dev(),
-            ino: m.ino(),
-            size: m.size(),
-            modified: nanos(m.mtime(), m.mtime_nsec()),
-            changed: nanos(m.ctime(), m.ctime_nsec()),
-        })
-    }
-}
 
 /// Why a file has no digest.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HashError {
-    /// Beyond [`FILE_MAX`].
-    #[error("it has {0} bytes; at most {FILE_MAX} are hashed")]
-    TooLarge(u64),
+    /// Beyond [`ROOTS_MAX`] or [`OTHERS_MAX`].
+    #[error("it has {size} bytes; at most {most} are hashed{}", if *most == OTHERS_MAX { " of a file that not only root can write" } else { "" })]
+    TooLarge {
+        /// What it has, in bytes.
+        size: u64,
+        /// What it may have, in bytes.
+        most: u64,
+    },
     /// Twice.
     #[error("it changed while it was read")]
     Changed,
@@ -73,8 +48,10 @@ pub(crate) enum HashError {
 #[derive(Debug)]
 pub(crate) struct Digests {
     known: Mutex<Known>,
-    hashing: Arc<Semaphore>,
+    slots: Slots,
     clock: SharedClock,
+    /// Counts questions and beginnings of readings, to tell which came first.
+    moment: AtomicU64,
     /// Files hashed so far; what was remembered does not count.
     hashed: AtomicU64,
 }
@@ -88,22 +65,34 @@ struct Known {
 
 #[derive(Debug)]
 struct Entry {
-    digest: Arc<OnceCell<Digest>>,
+    last: Last,
     used: u64,
 }
 
+/// The last reading of a file; locked while the next is under way.
+type Last = Arc<tokio::sync::Mutex<Option<Reading>>>;
+
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    began: u64,
+    digest: Digest,
+    /// Whether it still holds, however long ago it was.
+    lasts: bool,
+}
+
 impl Digests {
-    /// None known; at most `at_once` files are hashed at once.
+    /// None known; at most `at_once` files whose digests last are hashed at once.
     pub(crate) fn new(at_once: usize, clock: SharedClock) -> Self {
         Self {
             known: Mutex::default(),
-            hashing: Arc::new(Semaphore::new(at_once.max(1))),
+            slots: Slots::new(at_once),
             clock,
+            moment: AtomicU64::new(0),
             hashed: AtomicU64::new(0),
         }
     }
 
-    /// The digest of an open file's content, all of it.
+    /// The digest of an open file's content, all of it, as it is now or, where it cannot have changed since, was.
     ///
     /// # Errors
     /// See [`HashError`]. Nothing is remembered then.
@@ -115,57 +104,78 @@ impl Digests {
     }
 
     async fn digest_version(&self, version: FileVersion, file: &Arc<File>) -> Result<Digest, HashError> {
-        if version.size > FILE_MAX {
-            return Err(HashError::TooLarge(version.size));
+        let most = if version.root_only { ROOTS_MAX } else { OTHERS_MAX };
+        if version.size > most {
+            return Err(HashError::TooLarge { size: version.size, most });
         }
-        let cell = self.cell(version);
-        let digest = cell.get_or_try_init(|| self.hash(version, Arc::clone(file))).await.copied();
-        if digest.is_err() || !self.settled(version) {
-            self.forget(version, &cell);
+        let asked = self.moment();
+        let last = self.last(version);
+        let reading = self.reading(&last, asked, version, file).await;
+        if !matches!(reading, Ok(Reading { lasts: true, .. })) {
+            self.let_go(version, &last);
         }
-        digest
+        Ok(reading?.digest)
     }
 
-    async fn hash(&self, version: FileVersion, file: Arc<File>) -> Result<Digest, HashError> {
-        let nth = self.hashed.fetch_add(1, Ordering::Relaxed) + 1;
-        tracing::trace!(dev = version.dev, ino = version.ino, bytes = version.size, nth, "hashing");
-        // The permit goes along: a task that is dropped leaves its thread hashing.
-        let permit = Arc::clone(&self.hashing).acquire_owned().await.map_err(io::Error::other)?;
+    /// A reading that lasts, or one that began after the question was asked.
+    async fn reading(
+        &self,
+        last: &Last,
+        asked: u64,
+        version: FileVersion,
+        file: &Arc<File>,
+    ) -> Result<Reading, HashError> {
+        let mut last = last.lock().await;
+        match *last {
+            Some(reading) if reading.lasts || reading.began > asked => Ok(reading),
+            _ => Ok(*last.insert(self.read(version, Arc::clone(file)).await?)),
+        }
+    }
+
+    async fn read(&self, version: FileVersion, file: Arc<File>) -> Result<Reading, HashError> {
+        let lasts = version.lasts(self.clock.now());
+        let account = if lasts { Account::Lasting } else { Account::Owner(version.uid) };
+        // The slot goes along: a task that is dropped leaves its thread hashing.
+        let slot = self.slots.take(account).await.map_err(io::Error::other)?;
+        let (began, nth) = (self.moment(), self.hashed.fetch_add(1, Ordering::Relaxed) + 1);
+        tracing::trace!(file = ?version.id, bytes = version.size, nth, "hashing");
         let hashed = tokio::task::spawn_blocking(move || {
             let digest = read_all(&file, version);
-            drop(permit);
+            drop(slot);
             digest
         });
-        hashed.await.map_err(io::Error::other)?
+        Ok(Reading { began, digest: hashed.await.map_err(io::Error::other)??, lasts })
     }
 
-    fn settled(&self, version: FileVersion) -> bool {
-        let now = i128::try_from(self.clock.now().as_nanos()).unwrap_or(i128::MAX);
-        now - version.changed >= SETTLED_NANOS
+    fn moment(&self) -> u64 {
+        self.moment.fetch_add(1, Ordering::SeqCst)
     }
 
-    fn cell(&self, version: FileVersion) -> Arc<OnceCell<Digest>> {
+    fn last(&self, version: FileVersion) -> Last {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.now += 1;
         let now = known.now;
         if known.entries.len() >= ENTRIES_MAX && !known.entries.contains_key(&version) {
             known.make_room();
         }
-        let entry = known.entries.entry(version).or_insert_with(|| Entry { digest: Arc::default(), used: now });
+        let entry = known.entries.entry(version).or_insert_with(|| Entry { last: Arc::default(), used: now });
         entry.used = now;
-        Arc::clone(&entry.digest)
+        Arc::clone(&entry.last)
     }
 
-    fn forget(&self, version: FileVersion, cell: &Arc<OnceCell<Digest>>) {
+    /// Forgets a reading that does not last, unless somebody waits who may share it.
+    fn let_go(&self, version: FileVersion, last: &Last) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.entries.get(&version).is_some_and(|entry| Arc::ptr_eq(&entry.digest, cell)) {
+        let kept = known.entries.get(&version).is_some_and(|entry| Arc::ptr_eq(&entry.last, last));
+        // One is here, one is in the entry.
+        if kept && Arc::strong_count(last) <= 2 {
             known.entries.remove(&version);
         }
     }
 }
 
 impl Known {
-    /// Forgets the least recently used eighth, so that this is rarely needed. Whoever waits for one keeps its cell.
+    /// Forgets the least recently used eighth, so that this is rarely needed. Whoever waits for one keeps it.
     fn make_room(&mut self) {
         let mut uses: Vec<u64> = self.entries.values().map(|entry| entry.used).collect();
         let (_, eighth, _) = uses.select_nth_unstable(ENTRIES_MAX / 8);
@@ -206,6 +216,7 @@ mod tests {
     use bonafide_proto::clock::Clock;
 
     use super::*;
+    use crate::sys::executable::FileId;
 
     /// A clock at which every file written by a test is settled, or none is.
     #[derive(Debug)]
@@ -233,22 +244,67 @@ mod tests {
         digests.hashed.load(Ordering::Relaxed)
     }
 
+    /// A file that only root can write, of the system's own.
+    fn system_file() -> (Arc<File>, Digest) {
+        (Arc::new(File::open("/bin/sh").unwrap()), Digest::of(&std::fs::read("/bin/sh").unwrap()))
+    }
+
+    /// A file that anybody can write.
+    fn anybodys(content: &[u8]) -> (tempfile::NamedTempFile, Arc<File>) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (kept, open) = file(content);
+        open.set_permissions(std::fs::Permissions::from_mode(0o666)).unwrap();
+        (kept, open)
+    }
+
+    fn ask(digests: &Arc<Digests>, file: &Arc<File>) -> tokio::task::JoinHandle<Result<Digest, HashError>> {
+        let (d, f) = (Arc::clone(digests), Arc::clone(file));
+        tokio::spawn(async move { d.digest(&f).await })
+    }
+
     #[tokio::test(flavor = "multi_thread")]
-    async fn many_who_ask_at_once_cost_one_reading() {
-        let content = vec![7; 3 * READ + 5];
-        let (_kept, open) = file(&content);
+    async fn a_file_that_lasts_is_read_once_however_many_ask() {
+        let (open, digest) = system_file();
         let digests = Arc::new(digests(true));
-        let ask = || {
-            tokio::spawn({
-                let (d, f) = (Arc::clone(&digests), Arc::clone(&open));
-                async move { d.digest(&f).await }
-            })
-        };
-        let asked: Vec<_> = (0..50).map(|_| ask()).collect();
+        let asked: Vec<_> = (0..50).map(|_| ask(&digests, &open)).collect();
         for task in asked {
-            assert_eq!(task.await.unwrap().unwrap(), Digest::of(&content));
+            assert_eq!(task.await.unwrap().unwrap(), digest);
+        }
+        assert_eq!(digests.digest(&open).await.unwrap(), digest);
+        assert_eq!(hashed(&digests), 1);
+    }
+
+    #[tokio::test]
+    async fn what_others_can_write_is_read_for_each_question_and_not_remembered() {
+        let (_kept, open) = anybodys(b"content");
+        let digests = digests(true);
+        for _ in 0..3 {
+            assert_eq!(digests.digest(&open).await.unwrap(), Digest::of(b"content"));
+        }
+        assert_eq!(hashed(&digests), 3);
+        assert!(digests.known.lock().unwrap().entries.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_waits_together_shares_the_next_reading_and_never_an_earlier_one() {
+        let (_kept, open) = anybodys(b"content");
+        let digests = Arc::new(digests(true));
+        let last = digests.last(FileVersion::of(&open).unwrap());
+        let mut under_way = last.lock().await;
+        let began = digests.moment();
+        let asked: Vec<_> = (0..50).map(|_| ask(&digests, &open)).collect();
+        while Arc::strong_count(&last) < 52 {
+            tokio::task::yield_now().await;
+        }
+        // The reading that is under way began before they asked: what it read may have changed by then.
+        *under_way = Some(Reading { began, digest: Digest([0; 32]), lasts: false });
+        drop(under_way);
+        drop(last);
+        for task in asked {
+            assert_eq!(task.await.unwrap().unwrap(), Digest::of(b"content"));
         }
         assert_eq!(hashed(&digests), 1);
+        assert!(digests.known.lock().unwrap().entries.is_empty());
     }
 
     #[tokio::test]
@@ -268,20 +324,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_changed_just_now_is_not_remembered() {
-        let (_kept, open) = file(b"young");
+        let (open, digest) = system_file();
         let digests = digests(false);
         for _ in 0..2 {
-            assert_eq!(digests.digest(&open).await.unwrap(), Digest::of(b"young"));
+            assert_eq!(digests.digest(&open).await.unwrap(), digest);
         }
         assert_eq!(hashed(&digests), 2);
     }
 
     #[tokio::test]
     async fn a_monster_is_not_hashed() {
-        let (kept, open) = file(b"");
-        kept.as_file().set_len(FILE_MAX + 1).unwrap();
+        let (kept, open) = anybodys(b"");
+        kept.as_file().set_len(OTHERS_MAX + 1).unwrap();
         let digests = digests(true);
-        assert!(matches!(digests.digest(&open).await, Err(HashError::TooLarge(size)) if size == FILE_MAX + 1));
+        let refused = digests.digest(&open).await.unwrap_err();
+        assert!(refused.to_string().contains("not only root"), "{refused}");
+        let roots = FileVersion { root_only: true, size: ROOTS_MAX + 1, ..FileVersion::of(&open).unwrap() };
+        let refused = digests.digest_version(roots, &open).await;
+        assert!(matches!(refused, Err(HashError::TooLarge { most: ROOTS_MAX, .. })));
         assert_eq!(hashed(&digests), 0);
     }
 
@@ -297,12 +357,12 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_remembered_is_bounded_and_the_used_stay() {
-        let (_kept, open) = file(b"used");
+        let (open, _) = system_file();
         let digests = digests(true);
         let version = FileVersion::of(&open).unwrap();
         digests.digest(&open).await.unwrap();
         for ino in 0..2 * ENTRIES_MAX as u64 {
-            digests.cell(FileVersion { ino, dev: u64::MAX, ..version });
+            digests.last(FileVersion { id: FileId { dev: u64::MAX, ino }, ..version });
             if ino % 1000 == 0 {
                 digests.digest(&open).await.unwrap();
             }

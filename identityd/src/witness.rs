@@ -8,7 +8,7 @@ use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
-use crate::hash::{Digests, FileVersion, HashError};
+use crate::hash::{Digests, HashError};
 use crate::parse::cgroup::Placement;
 use crate::refuse::{refuse, unread};
 use crate::script;
@@ -16,6 +16,7 @@ use crate::sys::executable::FileId;
 use crate::sys::namespace::Home;
 use crate::sys::process::{Look, Process};
 use crate::sys::regular;
+use crate::version::FileVersion;
 
 /// Takes fingerprints.
 #[derive(Debug)]
@@ -119,7 +120,7 @@ impl Witness {
 
 fn unhashed(e: HashError) -> AttestRefusal {
     let reason = match e {
-        HashError::TooLarge(_) => AttestReason::TooLarge,
+        HashError::TooLarge { .. } => AttestReason::TooLarge,
         HashError::Changed | HashError::Io(_) => AttestReason::Unreadable,
     };
     AttestRefusal::new(reason, format!("a file cannot be hashed: {e}"))
@@ -147,7 +148,7 @@ fn see(execution: Execution, home: Home, files: &mut Files) -> Result<Seen, Atte
     let exe = process.open_exe()?;
     regular::stored(&exe).or_else(|e| refuse(AttestReason::Unreadable, format!("the executable {exe_path}: {e}")))?;
     let exe = keep(exe, execution.pid, files)?;
-    if !exe.is_of(look.exe.id) {
+    if exe.id != look.exe.id {
         let detail = format!("process {} changed its program while it was looked at", execution.pid);
         return refuse(AttestReason::GenerationGone, detail);
     }

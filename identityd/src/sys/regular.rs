@@ -17,6 +17,13 @@ const NO_STORAGE: [(u64, &str); 5] = [
     (0x0102_1997, "9p"),
 ];
 
+/// File systems whose files are never written back, so that a store through a mapping changes no time.
+const IN_MEMORY: [u64; 3] = [
+    0x0102_1994, // tmpfs
+    0x8584_58f6, // ramfs
+    0x9584_58f6, // hugetlbfs
+];
+
 /// Why a file was not opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
@@ -52,11 +59,20 @@ fn reopen(found: &OwnedFd) -> Result<File, OpenError> {
 
 /// Refuses file systems without bytes of their own.
 pub(crate) fn stored(file: impl AsFd) -> Result<(), OpenError> {
-    let kind = rustix::fs::fstatfs(file).map_err(io::Error::from)?.f_type;
-    match NO_STORAGE.iter().find(|(magic, _)| u64::try_from(kind) == Ok(*magic)) {
+    let kind = magic(file)?;
+    match NO_STORAGE.iter().find(|(magic, _)| *magic == kind) {
         Some((_, name)) => Err(OpenError::NotStored(name)),
         None => Ok(()),
     }
+}
+
+/// Whether the file is on a file system in memory. (An overlay over such a one is not recognised.)
+pub(crate) fn in_memory(file: impl AsFd) -> io::Result<bool> {
+    Ok(IN_MEMORY.contains(&magic(file)?))
+}
+
+fn magic(file: impl AsFd) -> io::Result<u64> {
+    Ok(u64::try_from(rustix::fs::fstatfs(file)?.f_type).unwrap_or_default())
 }
 
 /// The path by which the kernel knows an open file.

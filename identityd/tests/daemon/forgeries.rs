@@ -6,7 +6,7 @@ use std::process::Command;
 
 use bonafide_proto::refusal::AttestReason;
 
-use crate::node::{NOBODY, Node, Program, needed, python, sleep};
+use crate::node::{NOBODY, Node, Program, digest_of, needed, python, sleep};
 
 /// Nobody, who has no privilege here.
 const NOBODYS_UID: u32 = 65534;
@@ -97,4 +97,115 @@ async fn a_daemon_may_leave_our_mounts_after_it_started() {
     assert_eq!(program.line(), "ready");
     let exe = node.process(program.pid()).await.unwrap().fingerprint.exe;
     assert_eq!(Path::new(&exe.path), python());
+}
+
+/// Python that writes one content to a file and, when it is told to, stores another through a mapping. It says
+/// whether that shows in the file's times. A program that runs cannot be kept mapped meanwhile; a script can.
+const STORES: &str = r"
+import mmap, os, sys, time
+kind, path, genuine, forged, go = sys.argv[1:]
+genuine, forged = open(genuine, 'rb').read(), open(forged, 'rb').read()
+assert len(genuine) == len(forged)
+open(path, 'wb').write(genuine)
+os.chmod(path, 0o755)
+def mapping():
+    file = os.open(path, os.O_RDWR)
+    mapped = mmap.mmap(file, len(genuine))
+    os.close(file)
+    # In memory, a page that was read is writable already.
+    sum(mapped[i] for i in range(0, len(genuine), 4096))
+    return mapped
+if kind == 'script':
+    mapped = mapping()
+    mapped[:] = genuine
+times = lambda: (os.stat(path).st_mtime_ns, os.stat(path).st_ctime_ns)
+# So that it is no change of this very moment.
+time.sleep(0.3)
+before = times()
+print('ready', flush=True)
+while not os.path.exists(go):
+    time.sleep(0.005)
+if kind == 'program':
+    mapped = mapping()
+mapped[:] = forged
+mapped.close()
+print('unseen' if times() == before else 'seen', flush=True)
+time.sleep(1000)
+";
+
+/// A file whose owner stores other content into it, unseen by `stat`, between two questions.
+struct Swap {
+    dir: tempfile::TempDir,
+    owner: Program,
+}
+
+impl Swap {
+    fn start(kind: &str, below: &Path, genuine: &[u8]) -> Self {
+        let dir = tempfile::tempdir_in(below).unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("genuine"), [genuine, b"#genuine\n"].concat()).unwrap();
+        std::fs::write(at("forged"), [genuine, b"#forged!\n"].concat()).unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(NOBODYS_UID), Some(NOBODYS_UID)).unwrap();
+        let python = needed(&["/usr/bin/python3"]);
+        let mut command = Command::new(python);
+        command.args(["-c", STORES, kind]).args([at("file"), at("genuine"), at("forged"), at("go")]);
+        let mut owner = Program::start(command.uid(NOBODYS_UID).gid(NOBODYS_UID).current_dir("/"));
+        assert_eq!(owner.line(), "ready");
+        Self { dir, owner }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir.path().join("file")
+    }
+
+    fn store(&mut self) {
+        std::fs::write(self.dir.path().join("go"), "").unwrap();
+        assert_eq!(self.owner.line(), "unseen", "the test shows nothing here");
+        assert_eq!(digest_of(self.file()), digest_of(self.dir.path().join("forged")));
+    }
+}
+
+#[tokio::test]
+async fn a_program_changed_unseen_has_its_new_digest() {
+    let node = Node::start(NOBODY).await;
+    let mut swap = Swap::start("program", Path::new("/dev/shm"), &std::fs::read(sleep()).unwrap());
+    let runs = async |swap: &Swap| {
+        let program = Program::start(Command::new(swap.file()).arg("1000"));
+        program.runs(&swap.file()).await;
+        node.process(program.pid()).await.unwrap().fingerprint.exe.digest
+    };
+    assert_eq!(runs(&swap).await, digest_of(swap.file()));
+    swap.store();
+    assert_eq!(runs(&swap).await, digest_of(swap.file()));
+}
+
+#[tokio::test]
+async fn a_script_changed_unseen_has_its_new_digest() {
+    let node = Node::start(NOBODY).await;
+    let code = b"import time\nprint('ready', flush=True)\ntime.sleep(1000)\n";
+    for below in [Path::new("/dev/shm"), node.dir.path()] {
+        std::fs::set_permissions(node.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let mut swap = Swap::start("script", below, code);
+        let mut program = Program::start(Command::new(python()).arg(swap.file()));
+        assert_eq!(program.line(), "ready");
+        let digest = async || {
+            let script = node.process(program.pid()).await.unwrap().fingerprint.script;
+            script.known().unwrap().digest
+        };
+        assert_eq!(digest().await, digest_of(swap.file()));
+        swap.store();
+        assert_eq!(digest().await, digest_of(swap.file()), "{}", below.display());
+    }
+}
+
+#[tokio::test]
+async fn a_large_program_that_is_not_roots_is_refused() {
+    let node = Node::start(NOBODY).await;
+    let large = node.path("large");
+    std::fs::copy(sleep(), &large).unwrap();
+    std::os::unix::fs::chown(&large, Some(NOBODYS_UID), None).unwrap();
+    std::fs::File::options().write(true).open(&large).unwrap().set_len((256 << 20) + 1).unwrap();
+    let program = Program::start(Command::new(&large).arg("1000"));
+    program.runs(&large).await;
+    assert_eq!(node.process(program.pid()).await.unwrap_err().reason, AttestReason::TooLarge);
 }
