@@ -19,6 +19,7 @@ pub mod member;
 mod mint;
 pub mod node;
 mod order;
+mod places;
 pub mod refusal;
 pub mod remote;
 pub mod serve;

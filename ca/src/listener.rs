@@ -1,11 +1,13 @@
 //! The authority's TCP door: TLS 1.3 first, then gRPC, with the peer's verified SVID attached to every request.
 //!
-//! Bounded against strangers: so many connections at once, so long for a handshake, so long for a connection.
+//! Bounded against strangers: so many connections at once (`places`), so long for a handshake, so long for
+//! a connection, and less for one that shows no certificate and asks nothing.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,20 +20,21 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::Sleep;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::authority::Authority;
+use crate::places::{Greeted, Place, Places};
 
-/// Connections at once, handshakes included.
-const CONNECTIONS: usize = 256;
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long a connection may live; nodes make one per request.
 const LIFETIME: Duration = Duration::from_secs(30);
+/// How long one without a certificate may live, but for the time in which a request of it is answered.
+const ANONYMOUS: Duration = Duration::from_secs(5);
 /// HTTP/2 (RFC 9113 §3.2): gRPC's transport.
 pub(crate) const ALPN: &[u8] = b"h2";
 
@@ -42,6 +45,27 @@ pub struct Peer {
     pub svid: Option<PeerSvid>,
     /// Its address, for the log only.
     pub address: SocketAddr,
+    /// How many requests of it are being answered; keeps its connection open.
+    requests: Arc<AtomicUsize>,
+}
+
+impl Peer {
+    /// A request of this peer is being answered, until what this returns is dropped.
+    #[must_use]
+    pub fn answering(&self) -> Answering {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        Answering(self.requests.clone())
+    }
+}
+
+/// See [`Peer::answering`].
+#[derive(Debug)]
+pub struct Answering(Arc<AtomicUsize>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Why there is no TLS configuration.
@@ -62,7 +86,7 @@ pub fn incoming(
         acceptor: TlsAcceptor::from(Arc::new(server_config(authority)?)),
         verifier: verifier(authority),
         authority: authority.clone(),
-        room: Arc::new(Semaphore::new(CONNECTIONS)),
+        places: Places::new(),
         out,
     });
     for listener in listeners {
@@ -102,19 +126,21 @@ struct Door {
     acceptor: TlsAcceptor,
     verifier: PeerVerifier,
     authority: Arc<Authority>,
-    room: Arc<Semaphore>,
+    places: Places,
     out: mpsc::Sender<io::Result<Connection>>,
 }
 
 impl Door {
     async fn accept(self: Arc<Self>, listener: TcpListener) {
-        while let Ok(permit) = self.room.clone().acquire_owned().await {
+        while let Ok(handshake) = self.places.for_handshake().await {
             tokio::select! {
                 () = self.out.closed() => return,
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, address)) => {
-                        tokio::spawn(self.clone().greet(stream, address, permit));
-                    }
+                    Ok((stream, address)) => match self.places.greet(address.ip(), handshake) {
+                        Some(greeted) => drop(tokio::spawn(self.clone().greet(stream, address, greeted))),
+                        // No more than this line of it, and not by default: strangers could fill the log.
+                        None => tracing::debug!(%address, "closed: its address has as many connections as it gets"),
+                    },
                     Err(e) => {
                         // Out of descriptors, most likely: wait for some to come back.
                         tracing::warn!(error = %e, "accept failed");
@@ -125,7 +151,7 @@ impl Door {
         }
     }
 
-    async fn greet(self: Arc<Self>, stream: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
+    async fn greet(self: Arc<Self>, stream: TcpStream, address: SocketAddr, greeted: Greeted) {
         let tls = match tokio::time::timeout(HANDSHAKE, self.acceptor.accept(stream)).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(e)) => return tracing::info!(%address, error = %e, "handshake failed"),
@@ -135,8 +161,10 @@ impl Door {
             Ok(svid) => svid,
             Err(e) => return tracing::warn!(%address, error = %e, "peer refused"),
         };
-        let peer = Peer { svid, address };
-        let connection = Connection { tls, peer, deadline: Box::pin(tokio::time::sleep(LIFETIME)), _room: permit };
+        let Some(place) = self.places.seat(greeted, svid.is_some()) else {
+            return tracing::info!(%address, member = svid.is_some(), "closed: all places of its kind are taken");
+        };
+        let connection = Connection::new(tls, Peer { svid, address, requests: Arc::default() }, place);
         // The receiver is gone only when the daemon stops.
         let _ = self.out.send(Ok(connection)).await;
     }
@@ -155,8 +183,31 @@ impl Door {
 pub struct Connection {
     tls: TlsStream<TcpStream>,
     peer: Peer,
+    /// When to look whether it must end.
     deadline: Pin<Box<Sleep>>,
-    _room: OwnedSemaphorePermit,
+    /// When it must end, whatever it does.
+    end: Instant,
+    _place: Place,
+}
+
+impl Connection {
+    fn new(tls: TlsStream<TcpStream>, peer: Peer, place: Place) -> Self {
+        let now = Instant::now();
+        let first = if peer.svid.is_some() { LIFETIME } else { ANONYMOUS };
+        let deadline = Box::pin(tokio::time::sleep_until(now + first));
+        Self { tls, peer, deadline, end: now + LIFETIME, _place: place }
+    }
+
+    fn must_end(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.deadline.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if now >= self.end || self.peer.requests.load(Ordering::Relaxed) == 0 {
+                return true;
+            }
+            self.deadline.as_mut().reset(self.end.min(now + ANONYMOUS));
+        }
+        false
+    }
 }
 
 impl tonic::transport::server::Connected for Connection {
@@ -168,7 +219,7 @@ impl tonic::transport::server::Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.deadline.as_mut().poll(cx).is_ready() {
+        if self.must_end(cx) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Pin::new(&mut self.tls).poll_read(cx, buf)

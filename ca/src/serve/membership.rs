@@ -26,7 +26,8 @@ impl MembershipService {
 #[tonic::async_trait]
 impl wire::membership_server::Membership for MembershipService {
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::Membered>, Status> {
-        let from = peer(&request)?.address.to_string();
+        let peer = peer(&request)?;
+        let (from, _answering) = (peer.address.to_string(), peer.answering());
         let wire::JoinRequest { token_secret, node, signing_csr, authentication_csr, bios_uuid, machine_id } =
             request.into_inner();
         let token_secret = zeroize::Zeroizing::new(token_secret);
@@ -42,9 +43,11 @@ impl wire::membership_server::Membership for MembershipService {
     }
 
     async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::Membered>, Status> {
-        let Peer { svid, address } = peer(&request)?.clone();
+        let peer = peer(&request)?.clone();
+        let _answering = peer.answering();
         let wire::RenewRequest { signing_csr, authentication_csr } = request.into_inner();
-        let svid = svid.ok_or(MembershipRefusal::NoSvid)?;
+        let address = peer.address;
+        let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
         let authority = self.0.clone();
         blocking(move || {
             let outcome = authority.renew(&svid, &signing_csr, &authentication_csr);

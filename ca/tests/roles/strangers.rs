@@ -39,8 +39,20 @@ async fn dial(
         }
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let tcp = TcpStream::connect(served.address).await?;
+    let tcp = connect_from("127.0.0.1", served).await;
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("x.invalid").unwrap(), tcp).await
+}
+
+/// A connection from this address.
+async fn connect_from(source: &str, served: &Served) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(std::net::SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
+    socket.connect(served.address).await.unwrap()
+}
+
+/// Whether the other end closed it. Waits a moment for that.
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    tokio::time::timeout(Duration::from_millis(1), stream.read(&mut [0])).await.is_ok()
 }
 
 async fn renew(stream: TlsStream<TcpStream>) -> Result<(), tonic::Status> {
@@ -102,4 +114,45 @@ async fn silent_connections_cannot_keep_a_node_out() {
         while served.stranger("a").join(&served.link(), &served.token("a").await).await.is_err() {}
     });
     assert!(joined.await.is_ok());
+}
+
+#[tokio::test]
+async fn silence_from_one_address_is_no_trouble_for_another() {
+    let served = Served::on("127.0.0.1").await;
+    let token = served.token("a").await;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(connect_from("127.0.0.2", &served).await);
+    }
+    let mut held = Vec::new();
+    while held.len() + 8 < 300 {
+        let mut stream = silent.pop().unwrap_or_else(|| panic!("only {} were closed", held.len()));
+        match is_closed(&mut stream).await {
+            true => held.push(stream),
+            false => silent.insert(0, stream),
+        }
+    }
+    // The eight that are left would lose their places after five seconds; nobody has to wait for that.
+    let (node, link) = (served.stranger("a"), served.link());
+    let one_ends = async {
+        match silent.first_mut() {
+            Some(first) => first.read(&mut [0]).await,
+            None => panic!("none was held"),
+        }
+    };
+    tokio::select! {
+        joined = node.join(&link, &token) => joined.unwrap(),
+        _ = one_ends => panic!("joined no sooner than the silent ones were ended"),
+    }
+}
+
+#[tokio::test]
+async fn who_shows_nothing_and_asks_nothing_is_soon_gone() {
+    let served = Served::on("127.0.0.1").await;
+    let bundle = served.member("a").await.trust_bundle().unwrap();
+    let mut stream = dial(&served, &bundle, None).await.unwrap();
+    let mut rest = Vec::new();
+    // Less than the 30 s that a member would have.
+    let ended = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok(), "still open");
 }
