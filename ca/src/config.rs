@@ -259,7 +259,7 @@ mod tests {
         [node]
         name = "a"
         socket = "/run/bonafide/ca.sock"
-        callers = [64702]
+        callers = [74702]
     "#;
 
     #[test]
@@ -279,8 +279,8 @@ mod tests {
             (LOCAL.replace("callers", "caller"), "unknown field `caller`"),
             (LOCAL.replace("example.org", "Example.org"), "lower-case letters"),
             (LOCAL.replace("\"/var", "\"var"), "must be absolute"),
-            (LOCAL.replace("callers = [64702]", "leaf_ttl_seconds = 59"), "must be 60 to 86400"),
-            (LOCAL.replace("callers = [64702]", "authority = \"x:1\""), "role = \"node\""),
+            (LOCAL.replace("callers = [74702]", "leaf_ttl_seconds = 59"), "must be 60 to 86400"),
+            (LOCAL.replace("callers = [74702]", "authority = \"x:1\""), "role = \"node\""),
             (LOCAL.replace("name = \"a\"", "name = \"a/b\""), "\"a/b\" contains '/'"),
             (LOCAL.replace("[node]", "listen = [\"[::]:1\"]\n[node]"), "no network"),
         ];

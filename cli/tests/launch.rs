@@ -23,7 +23,7 @@ impl Instance {
 
     fn launch(&self, caps: &[&str], program: &[&str]) -> Output {
         let mut command = Command::new(BONAFIDE);
-        command.args(["launch", "--uid", "64702", "--gid", "64702", "--cgroup"]).arg(self.0.daemon("ca"));
+        command.args(["launch", "--uid", "74702", "--gid", "74702", "--cgroup"]).arg(self.0.daemon("ca"));
         for cap in caps {
             command.args(["--cap", cap]);
         }
@@ -58,8 +58,8 @@ fn it_keeps_its_capabilities_and_nothing_else() {
         let status = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(caps(&status), [expected; 5], "{status}");
-        assert_eq!(field(&status, "Uid"), "64702\t64702\t64702\t64702");
-        assert_eq!(field(&status, "Gid"), "64702\t64702\t64702\t64702");
+        assert_eq!(field(&status, "Uid"), "74702\t74702\t74702\t74702");
+        assert_eq!(field(&status, "Gid"), "74702\t74702\t74702\t74702");
         assert_eq!(field(&status, "Groups"), "");
         assert_eq!(field(&status, "NoNewPrivs"), "1");
         assert_eq!(field(&status, "Umask"), "0022");

@@ -5,7 +5,7 @@
 //! socket = "/run/bonafide/identityd.sock"
 //! ca_socket = "/run/bonafide/ca.sock"
 //! policy = "/etc/bonafide/policy.toml"
-//! callers = [64703]   # uids that may ask, besides root; default: the enforcer's
+//! callers = [74703]   # uids that may ask, besides root; default: the enforcer's
 //! log = "info"        # off, error, warn, info, debug or trace
 //! ```
 
@@ -19,7 +19,7 @@ use tracing::level_filters::LevelFilter;
 const FILE_MAX: u64 = 64 << 10;
 
 /// The enforcer's usual uid.
-const ENFORCER_UID: u32 = 64703;
+const ENFORCER_UID: u32 = 74703;
 
 /// What this daemon was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,7 +158,7 @@ policy = "/etc/p.toml"
     #[test]
     fn defaults_are_the_enforcer_and_info() {
         let config = Config::parse(Path::new("x"), GOOD).unwrap();
-        assert_eq!((config.callers, config.log), (vec![0, 64703], LevelFilter::INFO));
+        assert_eq!((config.callers, config.log), (vec![0, 74703], LevelFilter::INFO));
         let config = Config::parse(Path::new("x"), &format!("{GOOD}callers = [7, 0]\nlog = \"debug\"")).unwrap();
         assert_eq!((config.callers, config.log), (vec![0, 7], LevelFilter::DEBUG));
     }

@@ -189,7 +189,7 @@ admin_socket = "/n/run/ca/authority.sock"
 [node]
 name = "a"
 socket = "/n/run/ca/ca.sock"
-callers = [64702]
+callers = [74702]
 leaf_ttl_seconds = 90
 "#;
         assert_eq!(text, expected);
@@ -203,7 +203,7 @@ leaf_ttl_seconds = 90
         assert!(ca.starts_with("role = \"node\"\n") && !ca.contains("[root]"), "{ca}");
         assert!(ca.contains("authority = \"[fd77::9]:8443\"\njoin_token_file = \"/n/state/ca/join.token\"\n"), "{ca}");
         let enforcer = toml::to_string(&EnforcerToml::of(&spec, &layout, "/cg/bonafide-t/ca".into())).unwrap();
-        let control = "[[control]]\ncgroup = \"/cg/bonafide-t/ca\"\nuid = 64701\nto = \"[fd77::9]:8443\"\n";
+        let control = "[[control]]\ncgroup = \"/cg/bonafide-t/ca\"\nuid = 74701\nto = \"[fd77::9]:8443\"\n";
         assert!(enforcer.contains(control), "{enforcer}");
     }
 

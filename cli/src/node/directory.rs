@@ -57,11 +57,11 @@ mod tests {
         let (precious, path) = (dir.path().join("precious"), dir.path().join("join.token"));
         fs::write(&precious, "x").unwrap();
         std::os::unix::fs::symlink(&precious, &path).unwrap();
-        file(&path, 64701, 0o600, "s3cret").unwrap();
+        file(&path, 74701, 0o600, "s3cret").unwrap();
         assert_eq!(fs::read_to_string(&precious).unwrap(), "x");
         let meta = fs::symlink_metadata(&path).unwrap();
         assert!(meta.is_file());
-        assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (64701, 64701, 0o600));
+        assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (74701, 74701, 0o600));
     }
 
     #[test]
@@ -74,7 +74,7 @@ mod tests {
         fs::create_dir(&foreign).unwrap();
         chown(&foreign, Some(65534), None).unwrap();
         for path in [&link, &open, &foreign] {
-            assert!(matches!(directory(path, 64701, 0o700), Err(NodeError::Directory(..))), "{path:?} was taken");
+            assert!(matches!(directory(path, 74701, 0o700), Err(NodeError::Directory(..))), "{path:?} was taken");
         }
     }
 
@@ -83,9 +83,9 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("ca");
         for _ in 0..2 {
-            directory(&path, 64701, 0o700).unwrap();
+            directory(&path, 74701, 0o700).unwrap();
             let meta = fs::metadata(&path).unwrap();
-            assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (64701, 64701, 0o700));
+            assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (74701, 74701, 0o700));
         }
     }
 }

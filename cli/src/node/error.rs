@@ -24,6 +24,19 @@ pub enum NodeError {
     /// Processes that do not die.
     #[error("{0}: processes are still in this cgroup after SIGKILL")]
     StillAlive(PathBuf),
+    /// Whoever has a daemon's uid is admitted where the daemon is.
+    #[error(
+        "process {pid} ({name}) already runs as uid {uid}, which is for a daemon of Bonafide, and could pass for it; \
+         end it, or give it another uid"
+    )]
+    UidTaken {
+        /// The uid.
+        uid: u32,
+        /// The process that has it.
+        pid: u32,
+        /// What the kernel calls it.
+        name: String,
+    },
     /// The operating system refused.
     #[error("{path}: cannot {what}: {source}")]
     Io {

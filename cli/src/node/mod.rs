@@ -20,6 +20,7 @@ mod layout;
 mod prepare;
 mod remove;
 mod spec;
+mod uids;
 
 pub use cgroup::InstanceCgroup;
 pub use command::DaemonCommand;

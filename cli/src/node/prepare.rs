@@ -12,6 +12,7 @@ use super::directory::{directory, file};
 use super::error::{NodeError, io_at};
 use super::layout::Layout;
 use super::spec::{AuthorityAt, CA_UID, ENFORCER_UID, IDENTITYD_UID, NodeSpec, RootSpec};
+use super::uids;
 
 /// A node ready to be started: `ca` first, then `identityd`, then `enforcer`.
 #[derive(Debug, Clone)]
@@ -52,6 +53,7 @@ pub fn prepare_node(spec: &NodeSpec) -> Result<PreparedNode, NodeError> {
         return Err(NodeError::Backend(spec.backend.clone()));
     }
     let cgroup = InstanceCgroup::find(&spec.instance)?;
+    uids::are_free(&[CA_UID, IDENTITYD_UID, ENFORCER_UID])?;
     let policy = policy_path(&spec.policy)?;
     let binaries = absolute(&spec.binaries)?;
     let layout = directories(&spec.dir, &[("ca", CA_UID), ("identityd", IDENTITYD_UID), ("enforcer", ENFORCER_UID)])?;
@@ -102,6 +104,7 @@ pub fn prepare_node(spec: &NodeSpec) -> Result<PreparedNode, NodeError> {
 /// As [`prepare_node`].
 pub fn prepare_root(spec: &RootSpec) -> Result<PreparedRoot, NodeError> {
     let cgroup = InstanceCgroup::find(&spec.instance)?;
+    uids::are_free(&[CA_UID])?;
     let binaries = absolute(&spec.binaries)?;
     let layout = directories(&spec.dir, &[("ca", CA_UID)])?;
     cgroup.create()?;

@@ -6,11 +6,15 @@ use std::path::PathBuf;
 use bonafide_proto::name::{NodeName, TrustDomain};
 
 /// The uid and gid of the `ca` daemon.
-pub const CA_UID: u32 = 64701;
-/// The uid and gid of `identityd`.
-pub const IDENTITYD_UID: u32 = 64702;
-/// The uid and gid of the `enforcer`.
-pub const ENFORCER_UID: u32 = 64703;
+///
+/// 65536 to 99999 is what nobody hands out by default: Debian gives packages 60000 to 64999 and its adduser(8) stops
+/// at 59999 (Debian Policy 9.2.2), systemd uses 60001 to 65519 in several ranges, DynamicUser= among them, and again
+/// from 524288 (its UIDS-GIDS document), and subordinate ids of user namespaces begin at 100000 (login.defs(5)).
+pub const CA_UID: u32 = 74701;
+/// The uid and gid of `identityd`. Chosen as [`CA_UID`].
+pub const IDENTITYD_UID: u32 = 74702;
+/// The uid and gid of the `enforcer`. Chosen as [`CA_UID`].
+pub const ENFORCER_UID: u32 = 74703;
 /// Where outgoing connections are captured to.
 pub const DEFAULT_OUTBOUND_PORT: u16 = 15001;
 /// Where incoming connections are captured to.

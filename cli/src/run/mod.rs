@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::ask;
 use crate::exit::{Exit, Failure};
 use crate::flows::{Filter, Tail, View, record};
-use crate::node::{Layout, PreparedNode, prepare_node};
+use crate::node::{Layout, NodeError, PreparedNode, prepare_node};
 use crate::screen::{Screen, tell};
 
 use claim::Claim;
@@ -89,13 +89,20 @@ pub(crate) fn run(args: &RunArgs, dir: &Path, screen: &mut Screen) -> Result<Exi
     let spec = plan::plan(args, dir)?;
     let claim = Claim::take(&args.instance, dir, args.keep)?;
     let lived = plan::default_policy(args, dir)
-        .and_then(|()| prepare_node(&spec).map_err(|e| Failure::Failed(e.to_string())))
+        .and_then(|()| prepare_node(&spec).map_err(unprepared))
         .and_then(|node| live(args, &node, screen));
     let removed = claim.release();
     lived?;
     removed?;
     tell("stopped; every trace removed");
     Ok(Exit::Done)
+}
+
+fn unprepared(e: NodeError) -> Failure {
+    match e {
+        NodeError::UidTaken { .. } => Failure::Refused(e.to_string()),
+        _ => Failure::Failed(e.to_string()),
+    }
 }
 
 /// From the first daemon's start to the last one's end, and the removal of the capture rules.
