@@ -14,15 +14,12 @@ use bonafide_proto::flow::{FlowKey, NetNs, SocketRole, canonical};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
 use crate::refuse::refuse;
-use crate::source::{Held, SocketSource};
+use crate::source::{HOLDERS_MAX, Held, SocketSource};
 use crate::sys::diag::{Diag, Found};
 use crate::sys::namespace::Namespace;
 use crate::sys::process::Process;
 use crate::sys::walk::{Sighting, Sightings, socket_inode};
 use crate::walks::Walks;
-
-/// The most processes that may hold one socket.
-const HOLDERS_MAX: usize = 4096;
 
 /// Asks sock_diag and `/proc`.
 #[derive(Debug)]

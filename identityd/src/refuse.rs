@@ -17,17 +17,22 @@ pub(crate) fn unread(pid: u32, what: &str, e: &io::Error) -> AttestRefusal {
     // ENOENT is what `/proc` says of a zombie's links, ESRCH of a pinned directory whose process is gone.
     match e.raw_os_error() {
         Some(ENOENT | ESRCH) => AttestRefusal::new(AttestReason::ProcessGone, format!("process {pid} ended")),
-        Some(EMFILE | ENFILE | ENOMEM) => {
+        _ if exhausted(e) => {
             AttestRefusal::new(AttestReason::Unavailable, format!("{what} of process {pid} cannot be read now: {e}"))
         }
         _ => AttestRefusal::new(AttestReason::Unreadable, format!("{what} of process {pid} cannot be read: {e}")),
     }
 }
 
+/// Whether an error says something about this daemon or the machine, and nothing about what was looked at: there are
+/// no descriptors or no memory left.
+pub(crate) fn exhausted(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(EMFILE | ENFILE | ENOMEM))
+}
+
 const ENOENT: i32 = rustix::io::Errno::NOENT.raw_os_error();
 const ESRCH: i32 = rustix::io::Errno::SRCH.raw_os_error();
 
-// These say something about this daemon or the machine, and nothing about the process.
 const EMFILE: i32 = rustix::io::Errno::MFILE.raw_os_error();
 const ENFILE: i32 = rustix::io::Errno::NFILE.raw_os_error();
 const ENOMEM: i32 = rustix::io::Errno::NOMEM.raw_os_error();

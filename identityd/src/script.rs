@@ -12,7 +12,7 @@ use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
 use crate::parse::cmdline::{CMDLINE_MAX, arguments};
 use crate::parse::interpreter::{Named, script};
-use crate::refuse::{refuse, shown};
+use crate::refuse::{exhausted, refuse, shown, unread};
 use crate::sys::executable::FileId;
 use crate::sys::process::Process;
 use crate::sys::regular::{OpenError, inside, open_beneath, path_of};
@@ -73,6 +73,7 @@ fn opened(process: &Process, path: &[u8]) -> Result<Result<OpenScript, OpenError
     };
     let file = match open_beneath(&root, &whole) {
         Ok(file) => file,
+        Err(OpenError::Io(e)) if exhausted(&e) => return Err(unread(process.execution().pid, "the script", &e)),
         Err(e) => return Ok(Err(e)),
     };
     let resolved = match path_of(&file) {
@@ -98,7 +99,11 @@ fn working_directory(
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let id = |fd: &std::os::fd::OwnedFd| rustix::fs::fstat(fd).map(|s| FileId { dev: s.st_dev, ino: s.st_ino });
-    let Ok(again) = rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) else { return outside() };
+    let again = match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve).map_err(io::Error::from) {
+        Ok(again) => again,
+        Err(e) if exhausted(&e) => return Err(unread(process.execution().pid, "the working directory", &e)),
+        Err(_) => return outside(),
+    };
     match (id(&directory), id(&again)) {
         (Ok(a), Ok(b)) if a == b => Ok(Ok(path.to_vec())),
         _ => outside(),

@@ -18,13 +18,10 @@ use crate::attest::Attestor;
 use crate::bundle::Authority;
 use crate::policy_file::{InForce, Loaded, State};
 use crate::refuse::refuse;
-use crate::source::SocketSource;
+use crate::source::{HOLDERS_MAX, SocketSource};
 
 /// The largest certificate request, in bytes.
 const CSR_MAX: usize = 4 << 10;
-
-/// The most executions that one certificate is asked for.
-const EXECUTIONS_MAX: usize = 4096;
 
 type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -61,8 +58,8 @@ impl Order {
             let detail = format!("the certificate request has {} bytes; 1 to {CSR_MAX} are read", request.csr.len());
             return Ok(refuse(AttestReason::BadRequest, detail));
         }
-        if request.executions.is_empty() || request.executions.len() > EXECUTIONS_MAX {
-            return Err(Malformed(format!("{} executions; 1 to {EXECUTIONS_MAX} are read", request.executions.len())));
+        if request.executions.is_empty() || request.executions.len() > HOLDERS_MAX {
+            return Err(Malformed(format!("{} executions; 1 to {HOLDERS_MAX} are read", request.executions.len())));
         }
         let executions = request.executions.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
         let workload = request.workload.parse().map_err(|e| Malformed(format!("workload name {e}")))?;

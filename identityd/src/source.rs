@@ -6,6 +6,10 @@ use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::flow::FlowKey;
 use bonafide_proto::refusal::AttestRefusal;
 
+/// The most executions that may hold one socket: a few descriptors are open for each of them at once.
+/// (A server that forks has hundreds: 256 workers and their parent by default in Apache's.)
+pub(crate) const HOLDERS_MAX: usize = 512;
+
 /// Traces sockets to processes.
 pub(crate) trait SocketSource: Send + Sync + 'static {
     /// What was found, so that it can be looked at again.

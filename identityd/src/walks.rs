@@ -2,17 +2,23 @@
 //! answers everything that waited when it began. A thousand connections at once cost a few walks.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::refuse::refuse;
 use crate::sys::diag::{Diag, Found};
-use crate::sys::walk::{Sightings, walk};
+use crate::sys::walk::{Busiest, Sightings, walk};
 
 /// Questions that may wait; more are refused.
 const WAITING_MAX: usize = 4096;
+
+/// A walk that took this long is told of.
+const SLOW: Duration = Duration::from_millis(500);
+/// Not before this has passed is another told of.
+const TOLD_AGAIN: Duration = Duration::from_secs(60);
 
 /// What one walk saw.
 #[derive(Debug, Default)]
@@ -37,8 +43,11 @@ pub(crate) struct Walks {
 impl Walks {
     /// Starts the walker; it ends when the last `Walks` is dropped.
     pub(crate) fn start() -> Self {
-        Self::with(|sought| {
+        let slow = Arc::new(Slow::default());
+        Self::with(move |sought| {
+            let began = Instant::now();
             let sightings = walk(sought).map_err(|e| format!("/proc cannot be listed: {e}"))?;
+            slow.note(began, Instant::now(), sightings.busiest());
             let bound = Diag::open().and_then(|mut diag| diag.device_bound());
             Ok(Walk { sightings, device_bound: bound.map_err(|e| format!("sock_diag: {e}"))? })
         })
@@ -67,6 +76,28 @@ impl Walks {
     }
 }
 
+/// Tells of slow walks, but not of each.
+#[derive(Debug, Default)]
+struct Slow {
+    told: Mutex<Option<Instant>>,
+}
+
+impl Slow {
+    /// Whether it told.
+    fn note(&self, began: Instant, ended: Instant, busiest: Option<Busiest>) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let just_told = told.is_some_and(|told| ended.duration_since(told) < TOLD_AGAIN);
+        let took = ended.duration_since(began);
+        if took < SLOW || just_told {
+            return false;
+        }
+        *told = Some(ended);
+        let (pid, descriptors) = busiest.map(|b| (b.pid, b.descriptors)).unwrap_or_default();
+        tracing::warn!(?took, pid, descriptors, "a walk of /proc was slow; this process has the most open files");
+        true
+    }
+}
+
 async fn walker(
     mut waiting: mpsc::Receiver<Question>,
     walk: impl Fn(&HashSet<u64>) -> Result<Walk, String> + Clone + Send + 'static,
@@ -89,7 +120,6 @@ async fn walker(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
     use std::sync::mpsc as gate;
 
     use super::*;
@@ -133,6 +163,18 @@ mod tests {
             task.await.unwrap().unwrap();
         }
         assert!(begins.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_slow_walk_is_told_of_once_a_minute() {
+        let slow = Slow::default();
+        let began = Instant::now();
+        let note = |at: Duration, took: Duration| slow.note(began + at, began + at + took, None);
+        assert!(!note(Duration::ZERO, SLOW - Duration::from_millis(1)));
+        assert!(note(Duration::ZERO, SLOW));
+        assert!(!note(SLOW, SLOW));
+        assert!(note(TOLD_AGAIN, SLOW));
+        assert!(!note(TOLD_AGAIN + SLOW, SLOW));
     }
 
     #[tokio::test(flavor = "multi_thread")]

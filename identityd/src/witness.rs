@@ -8,6 +8,9 @@ use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
+use rustix::process::Resource;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use crate::hash::{Digests, HashError};
 use crate::parse::cgroup::Placement;
 use crate::refuse::{refuse, unread};
@@ -24,6 +27,9 @@ pub(crate) struct Witness {
     digests: Digests,
     host: Host,
     home: Home,
+    /// Executions that may be examined at once.
+    room: Semaphore,
+    room_max: usize,
 }
 
 /// The evidence about one execution.
@@ -66,8 +72,15 @@ impl Witness {
     /// # Errors
     /// `/proc` is not mounted.
     pub(crate) fn new(host: Host, clock: SharedClock) -> std::io::Result<Self> {
+        let room_max = room();
         let at_once = std::thread::available_parallelism().map_or(1, usize::from).min(4);
-        Ok(Self { digests: Digests::new(at_once, clock), host, home: Home::own()? })
+        Ok(Self {
+            digests: Digests::new(at_once, clock),
+            host,
+            home: Home::own()?,
+            room: Semaphore::new(room_max),
+            room_max,
+        })
     }
 
     /// The host.
@@ -80,11 +93,23 @@ impl Witness {
     /// # Errors
     /// The first doubt about any of them, by name.
     pub(crate) async fn examine(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
+        let _room = self.enter(executions.len()).await?;
         let (executions, home) = (executions.to_vec(), self.home);
         let (seen, files) = blocking(move || first_look(&executions, home)).await?;
         let digests = self.hash(files).await?;
         let seen = blocking(move || second_look(seen, home)).await?;
         seen.iter().map(|seen| self.fingerprint(seen, &digests)).collect()
+    }
+
+    /// Waits until there are descriptors for so many executions.
+    async fn enter(&self, executions: usize) -> Result<SemaphorePermit<'_>, AttestRefusal> {
+        let wanted = u32::try_from(executions).ok().filter(|_| executions <= self.room_max);
+        let Some(wanted) = wanted else {
+            let detail = format!("{executions} processes; the limit of open files lets {} be examined", self.room_max);
+            return refuse(AttestReason::Unavailable, detail);
+        };
+        let entered = self.room.acquire_many(wanted).await;
+        entered.or_else(|e| refuse(AttestReason::Unavailable, format!("no process is examined any more: {e}")))
     }
 
     async fn hash(&self, files: Files) -> Result<HashMap<FileVersion, Digest>, AttestRefusal> {
@@ -117,6 +142,17 @@ impl Witness {
         Ok(Witnessed { execution: seen.process.execution(), exe: seen.look.exe.id, fingerprint })
     }
 }
+
+/// For how many executions there are descriptors: directory, pidfd and files of each; and some for all else.
+fn room() -> usize {
+    let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit / DESCRIPTORS_EACH).unwrap_or(usize::MAX).clamp(1, ROOM_MAX)
+}
+
+/// Descriptors that one execution may take while it is examined.
+const DESCRIPTORS_EACH: u64 = 6;
+/// Executions that are examined at once, whatever the limit of open files.
+const ROOM_MAX: usize = 8192;
 
 fn unhashed(e: HashError) -> AttestRefusal {
     let reason = match e {

@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::regular::{inside, path_of};
+use crate::refuse::exhausted;
 
 /// A file's identity while it is open or mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,9 +79,9 @@ impl Executable {
         // A path that the kernel printed has no links in it.
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
         let found = rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve);
-        match found.and_then(|found| stat(&found)) {
+        match found.and_then(|found| stat(&found)).map_err(io::Error::from) {
             Ok(stat) => Ok(MountedFile::of(&stat) == self.file),
-            Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => Err(e.into()),
+            Err(e) if exhausted(&e) => Err(e),
             Err(_) => Ok(false),
         }
     }

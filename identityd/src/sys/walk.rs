@@ -15,6 +15,8 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::refuse::exhausted;
+
 /// Threads of one process whose tables are read where the kernel does not count open files.
 const THREADS_MAX: usize = 64;
 
@@ -36,9 +38,34 @@ pub(crate) struct Sightings {
     by_inode: HashMap<u64, Vec<Sighting>>,
     /// Processes whose files could not be listed: any of them might be a holder.
     blind: Vec<u32>,
+    /// Descriptors looked at so far.
+    descriptors: usize,
+    /// Of those, the ones of processes that are done with.
+    counted: usize,
+    busiest: Option<Busiest>,
+}
+
+/// The process with the most descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Busiest {
+    pub(crate) pid: u32,
+    pub(crate) descriptors: usize,
 }
 
 impl Sightings {
+    /// The process that took the walk longest.
+    pub(crate) fn busiest(&self) -> Option<Busiest> {
+        self.busiest
+    }
+
+    fn count(&mut self, pid: u32) {
+        let descriptors = self.descriptors - self.counted;
+        self.counted = self.descriptors;
+        if self.busiest.is_none_or(|busiest| busiest.descriptors < descriptors) {
+            self.busiest = Some(Busiest { pid, descriptors });
+        }
+    }
+
     /// Every descriptor of this socket.
     pub(crate) fn of(&self, inode: u64) -> &[Sighting] {
         self.by_inode.get(&inode).map(Vec::as_slice).unwrap_or_default()
@@ -53,16 +80,19 @@ impl Sightings {
 /// Walks.
 ///
 /// # Errors
-/// `/proc` itself cannot be listed. Processes that end during the walk are no error.
+/// `/proc` itself cannot be listed, or there are no descriptors or no memory left. Processes that end during the walk are no error.
 pub(crate) fn walk(sought: &HashSet<u64>) -> io::Result<Sightings> {
     let mut seen = Sightings::default();
     for pid in numbers(&open_dir(CWD, "/proc")?)? {
         match process(pid, sought, &mut seen) {
             Ok(()) | Err(Errno::NOENT | Errno::SRCH) => {}
+            // That says nothing about the process, and the rest of the walk would see no more.
+            Err(e) if exhausted(&e.into()) => return Err(e.into()),
             // Some machines hide their first process even from CAP_SYS_PTRACE. It is as trusted as the kernel is.
             Err(_) if pid == INIT => {}
             Err(_) => seen.blind.push(pid),
         }
+        seen.count(pid);
     }
     Ok(seen)
 }
@@ -112,6 +142,7 @@ fn table(dir: &OwnedFd, pid: u32, name: &str, sought: &HashSet<u64>, seen: &mut 
         if fd.to_bytes().starts_with(b".") {
             continue;
         }
+        seen.descriptors += 1;
         let length = match rustix::fs::readlinkat_raw(&open, fd, target.as_mut_slice()) {
             Ok(length) => length,
             Err(Errno::NOENT) => continue,
@@ -166,6 +197,16 @@ mod tests {
             assert!(seen.of(inode(socket)).contains(&own));
         }
         assert!(seen.of(1).is_empty());
+    }
+
+    #[test]
+    fn a_walk_tells_who_has_the_most_descriptors() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let _many: Vec<_> = (0..300).map(|_| file.try_clone().unwrap()).collect();
+        let busiest = walk(&HashSet::new()).unwrap().busiest().unwrap();
+        assert!(busiest.descriptors > 300);
+        let table = format!("/proc/{}/fd", busiest.pid);
+        assert!(std::fs::read_dir(table).is_ok_and(|fds| fds.count() > 300));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use bonafide_proto::wire::node as wire;
 use bonafide_proto::wire::node::attestation_client::AttestationClient;
 use rustix::process::{Pid, Signal};
 
-use crate::node::{NOBODY, Program, config, connector, needed, own_netns, python, until};
+use crate::node::{CONNECTS, NOBODY, PATIENCE, Program, config, connector, needed, own_netns, python, until};
 
 /// A network namespace with a loopback and a pair of devices; gone when dropped.
 struct Namespace(String);
@@ -163,6 +163,44 @@ async fn without_its_capabilities_it_attests_nobody() {
     let refusal = ask(&client, key).await.unwrap_err();
     assert_eq!(refusal.reason, AttestReason::Unreadable);
     assert!(refusal.detail.contains("might hold the socket"), "{refusal}");
+}
+
+#[tokio::test]
+async fn a_daemon_without_descriptors_holds_it_against_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("policy.toml"), NOBODY).unwrap();
+    std::fs::write(dir.path().join("identityd.toml"), config(dir.path())).unwrap();
+    let _daemon = Program::start(
+        Command::new(needed(&["/usr/bin/prlimit"]))
+            .arg("--nofile=48:48")
+            .arg(env!("CARGO_BIN_EXE_bonafide-identityd"))
+            .arg("--config")
+            .arg(dir.path().join("identityd.toml")),
+    );
+    let socket = dir.path().join("i.sock");
+    until(|| socket.exists()).await;
+    let client = AttestationClient::new(endpoint::channel(socket.clone()));
+
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut program =
+        Program::start(Command::new(python()).args(["-c", CONNECTS]).arg(server.local_addr().unwrap().to_string()));
+    let key = connector(program.address(), server.local_addr().unwrap());
+    ask(&client, key).await.unwrap();
+    // Each connection costs the daemon a descriptor. At every count there is another step that finds none left.
+    let mut taken = Vec::new();
+    let mut unavailable = 0;
+    for _ in 0..48 {
+        taken.push(tokio::net::UnixStream::connect(&socket).await.unwrap());
+        match ask(&client, key).await {
+            Ok(_) => {}
+            Err(refusal) if refusal.reason == AttestReason::Unavailable => unavailable += 1,
+            Err(refusal) => panic!("{} connections: {refusal}", taken.len()),
+        }
+    }
+    assert!(unavailable > 0);
+    drop(taken);
+    let answers = async { while ask(&client, key).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, answers).await.unwrap();
 }
 
 #[test]
