@@ -13,8 +13,10 @@ use bonafide_policy::Mode;
 use super::Rules;
 use super::error::CaptureError;
 use super::exemption::Holder;
+use super::footprint::Ground;
 use super::mark::{CAPTURED_IN, CAPTURED_OUT, DELIVERY, MASK, STEER, WIRE};
 use super::tool::Tool;
+use crate::sys::nftables;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Family {
@@ -98,6 +100,17 @@ pub(super) async fn remove() -> Result<(), CaptureError> {
 /// Are rules of ours loaded, in either family?
 pub(super) async fn present() -> Result<bool, CaptureError> {
     Ok(is_present(Family::V4).await? || is_present(Family::V6).await?)
+}
+
+/// Where the rules are.
+pub(super) fn grounds() -> Vec<Ground> {
+    let families = [nftables::Family::V4, nftables::Family::V6];
+    families.into_iter().flat_map(|family| TABLES.map(|table| ground(family, table))).collect()
+}
+
+fn ground(family: nftables::Family, table: &'static str) -> Ground {
+    let hooks = HOOKS.iter().filter(|hook| hook.table == table).map(|hook| hook.chain).collect();
+    Ground { family, table, own: chains_of(table), hooks }
 }
 
 async fn is_present(family: Family) -> Result<bool, CaptureError> {

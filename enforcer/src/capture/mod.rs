@@ -5,6 +5,7 @@
 //! | [`exemption`] | whose connections are not captured |
 //! | `nft`, `iptables` | the rules, for either engine |
 //! | `routes` | where a steered packet goes |
+//! | `footprint` | whether somebody else took the rules away |
 //! | [`guard`](guard()) | removes them all when an observing enforcer dies |
 //!
 //! **Enforce** fails closed: rules and routes outlive the enforcer, and a connection is refused until it is back.
@@ -14,6 +15,7 @@
 
 mod error;
 pub mod exemption;
+mod footprint;
 mod guard;
 mod iptables;
 mod mark;
@@ -36,6 +38,7 @@ pub use exemption::Exemption;
 pub use guard::guard;
 
 use exemption::{Cgroup, Holder};
+use footprint::{Footprint, Ground};
 use guard::Guard;
 use routes::Watch;
 use turn::Turn;
@@ -77,6 +80,13 @@ impl Backend {
         match self {
             Self::Nft => nft::remove().await,
             Self::Iptables => iptables::remove().await,
+        }
+    }
+
+    fn grounds(self) -> Vec<Ground> {
+        match self {
+            Self::Nft => nft::grounds(),
+            Self::Iptables => iptables::grounds(),
         }
     }
 
@@ -141,11 +151,19 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Capture {
     plan: Plan,
-    /// The kernel objects that the loaded rules hold, in the order of [`Plan::cgroups`].
-    loaded: Vec<Option<u64>>,
+    loaded: Loaded,
     /// Present in observe mode.
     guard: Option<Guard>,
     _watch: Watch,
+}
+
+/// What the loaded rules are to the kernel.
+#[derive(Debug)]
+struct Loaded {
+    /// The cgroups they hold, in the order of [`Plan::objects`].
+    objects: Vec<Option<u64>>,
+    /// `None` where they were gone before they could be looked at.
+    footprint: Option<Footprint>,
 }
 
 impl Capture {
@@ -170,7 +188,7 @@ impl Capture {
     }
 
     /// Routes before rules: a steered packet must find its way. Devices that come meanwhile are in both.
-    async fn install_guarded(plan: &Plan) -> Result<(Vec<Option<u64>>, Watch), CaptureError> {
+    async fn install_guarded(plan: &Plan) -> Result<(Loaded, Watch), CaptureError> {
         let watch = Watch::start()?;
         routes::install()?;
         let loaded = plan.load().await?;
@@ -231,20 +249,38 @@ impl Capture {
 
     /// To be called every second or so: puts right what changed outside. Returns whether anything had to be.
     ///
-    /// A service manager makes a new cgroup for each start of a unit, and rules hold the old one: without this, a CA
-    /// that was restarted could not reach its authority. A guard that was killed is replaced.
+    /// * A service manager makes a new cgroup for each start of a unit, and rules hold the old one: without this, a CA
+    ///   that was restarted could not reach its authority.
+    /// * Other software flushes everybody's rules (`systemctl restart nftables`) or deletes routing rules.
+    /// * A guard that was killed is replaced.
     ///
     /// # Errors
     /// As [`Capture::install`]; what was in force stays.
     pub async fn refresh(&mut self) -> Result<bool, CaptureError> {
-        let mut changed = false;
-        if self.guard.as_mut().is_some_and(Guard::is_gone) {
+        let guard = self.replace_guard().await?;
+        let routes = routes::repair();
+        // Rules without routes refuse; routes without rules let pass. So the rules do not wait for the routes.
+        let rules = self.reload_if_changed().await?;
+        Ok(guard || rules || routes?)
+    }
+
+    async fn replace_guard(&mut self) -> Result<bool, CaptureError> {
+        let gone = self.guard.as_mut().is_some_and(Guard::is_gone);
+        if gone {
             self.guard = Some(Guard::arm(self.plan.backend).await?);
-            changed = true;
         }
-        if self.plan.objects() != self.loaded {
+        Ok(gone)
+    }
+
+    async fn reload_if_changed(&mut self) -> Result<bool, CaptureError> {
+        let intact = match &mut self.loaded.footprint {
+            Some(footprint) => footprint.is_intact()?,
+            None => false,
+        };
+        let changed = !intact || self.plan.objects() != self.loaded.objects;
+        if changed {
+            self.loaded.footprint = None;
             self.loaded = self.plan.load().await?;
-            changed = true;
         }
         Ok(changed)
     }
@@ -325,7 +361,7 @@ impl Plan {
     }
 
     /// Returns the cgroups as they were before loading: one replaced meanwhile shows as a difference.
-    async fn load(&self) -> Result<Vec<Option<u64>>, CaptureError> {
+    async fn load(&self) -> Result<Loaded, CaptureError> {
         let objects = self.objects();
         let controls = self.existing_controls()?;
         let rules = Rules {
@@ -336,7 +372,7 @@ impl Plan {
             controls: &controls,
         };
         self.backend.load(&rules).await?;
-        Ok(objects)
+        Ok(Loaded { objects, footprint: Footprint::take(self.backend.grounds())? })
     }
 
     /// One path that does not exist would make the whole load fail.

@@ -12,13 +12,19 @@ use bonafide_policy::Mode;
 
 use super::error::CaptureError;
 use super::exemption::Holder;
+use super::footprint::Ground;
 use super::mark::{CAPTURED_IN, CAPTURED_OUT, DELIVERY, MASK, STEER, WIRE};
 use super::tool::Tool;
 use super::{Exempted, Rules};
+use crate::sys::nftables::Family;
 
 const NFT: Tool = Tool { name: "nft", package: "nftables" };
 /// A first packet. A new connection's may carry ECN and other flags.
 const SYN: &str = "tcp flags & (fin|syn|rst|ack) == syn";
+const CHAINS: [&str; 14] = [
+    "own", "legacy", "tolo", "out", "pre_lo", "tp_out", "tp_in", "pre", "in", "post", "natout", "natpost", "iddst",
+    "idsrc",
+];
 /// Makes loading replace whatever is there, and removing succeed where nothing is.
 const CLEARED: &str = "table inet bonafide\ndelete table inet bonafide\n";
 
@@ -35,6 +41,11 @@ pub(super) async fn remove() -> Result<(), CaptureError> {
 /// Are rules of ours loaded?
 pub(super) async fn present() -> Result<bool, CaptureError> {
     Ok(NFT.run(&["list", "table", "inet", "bonafide"], "").await?.status.success())
+}
+
+/// Where the rules are.
+pub(super) fn grounds() -> Vec<Ground> {
+    vec![Ground { family: Family::Inet, table: "bonafide", own: &CHAINS, hooks: Vec::new() }]
 }
 
 fn text(rules: &Rules<'_>) -> String {
@@ -274,6 +285,13 @@ mod tests {
         let text = text(&enforcing().rules());
         assert!(text.starts_with(CLEARED));
         assert_eq!(text.matches("table inet bonafide {").count(), 1);
+    }
+
+    #[test]
+    fn every_chain_is_watched() {
+        let text = text(&enforcing().rules());
+        let written = text.lines().filter_map(|line| line.strip_prefix("  chain ")?.strip_suffix(" {"));
+        assert_eq!(written.collect::<Vec<_>>(), CHAINS);
     }
 
     #[test]

@@ -27,6 +27,8 @@ const LOOKUP: u32 = 30;
 const BLACKHOLE: u32 = 31;
 /// As if the kernel had made them: systemd-networkd deletes rules and routes of every other origin that it does not know.
 const OURS: RouteProtocol = RouteProtocol::Kernel;
+/// The index of `lo`, in every network namespace.
+const LO: u32 = 1;
 /// `RTNLGRP_LINK` and `RTNLGRP_IPV6_IFINFO`: devices that come, go, or get IPv6.
 const LINK_GROUPS: [u32; 2] = [1, 12];
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
@@ -40,6 +42,60 @@ pub(super) fn install() -> Result<(), CaptureError> {
         }
     }
     add_all_devices(&mut kernel)
+}
+
+/// Installs again if somebody deleted a rule or the routes. Returns whether that helped: a device that is down has no
+/// route, and a kernel without IPv6 none of it.
+pub(super) fn repair() -> Result<bool, CaptureError> {
+    let before = missing()?;
+    if before.is_empty() {
+        return Ok(false);
+    }
+    install()?;
+    Ok(missing()? != before)
+}
+
+/// Which rules and which families' routes of `lo` are not there. The other devices' are left to the [`Watch`].
+fn missing() -> Result<Vec<String>, CaptureError> {
+    let mut kernel = open()?;
+    let mut missing = Vec::new();
+    for family in FAMILIES {
+        let rules = kernel.dump(RouteNetlinkMessage::GetRule(in_family(family))).or_else(nothing_in_it);
+        let rules = rules.map_err(|source| failed("list the routing rules", source))?;
+        let gone = [lookup(family), blackhole(family)].into_iter().filter(|ours| !rules.iter().any(|r| is(r, ours)));
+        missing.extend(gone.map(|rule| format!("{rule:?}")));
+        let routes = kernel.dump(RouteNetlinkMessage::GetRoute(in_table(family))).or_else(nothing_in_it);
+        let routes = routes.map_err(|source| failed("list the capture routes", source))?;
+        if !routes.iter().any(is_by_lo) {
+            missing.push(format!("{family:?} by lo"));
+        }
+    }
+    Ok(missing)
+}
+
+fn nothing_in_it(e: io::Error) -> io::Result<Vec<RouteNetlinkMessage>> {
+    if is_one_of(&e, &NO_TABLE) { Ok(Vec::new()) } else { Err(e) }
+}
+
+fn in_family(family: AddressFamily) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = family;
+    rule
+}
+
+/// Is it `ours`, whoever made it?
+fn is(message: &RouteNetlinkMessage, ours: &RuleMessage) -> bool {
+    let RouteNetlinkMessage::NewRule(rule) = message else { return false };
+    let everywhere = rule.header.src_len == 0 && rule.header.dst_len == 0;
+    let same = rule.header.family == ours.header.family && rule.header.action == ours.header.action;
+    everywhere && same && ours.attributes.iter().all(|attribute| rule.attributes.contains(attribute))
+}
+
+fn is_by_lo(message: &RouteNetlinkMessage) -> bool {
+    let RouteNetlinkMessage::NewRoute(route) = message else { return false };
+    let has = |attribute| route.attributes.contains(&attribute);
+    let everything = route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Local;
+    everything && has(RouteAttribute::Table(TABLE)) && has(RouteAttribute::Oif(LO))
 }
 
 /// Removes both rules and empties the table; neither need be there.
@@ -177,10 +233,8 @@ fn in_table(family: AddressFamily) -> RouteMessage {
 }
 
 fn empty_table(kernel: &mut Rtnetlink, family: AddressFamily) -> Result<(), CaptureError> {
-    let listed = match kernel.dump(RouteNetlinkMessage::GetRoute(in_table(family))) {
-        Err(e) if is_one_of(&e, &NO_TABLE) => Vec::new(),
-        other => other.map_err(|source| failed("list the capture routes", source))?,
-    };
+    let listed = kernel.dump(RouteNetlinkMessage::GetRoute(in_table(family))).or_else(nothing_in_it);
+    let listed = listed.map_err(|source| failed("list the capture routes", source))?;
     for message in listed {
         let RouteNetlinkMessage::NewRoute(route) = message else { continue };
         if !route.attributes.contains(&RouteAttribute::Table(TABLE)) {

@@ -8,6 +8,7 @@ mod liveness;
 pub mod locality;
 pub(crate) mod netlink;
 pub mod netns;
+pub(crate) mod nftables;
 pub mod reset;
 
 pub use harden::harden;

@@ -1,45 +1,61 @@
-//! One rtnetlink request and its answers. The kernel answers before `send` returns, so nothing here waits.
+//! One netlink request and its answers. The kernel answers before `send` returns, so nothing here waits.
 
 use std::io;
+use std::marker::PhantomData;
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
-/// A connection to the routing half of the kernel, in the network namespace in which it was opened.
-pub(crate) struct Rtnetlink {
+/// A connection to the part of the kernel that speaks `M`, in the network namespace in which it was opened.
+pub(crate) struct Netlink<M> {
     socket: Socket,
     sequence: u32,
+    speaks: PhantomData<fn(M) -> M>,
 }
+
+/// The routing half of the kernel.
+pub(crate) type Rtnetlink = Netlink<RouteNetlinkMessage>;
 
 impl Rtnetlink {
     pub(crate) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        let kernel = Self::over(NETLINK_ROUTE)?;
+        // Lets a dump be filtered by table instead of listing every route of the host.
+        kernel.socket.set_netlink_get_strict_chk(true)?;
+        Ok(kernel)
+    }
+}
+
+impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
+    /// `protocol` must be the one that speaks `M`.
+    pub(super) fn over(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        // Lets a dump be filtered by table instead of listing every route of the host.
-        socket.set_netlink_get_strict_chk(true)?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket, sequence: 0, speaks: PhantomData })
     }
 
     /// Asks about one object.
-    pub(crate) fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(crate) fn get(&mut self, message: M) -> io::Result<Vec<M>> {
         self.exchange(message, NLM_F_ACK)
     }
 
     /// Lists objects.
-    pub(crate) fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(crate) fn dump(&mut self, message: M) -> io::Result<Vec<M>> {
         self.exchange(message, NLM_F_DUMP)
     }
 
     /// Changes one object; `flags` are `NLM_F_CREATE` and the like.
-    pub(crate) fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    pub(crate) fn change(&mut self, message: M, flags: u16) -> io::Result<()> {
         self.exchange(message, NLM_F_ACK | flags).map(drop)
     }
 
-    fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    fn exchange(&mut self, message: M, flags: u16) -> io::Result<Vec<M>> {
         self.sequence = self.sequence.wrapping_add(1);
         self.socket.send(&encode(message, flags | NLM_F_REQUEST, self.sequence), 0)?;
         let mut answers = Vec::new();
@@ -61,11 +77,11 @@ impl Rtnetlink {
     }
 }
 
-fn encode(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8> {
+fn encode<M: NetlinkSerializable>(message: M, flags: u16, sequence: u32) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = flags;
     header.sequence_number = sequence;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
@@ -73,7 +89,7 @@ fn encode(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8> {
 }
 
 /// The messages of one datagram.
-pub(crate) fn parts(datagram: &[u8]) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
+pub(crate) fn parts<M: NetlinkDeserializable>(datagram: &[u8]) -> io::Result<Vec<NetlinkMessage<M>>> {
     let mut messages = Vec::new();
     let mut rest = datagram;
     while !rest.is_empty() {

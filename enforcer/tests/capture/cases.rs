@@ -23,6 +23,8 @@ pub fn all() -> impl Iterator<Item = Case> {
         both("observe_needs_no_routes_nft", "observe_needs_no_routes_iptables", observe_needs_no_routes),
         both("observe_opens_nft", "observe_opens_iptables", observe_opens),
         both("a_killed_guard_is_replaced_nft", "a_killed_guard_is_replaced_iptables", a_killed_guard_is_replaced),
+        both("flushed_rules_come_back_nft", "flushed_rules_come_back_iptables", flushed_rules_come_back),
+        both("deleted_routes_come_back_nft", "deleted_routes_come_back_iptables", deleted_routes_come_back),
         both("switches_nft", "switches_iptables", switches),
         both("removes_every_trace_nft", "removes_every_trace_iptables", removes_every_trace),
         both("marks_do_not_help_nft", "marks_do_not_help_iptables", marks_do_not_help),
@@ -244,6 +246,72 @@ fn a_killed_guard_is_replaced(backend: &'static str) {
     assert_captured(&lab.client(&lab.host, &at("10.77.0.2"), &[]), "out", &at("10.77.0.2"), "10.77.0.1");
     enforcer.kill();
     wait_until_open(&lab, &before);
+}
+
+/// What `systemctl restart nftables` does, and smaller damage.
+fn flushed_rules_come_back(backend: &'static str) {
+    let lab = lab();
+    let before = lab.traces();
+    let damages: &[&[&str]] = match backend {
+        "nft" => &[
+            &["nft", "flush", "ruleset"],
+            &["nft", "flush", "chain", "inet", "bonafide", "out"],
+            &["nft", "insert", "rule", "inet", "bonafide", "out", "accept"],
+            &["nft", "add table inet bonafide { flags dormant; }"],
+        ],
+        _ => &[
+            &["nft", "flush", "ruleset"],
+            &["iptables-nft", "-t", "mangle", "-F", "OUTPUT"],
+            &["ip6tables-nft", "-t", "mangle", "-F", "BF-OUT"],
+            &["ip6tables-nft", "-t", "mangle", "-I", "BF-OUT", "-j", "ACCEPT"],
+            &["iptables-nft", "-t", "nat", "-F"],
+        ],
+    };
+    for mode in ["enforce", "observe"] {
+        let mut enforcer = lab.enforcer(&[backend, mode]);
+        for damage in damages {
+            assert_eq!(enforcer.order("refresh"), "refreshed false");
+            lab.on_host(damage);
+            assert_eq!(enforcer.order("refresh"), "refreshed true", "{damage:?}");
+            assert_eq!(enforcer.order("refresh"), "refreshed false", "{damage:?}");
+            assert_all_captured(&lab);
+        }
+        // Others may change what is theirs.
+        lab.on_host(&["nft", "add table inet theirs; add chain inet theirs c; add rule inet theirs c accept"]);
+        assert_eq!(enforcer.order("refresh"), "refreshed false");
+        lab.on_host(&["nft", "delete", "table", "inet", "theirs"]);
+        assert_eq!(enforcer.order("remove"), "done");
+        assert!(enforcer.has_ended());
+        assert_eq!(lab.traces(), before);
+    }
+}
+
+fn deleted_routes_come_back(backend: &'static str) {
+    let lab = lab();
+    let before = lab.traces();
+    let mut enforcer = lab.enforcer(&[backend, "enforce"]);
+    let mut comes_back = || {
+        assert_eq!(enforcer.order("refresh"), "refreshed true");
+        assert_eq!(enforcer.order("refresh"), "refreshed false");
+    };
+    for family in ["-4", "-6"] {
+        for preference in ["30", "31"] {
+            lab.ip(&[family, "rule", "del", "pref", preference]);
+            comes_back();
+        }
+        lab.ip(&[family, "route", "flush", "table", "30808"]);
+        comes_back();
+    }
+    delete_routing_rules(&lab);
+    comes_back();
+    assert_all_captured(&lab);
+    // Nothing can be put right while `lo` is down.
+    lab.ip(&["link", "set", "lo", "down"]);
+    assert_eq!(enforcer.order("refresh"), "refreshed false");
+    lab.ip(&["link", "set", "lo", "up"]);
+    assert_eq!(enforcer.order("remove"), "done");
+    assert!(enforcer.has_ended());
+    assert_eq!(lab.traces(), before);
 }
 
 fn switches(backend: &'static str) {

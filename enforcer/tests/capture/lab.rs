@@ -195,6 +195,11 @@ impl Lab {
         format!("{rules}\n{v4}{v6}{}", routes.concat())
     }
 
+    /// A command of somebody else's on the host.
+    pub fn on_host(&self, command: &[&str]) -> String {
+        must("nsenter", &[&[net(&self.host).as_str()], command].concat())
+    }
+
     pub fn ip(&self, args: &[&str]) -> String {
         must("ip", &[&["-n", self.host.as_str()], args].concat())
     }
