@@ -134,13 +134,13 @@ impl Story {
         let _web = nginx(self.stage.world.bare(), self.stage.world.netns(Site::B), 80, PAGE);
         for family in Family::BOTH {
             let command = self.stage.curl(Site::B.at(family, 80));
-            self.step(&format!("curl fetches a page from nginx, {family:?}"), Outcome::Allowed, command);
+            self.step(&format!("curl fetches a page from nginx, {family}"), Outcome::Allowed, command);
         }
         let original = std::fs::read(&self.stage.client);
         append_one_byte(&self.stage.client);
         for family in Family::BOTH {
             let command = self.stage.curl(Site::B.at(family, 80));
-            self.step(&format!("the same curl, same path, one byte appended, {family:?}"), Outcome::Refused, command);
+            self.step(&format!("the same curl, same path, one byte appended, {family}"), Outcome::Refused, command);
         }
         if let Ok(original) = original {
             replace_file(&self.stage.client, &original);
@@ -153,9 +153,9 @@ impl Story {
         let _echo = echo_server(self.stage.world.bare(), self.stage.world.netns(Site::B), 7);
         for family in Family::BOTH {
             let command = self.stage.say(&self.stage.reporter, family);
-            self.step(&format!("report.py talks to the echo server, {family:?}"), Outcome::Allowed, command);
+            self.step(&format!("report.py talks to the echo server, {family}"), Outcome::Allowed, command);
             let command = self.stage.say(&self.stage.stranger, family);
-            let title = format!("stranger.py: same text, same interpreter, same user, {family:?}");
+            let title = format!("stranger.py: same text, same interpreter, same user, {family}");
             self.step(&title, Outcome::Refused, command);
         }
     }

@@ -8,12 +8,17 @@ use bonafide_tests::wait::wait_until;
 use bonafide_tests::world::BareWorld;
 use bonafide_tests::{policy::Policy, rpc};
 
+/// The exit code for a token that is no good (see `bonafide-ca --help`).
+const BAD_INPUT: i32 = 2;
+/// The exit code where the authority is not the one that the token names.
+const FAILED: i32 = 1;
+
 /// Starts a node's CA with this token and returns what it said when it gave up.
-fn refused(world: &BareWorld, instance: &str, token: &str) -> String {
+fn refused(world: &BareWorld, instance: &str, token: &str, exit: i32) -> String {
     let mut node = candidate(world, instance, token);
     node.start_daemon(Daemon::Ca, &world.topology().a);
     let code = node.wait_for_exit(Daemon::Ca);
-    assert_eq!(code, Some(1), "with a bad token:\n{}", node.log(Daemon::Ca));
+    assert_eq!(code, Some(exit), "with a bad token:\n{}", node.log(Daemon::Ca));
     node.log(Daemon::Ca)
 }
 
@@ -31,17 +36,17 @@ fn bad_join_tokens_admit_nobody_and_say_why() {
     let mut authority = Authority::start(world.instance(), &t.authority, &world.dir().join("authority"));
 
     let good = authority.token("a", 60);
-    let said = refused(&world, "damaged", &good[..good.len() - 5]);
+    let said = refused(&world, "damaged", &good[..good.len() - 5], BAD_INPUT);
     assert!(said.contains("damaged"), "{said}");
-    let said = refused(&world, "nonsense", "let me in");
+    let said = refused(&world, "nonsense", "let me in", BAD_INPUT);
     assert!(said.contains("no join token"), "{said}");
-    let said = refused(&world, "other", &authority.token("b", 60));
+    let said = refused(&world, "other", &authority.token("b", 60), BAD_INPUT);
     assert!(said.contains("for node b"), "{said}");
 
     let short = authority.token("a", 1);
     // Only time makes it expire.
     std::thread::sleep(Duration::from_millis(2100));
-    let said = refused(&world, "expired", &short);
+    let said = refused(&world, "expired", &short, BAD_INPUT);
     assert!(said.contains("expired"), "{said}");
 
     {
@@ -52,7 +57,7 @@ fn bad_join_tokens_admit_nobody_and_say_why() {
         wait_until("a good token to admit a node", Duration::from_secs(10), joined);
         assert!(!node.layout().join_token().exists(), "the used token stays on disk");
     }
-    let said = refused(&world, "again", &good);
+    let said = refused(&world, "again", &good, BAD_INPUT);
     assert!(said.contains("used already"), "{said}");
 
     // Another authority at the same address is not the one that the token names.
@@ -60,6 +65,6 @@ fn bad_join_tokens_admit_nobody_and_say_why() {
     authority.kill();
     drop(authority);
     let _usurper = Authority::start(world.instance(), &t.authority, &world.dir().join("usurper"));
-    let said = refused(&world, "usurped", &trusted);
+    let said = refused(&world, "usurped", &trusted, FAILED);
     assert!(!said.contains("member of"), "{said}");
 }
