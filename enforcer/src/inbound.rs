@@ -194,6 +194,8 @@ where
     /// Another enforcer: mutual TLS, the same policy, decided again at this end.
     async fn over_the_mesh(self, node: &Arc<Node>) -> Ended {
         let Self { far, reserved, mut known } = self;
+        // The tunnel tells an end from a break by itself, and a reset could overtake its last words.
+        far.disarm();
         match known.authorize(far, reserved, node).await {
             Ok(Authorized { tunnel, app, grant, mut seat }) => {
                 let mut account = known.account;
