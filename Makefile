@@ -2,6 +2,8 @@
 
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 ARGS ?=
+# Where rustup puts cargo; a shell opened before that does not know it.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .PHONY: help deps build demo test lint run clean
 
