@@ -148,3 +148,16 @@ fn a_kept_directory_stays_and_can_be_used_again() {
         assert!(!stage.cgroup.path().exists());
     }
 }
+
+#[test]
+fn a_daemon_that_talks_without_end_fills_no_disk() {
+    let stage = Stage::new("log", "head -c 20000000 /dev/zero >&2; exec sleep 600");
+    let run = stage.run(&[]);
+    let length = |name: &str| fs::metadata(stage.dir().join("log").join(name)).map_or(0, |meta| meta.len());
+    until("the log was begun anew", || length("ca.log.1") > 16 << 20);
+    until("the log is small", || length("ca.log") + length("ca.log.1") <= 20_000_000 && length("ca.log") < 16 << 20);
+    send(&run, Signal::TERM);
+    let (code, said) = end(run);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!stage.dir().exists());
+}

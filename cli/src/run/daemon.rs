@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::log;
 use crate::node::DaemonCommand;
 
 /// Before the first restart, and the least there ever is.
@@ -67,8 +68,9 @@ impl Daemon {
         Ok(())
     }
 
-    /// Looks after it once.
+    /// Looks after it, and its log, once.
     pub(super) fn tend(&mut self, now: Instant) -> Option<News> {
+        log::bound(&self.command.log);
         match &mut self.state {
             State::Running { child, since } => {
                 let status = child.try_wait().ok().flatten()?;

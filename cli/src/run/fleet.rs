@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bonafide_proto::wire::node::IssuanceStatus;
 
 use super::daemon::{Daemon, Ending, News, wait, words};
+use super::log;
 use crate::ask::{self, NoAnswer};
 use crate::exit::Failure;
 use crate::node::{DaemonCommand, Layout, PreparedNode};
@@ -44,7 +45,8 @@ impl Fleet {
     /// Starts one after the other, each when the one before answers.
     pub(super) async fn start(&mut self) -> Result<(), Failure> {
         for daemon in &mut self.daemons {
-            daemon.start(Instant::now()).map_err(|e| Failure::Failed(format!("{}: {e}", daemon.name)))?;
+            let begun = log::begin(&daemon.command.log).and_then(|()| daemon.start(Instant::now()));
+            begun.map_err(|e| Failure::Failed(format!("{}: {e}", daemon.name)))?;
             until_up(daemon, &self.layout).await?;
         }
         Ok(())

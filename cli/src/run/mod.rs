@@ -5,6 +5,7 @@
 mod claim;
 mod daemon;
 mod fleet;
+mod log;
 mod plan;
 
 use std::path::{Path, PathBuf};
