@@ -72,14 +72,19 @@ impl<S: SocketSource> Attestor<S> {
         self.attestation(witnessed)
     }
 
-    /// The same question about a process.
+    /// The same question about a process; what it misses is told of this workload alone, if one is named.
     ///
     /// # Errors
     /// Any doubt, by name.
-    pub(crate) async fn process(&self, pid: u32) -> Result<Attestation, AttestRefusal> {
+    pub(crate) async fn process(&self, pid: u32, named: Option<&WorkloadName>) -> Result<Attestation, AttestRefusal> {
         self.policy.get()?;
         let execution = Process::pin(pid)?.execution();
-        self.attestation(self.witness.examine(&[execution]).await?)
+        let mut attestation = self.attestation(self.witness.examine(&[execution]).await?)?;
+        if let Some(name) = named {
+            let miss = self.policy.get()?.policy.miss_of(name, &attestation.fingerprint);
+            attestation.near_misses = miss.into_iter().collect();
+        }
+        Ok(attestation)
     }
 
     /// The fingerprint of executions that were attested before, if all of them still earn this workload.

@@ -39,6 +39,22 @@ impl<S: SocketSource> Service<S> {
         Self { attestor, policy, authority }
     }
 
+    /// The workload that a question names, if it names one.
+    fn named(&self, name: &str) -> Result<Option<WorkloadName>, Status> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let name: WorkloadName = name.parse().map_err(|e| Malformed(format!("workload name {e}")))?;
+        match self.policy.state().loaded {
+            Some(loaded) if !loaded.policy.knows(&name) => {
+                let file = self.policy.file().display();
+                Err(Status::not_found(format!("the policy {file} has no workload {name}")))
+            }
+            // Without a policy the answer is a refusal of that name.
+            _ => Ok(Some(name)),
+        }
+    }
+
     async fn svid(&self, order: Order) -> Result<wire::Svid, AttestRefusal> {
         let fingerprint = self.attestor.entitled(&order.executions, &order.workload).await?;
         self.authority.issue(&order.workload, &fingerprint, order.csr).await
@@ -89,10 +105,8 @@ impl<S: SocketSource> Attestation for Service<S> {
         request: Request<wire::AttestProcessRequest>,
     ) -> Result<Response<wire::AttestResponse>, Status> {
         let request = request.into_inner();
-        let mut answer = self.attestor.process(request.pid).await;
-        if let (Ok(attestation), false) = (&mut answer, request.workload.is_empty()) {
-            attestation.near_misses.retain(|miss| miss.of == request.workload);
-        }
+        let named = self.named(&request.workload)?;
+        let answer = self.attestor.process(request.pid, named.as_ref()).await;
         Ok(Response::new((&answer).into()))
     }
 

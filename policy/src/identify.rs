@@ -47,6 +47,11 @@ pub(crate) fn identify(workloads: &[Workload], fingerprint: &Fingerprint) -> Ide
     }
 }
 
+/// The first selector of this workload that the evidence fails.
+pub(crate) fn miss(workload: &Workload, fingerprint: &Fingerprint) -> Option<NearMiss> {
+    compare(&workload.selectors, fingerprint).iter().find_map(|c| c.miss(workload))
+}
+
 /// A selector beside its evidence.
 struct Compared {
     field: &'static str,
@@ -290,6 +295,25 @@ mod tests {
         let digests: Vec<String> = (10..20).map(|byte| format!("\"{}\"", digest(byte))).collect();
         let near = near(&[&format!("sha256 = [{}]", digests.join(","))], &nginx());
         assert!(near[0].expected.ends_with(" or 6 more"), "{near:?}");
+    }
+
+    #[test]
+    fn one_workload_is_compared_however_far_it_is() {
+        let mut text = "mode = \"enforce\"\n".to_owned();
+        for i in 0..NEAR_MAX {
+            text.push_str(&format!("[[workload]]\nname = \"near{i}\"\nexe = \"/usr/sbin/nginx\"\nuid = {i}\n"));
+        }
+        text.push_str("[[workload]]\nname = \"far\"\nexe = \"/far\"\nuid = 1\n");
+        text.push_str("[[workload]]\nname = \"fits\"\nexe = \"/usr/sbin/nginx\"\nunit = \"nginx.service\"\n");
+        text.push_str("[[outside]]\nname = \"internet\"\nprefixes = [\"192.0.2.0/24\"]\n");
+        let policy = Policy::parse("p", &text).unwrap();
+        let of = |name: &str| policy.miss_of(&name.parse().unwrap(), &nginx());
+        assert_eq!(of("far"), Some(miss("far", "exe", "/far", "/usr/sbin/nginx")));
+        assert_eq!(of("near3"), Some(miss("near3", "uid", "3", "33")));
+        assert_eq!(of("fits"), None);
+        assert_eq!(of("unknown"), None);
+        let known = ["far", "fits", "unknown", "internet"].map(|name| policy.knows(&name.parse().unwrap()));
+        assert_eq!(known, [true, true, false, false]);
     }
 
     #[test]

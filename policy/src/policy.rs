@@ -5,12 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use bonafide_proto::fingerprint::{Digest, Fingerprint};
 use bonafide_proto::name::WorkloadName;
+use bonafide_proto::record::NearMiss;
 use toml::de::DeTable;
 
 use crate::compile::{Tables, compile};
 use crate::decide::{Subject, Verdict};
 use crate::fault::{Faults, PolicyError, PolicyErrors, quoted};
-use crate::identify::{Identified, identify};
+use crate::identify::{Identified, identify, miss};
 use crate::language::{OUTSIDE, RULE, TOP, WORKLOAD};
 use crate::names::{End, Names};
 use crate::outside::{self, Outsides};
@@ -113,6 +114,19 @@ impl Policy {
     /// Which workload this evidence earns.
     pub fn identify(&self, fingerprint: &Fingerprint) -> Identified {
         identify(&self.workloads, fingerprint)
+    }
+
+    /// The first selector of one workload that this evidence fails; `None` if all hold, or the policy does not know the
+    /// workload ([`Policy::knows`]).
+    #[must_use]
+    pub fn miss_of(&self, name: &WorkloadName, fingerprint: &Fingerprint) -> Option<NearMiss> {
+        self.workloads.iter().find(|workload| workload.name == *name).and_then(|workload| miss(workload, fingerprint))
+    }
+
+    /// Whether the policy has a workload of this name.
+    #[must_use]
+    pub fn knows(&self, name: &WorkloadName) -> bool {
+        self.by_name.contains_key(name)
     }
 
     /// On which side of the mesh an address lies. IPv4-mapped IPv6 addresses are IPv4 addresses.

@@ -54,14 +54,38 @@ async fn evidence_that_fits_two_workloads_earns_neither() {
     assert!(refusal.detail.contains("one") && refusal.detail.contains("two"), "{refusal}");
 }
 
-#[tokio::test]
-async fn whois_can_ask_about_one_workload() {
-    let node = Node::start(&format!("{NOBODY}[[workload]]\nname = \"other\"\nexe = \"/elsewhere\"\n")).await;
-    let request = wire::AttestProcessRequest { pid: std::process::id(), workload: "other".into() };
-    let answer = node.client.clone().attest_process(request).await.unwrap().into_inner();
+async fn whois(node: &Node, workload: &str) -> Result<wire::AttestResponse, tonic::Status> {
+    let request = wire::AttestProcessRequest { pid: std::process::id(), workload: workload.into() };
+    Ok(node.client.clone().attest_process(request).await?.into_inner())
+}
+
+fn misses(answer: wire::AttestResponse) -> Vec<String> {
     let Some(wire::attest_response::Of::Attested(attested)) = answer.of else { panic!("{answer:?}") };
-    let names: Vec<_> = attested.near_misses.iter().map(|m| m.workload.as_str()).collect();
-    assert_eq!(names, ["other"]);
+    attested.near_misses.into_iter().map(|miss| miss.workload).collect()
+}
+
+#[tokio::test]
+async fn whois_can_ask_about_one_workload_however_many_are_nearer() {
+    let mut policy = "mode = \"observe\"\n".to_owned();
+    for uid in 1..=20 {
+        policy.push_str(&format!("[[workload]]\nname = \"near{uid}\"\nexe = \"{}\"\nuid = {uid}\n", own_exe()));
+    }
+    policy.push_str("[[workload]]\nname = \"far\"\nexe = \"/elsewhere\"\n");
+    let node = Node::start(&policy).await;
+    assert!(!misses(whois(&node, "").await.unwrap()).contains(&"far".to_owned()));
+    assert_eq!(misses(whois(&node, "far").await.unwrap()), ["far"]);
+
+    let unknown = whois(&node, "no/such").await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
+    assert!(unknown.message().contains("no workload no/such"), "{unknown}");
+    assert_eq!(whois(&node, "No Name").await.unwrap_err().code(), tonic::Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn whois_tells_what_another_workload_misses_than_the_one_earned() {
+    let node = Node::start(&format!("{}[[workload]]\nname = \"two\"\nexe = \"/elsewhere\"\n", earns("one"))).await;
+    assert_eq!(misses(whois(&node, "one").await.unwrap()), [""; 0]);
+    assert_eq!(misses(whois(&node, "two").await.unwrap()), ["two"]);
 }
 
 #[tokio::test]
