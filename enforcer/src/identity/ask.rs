@@ -15,7 +15,7 @@ use tonic::{Code, Response, Status, Streaming};
 use wire::attestation_client::AttestationClient;
 
 /// The longest an attestation may take.
-pub(super) const ATTEST_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const ATTEST_PATIENCE: Duration = Duration::from_secs(5);
 /// The longest a certificate may take: attestation again, and the CA.
 pub(super) const ORDER_PATIENCE: Duration = Duration::from_secs(5);
 
