@@ -13,7 +13,7 @@ use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Digest;
 use sha2::Digest as _;
 
-use crate::slots::{Account, Slots};
+use crate::slots::{Account, Busy, Slots};
 use crate::version::FileVersion;
 
 /// Files that are kept in mind.
@@ -39,6 +39,9 @@ pub(crate) enum HashError {
     /// Twice.
     #[error("it changed while it was read")]
     Changed,
+    /// The user who runs it has too many waiting.
+    #[error("{0}")]
+    Busy(#[from] Busy),
     /// The system said no.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -58,7 +61,7 @@ pub(crate) struct Digests {
 
 #[derive(Debug, Default)]
 struct Known {
-    entries: HashMap<FileVersion, Entry>,
+    entries: HashMap<(FileVersion, Account), Entry>,
     /// Counts uses, so that the least recently used are the first to go.
     now: u64,
 }
@@ -76,8 +79,6 @@ type Last = Arc<tokio::sync::Mutex<Option<Reading>>>;
 struct Reading {
     began: u64,
     digest: Digest,
-    /// Whether it still holds, however long ago it was.
-    lasts: bool,
 }
 
 impl Digests {
@@ -93,26 +94,29 @@ impl Digests {
     }
 
     /// The digest of an open file's content, all of it, as it is now or, where it cannot have changed since, was.
+    /// It is read on the account of this user, if each question takes another reading.
     ///
     /// # Errors
     /// See [`HashError`]. Nothing is remembered then.
-    pub(crate) async fn digest(&self, file: &Arc<File>) -> Result<Digest, HashError> {
-        match self.digest_version(FileVersion::of(file)?, file).await {
-            Err(HashError::Changed) => self.digest_version(FileVersion::of(file)?, file).await,
+    pub(crate) async fn digest(&self, file: &Arc<File>, user: u32) -> Result<Digest, HashError> {
+        match self.digest_version(FileVersion::of(file)?, file, user).await {
+            Err(HashError::Changed) => self.digest_version(FileVersion::of(file)?, file, user).await,
             answer => answer,
         }
     }
 
-    async fn digest_version(&self, version: FileVersion, file: &Arc<File>) -> Result<Digest, HashError> {
+    async fn digest_version(&self, version: FileVersion, file: &Arc<File>, user: u32) -> Result<Digest, HashError> {
         let most = if version.root_only { ROOTS_MAX } else { OTHERS_MAX };
         if version.size > most {
             return Err(HashError::TooLarge { size: version.size, most });
         }
         let asked = self.moment();
-        let last = self.last(version);
-        let reading = self.reading(&last, asked, version, file).await;
-        if !matches!(reading, Ok(Reading { lasts: true, .. })) {
-            self.let_go(version, &last);
+        let account = if version.lasts(self.clock.now()) { Account::Lasting } else { Account::User(user) };
+        let key = (version, account);
+        let last = self.last(key);
+        let reading = self.reading(&last, asked, key, file).await;
+        if account != Account::Lasting || reading.is_err() {
+            self.let_go(key, &last);
         }
         Ok(reading?.digest)
     }
@@ -122,21 +126,19 @@ impl Digests {
         &self,
         last: &Last,
         asked: u64,
-        version: FileVersion,
+        key: (FileVersion, Account),
         file: &Arc<File>,
     ) -> Result<Reading, HashError> {
         let mut last = last.lock().await;
         match *last {
-            Some(reading) if reading.lasts || reading.began > asked => Ok(reading),
-            _ => Ok(*last.insert(self.read(version, Arc::clone(file)).await?)),
+            Some(reading) if key.1 == Account::Lasting || reading.began > asked => Ok(reading),
+            _ => Ok(*last.insert(self.read(key, Arc::clone(file)).await?)),
         }
     }
 
-    async fn read(&self, version: FileVersion, file: Arc<File>) -> Result<Reading, HashError> {
-        let lasts = version.lasts(self.clock.now());
-        let account = if lasts { Account::Lasting } else { Account::Owner(version.uid) };
+    async fn read(&self, (version, account): (FileVersion, Account), file: Arc<File>) -> Result<Reading, HashError> {
         // The slot goes along: a task that is dropped leaves its thread hashing.
-        let slot = self.slots.take(account).await.map_err(io::Error::other)?;
+        let slot = self.slots.take(account).await?;
         let (began, nth) = (self.moment(), self.hashed.fetch_add(1, Ordering::Relaxed) + 1);
         tracing::trace!(file = ?version.id, bytes = version.size, nth, "hashing");
         let hashed = tokio::task::spawn_blocking(move || {
@@ -144,32 +146,32 @@ impl Digests {
             drop(slot);
             digest
         });
-        Ok(Reading { began, digest: hashed.await.map_err(io::Error::other)??, lasts })
+        Ok(Reading { began, digest: hashed.await.map_err(io::Error::other)?? })
     }
 
     fn moment(&self) -> u64 {
         self.moment.fetch_add(1, Ordering::SeqCst)
     }
 
-    fn last(&self, version: FileVersion) -> Last {
+    fn last(&self, key: (FileVersion, Account)) -> Last {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.now += 1;
         let now = known.now;
-        if known.entries.len() >= ENTRIES_MAX && !known.entries.contains_key(&version) {
+        if known.entries.len() >= ENTRIES_MAX && !known.entries.contains_key(&key) {
             known.make_room();
         }
-        let entry = known.entries.entry(version).or_insert_with(|| Entry { last: Arc::default(), used: now });
+        let entry = known.entries.entry(key).or_insert_with(|| Entry { last: Arc::default(), used: now });
         entry.used = now;
         Arc::clone(&entry.last)
     }
 
     /// Forgets a reading that does not last, unless somebody waits who may share it.
-    fn let_go(&self, version: FileVersion, last: &Last) {
+    fn let_go(&self, key: (FileVersion, Account), last: &Last) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = known.entries.get(&version).is_some_and(|entry| Arc::ptr_eq(&entry.last, last));
+        let kept = known.entries.get(&key).is_some_and(|entry| Arc::ptr_eq(&entry.last, last));
         // One is here, one is in the entry.
         if kept && Arc::strong_count(last) <= 2 {
-            known.entries.remove(&version);
+            known.entries.remove(&key);
         }
     }
 }
@@ -259,7 +261,7 @@ mod tests {
 
     fn ask(digests: &Arc<Digests>, file: &Arc<File>) -> tokio::task::JoinHandle<Result<Digest, HashError>> {
         let (d, f) = (Arc::clone(digests), Arc::clone(file));
-        tokio::spawn(async move { d.digest(&f).await })
+        tokio::spawn(async move { d.digest(&f, 1000).await })
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -270,7 +272,7 @@ mod tests {
         for task in asked {
             assert_eq!(task.await.unwrap().unwrap(), digest);
         }
-        assert_eq!(digests.digest(&open).await.unwrap(), digest);
+        assert_eq!(digests.digest(&open, 1000).await.unwrap(), digest);
         assert_eq!(hashed(&digests), 1);
     }
 
@@ -279,7 +281,7 @@ mod tests {
         let (_kept, open) = anybodys(b"content");
         let digests = digests(true);
         for _ in 0..3 {
-            assert_eq!(digests.digest(&open).await.unwrap(), Digest::of(b"content"));
+            assert_eq!(digests.digest(&open, 1000).await.unwrap(), Digest::of(b"content"));
         }
         assert_eq!(hashed(&digests), 3);
         assert!(digests.known.lock().unwrap().entries.is_empty());
@@ -289,7 +291,7 @@ mod tests {
     async fn who_waits_together_shares_the_next_reading_and_never_an_earlier_one() {
         let (_kept, open) = anybodys(b"content");
         let digests = Arc::new(digests(true));
-        let last = digests.last(FileVersion::of(&open).unwrap());
+        let last = digests.last((FileVersion::of(&open).unwrap(), Account::User(1000)));
         let mut under_way = last.lock().await;
         let began = digests.moment();
         let asked: Vec<_> = (0..50).map(|_| ask(&digests, &open)).collect();
@@ -297,7 +299,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         // The reading that is under way began before they asked: what it read may have changed by then.
-        *under_way = Some(Reading { began, digest: Digest([0; 32]), lasts: false });
+        *under_way = Some(Reading { began, digest: Digest([0; 32]) });
         drop(under_way);
         drop(last);
         for task in asked {
@@ -311,15 +313,24 @@ mod tests {
     async fn another_version_of_a_file_is_another_file() {
         let (mut kept, open) = file(b"one");
         let digests = digests(true);
-        assert_eq!(digests.digest(&open).await.unwrap(), Digest::of(b"one"));
+        assert_eq!(digests.digest(&open, 1000).await.unwrap(), Digest::of(b"one"));
         kept.write_all(b"two").unwrap();
-        assert_eq!(digests.digest(&open).await.unwrap(), Digest::of(b"onetwo"));
+        assert_eq!(digests.digest(&open, 1000).await.unwrap(), Digest::of(b"onetwo"));
         // The same length and the same modification time: the change time still tells.
         let modified = open.metadata().unwrap().modified().unwrap();
         std::fs::write(kept.path(), b"ONETWO").unwrap();
         kept.as_file().set_modified(modified).unwrap();
-        assert_eq!(digests.digest(&open).await.unwrap(), Digest::of(b"ONETWO"));
+        assert_eq!(digests.digest(&open, 1000).await.unwrap(), Digest::of(b"ONETWO"));
         assert_eq!(hashed(&digests), 3);
+    }
+
+    #[tokio::test]
+    async fn who_runs_anothers_file_does_not_keep_them_waiting() {
+        let (_kept, open) = anybodys(b"content");
+        let digests = digests(true);
+        let last = digests.last((FileVersion::of(&open).unwrap(), Account::User(666)));
+        let _under_way = last.lock().await;
+        assert_eq!(digests.digest(&open, 1000).await.unwrap(), Digest::of(b"content"));
     }
 
     #[tokio::test]
@@ -327,7 +338,7 @@ mod tests {
         let (open, digest) = system_file();
         let digests = digests(false);
         for _ in 0..2 {
-            assert_eq!(digests.digest(&open).await.unwrap(), digest);
+            assert_eq!(digests.digest(&open, 1000).await.unwrap(), digest);
         }
         assert_eq!(hashed(&digests), 2);
     }
@@ -337,10 +348,10 @@ mod tests {
         let (kept, open) = anybodys(b"");
         kept.as_file().set_len(OTHERS_MAX + 1).unwrap();
         let digests = digests(true);
-        let refused = digests.digest(&open).await.unwrap_err();
+        let refused = digests.digest(&open, 1000).await.unwrap_err();
         assert!(refused.to_string().contains("not only root"), "{refused}");
         let roots = FileVersion { root_only: true, size: ROOTS_MAX + 1, ..FileVersion::of(&open).unwrap() };
-        let refused = digests.digest_version(roots, &open).await;
+        let refused = digests.digest_version(roots, &open, 1000).await;
         assert!(matches!(refused, Err(HashError::TooLarge { most: ROOTS_MAX, .. })));
         assert_eq!(hashed(&digests), 0);
     }
@@ -351,7 +362,7 @@ mod tests {
         let version = FileVersion::of(&open).unwrap();
         kept.write_all(b"after").unwrap();
         let digests = digests(true);
-        assert!(matches!(digests.digest_version(version, &open).await, Err(HashError::Changed)));
+        assert!(matches!(digests.digest_version(version, &open, 1000).await, Err(HashError::Changed)));
         assert!(digests.known.lock().unwrap().entries.is_empty());
     }
 
@@ -360,11 +371,11 @@ mod tests {
         let (open, _) = system_file();
         let digests = digests(true);
         let version = FileVersion::of(&open).unwrap();
-        digests.digest(&open).await.unwrap();
+        digests.digest(&open, 1000).await.unwrap();
         for ino in 0..2 * ENTRIES_MAX as u64 {
-            digests.last(FileVersion { id: FileId { dev: u64::MAX, ino }, ..version });
+            digests.last((FileVersion { id: FileId { dev: u64::MAX, ino }, ..version }, Account::Lasting));
             if ino % 1000 == 0 {
-                digests.digest(&open).await.unwrap();
+                digests.digest(&open, 1000).await.unwrap();
             }
         }
         assert!(digests.known.lock().unwrap().entries.len() <= ENTRIES_MAX);

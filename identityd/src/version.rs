@@ -24,8 +24,6 @@ pub(crate) struct FileVersion {
     pub(crate) id: FileId,
     /// In bytes.
     pub(crate) size: u64,
-    /// Its owner.
-    pub(crate) uid: u32,
     /// Whether only root can write it.
     pub(crate) root_only: bool,
     /// Both in nanoseconds since 1970.
@@ -43,7 +41,6 @@ impl FileVersion {
         Ok(Self {
             id: FileId { dev: m.dev(), ino: m.ino() },
             size: m.size(),
-            uid: m.uid(),
             root_only: m.uid() == 0 && m.mode() & WRITABLE == 0,
             modified: nanos(m.mtime(), m.mtime_nsec()),
             changed: nanos(m.ctime(), m.ctime_nsec()),
@@ -68,7 +65,6 @@ mod tests {
         FileVersion {
             id: FileId { dev: 1, ino: 2 },
             size: 3,
-            uid: 0,
             root_only: true,
             modified: 0,
             changed: 0,

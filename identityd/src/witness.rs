@@ -63,8 +63,8 @@ struct Seen {
     script: Evidence<(String, FileVersion)>,
 }
 
-/// The files to be hashed, each once.
-type Files = HashMap<FileVersion, Arc<File>>;
+/// The files to be hashed, each once, and a user who runs it.
+type Files = HashMap<FileVersion, (Arc<File>, u32)>;
 
 impl Witness {
     /// A witness on this host, in this daemon's own namespaces.
@@ -114,8 +114,8 @@ impl Witness {
 
     async fn hash(&self, files: Files) -> Result<HashMap<FileVersion, Digest>, AttestRefusal> {
         let mut digests = HashMap::with_capacity(files.len());
-        for (version, file) in files {
-            digests.insert(version, self.digests.digest(&file).await.map_err(unhashed)?);
+        for (version, (file, user)) in files {
+            digests.insert(version, self.digests.digest(&file, user).await.map_err(unhashed)?);
         }
         Ok(digests)
     }
@@ -152,11 +152,12 @@ fn room() -> usize {
 /// Descriptors that one execution may take while it is examined.
 const DESCRIPTORS_EACH: u64 = 6;
 /// Executions that are examined at once, whatever the limit of open files.
-const ROOM_MAX: usize = 8192;
+const ROOM_MAX: usize = 65_536;
 
 fn unhashed(e: HashError) -> AttestRefusal {
     let reason = match e {
         HashError::TooLarge { .. } => AttestReason::TooLarge,
+        HashError::Busy(_) => AttestReason::Unavailable,
         HashError::Changed | HashError::Io(_) => AttestReason::Unreadable,
     };
     AttestRefusal::new(reason, format!("a file cannot be hashed: {e}"))
@@ -183,21 +184,21 @@ fn see(execution: Execution, home: Home, files: &mut Files) -> Result<Seen, Atte
     let exe_path = script::printable(&look.exe_path, "the executable's path")?;
     let exe = process.open_exe()?;
     regular::stored(&exe).or_else(|e| refuse(AttestReason::Unreadable, format!("the executable {exe_path}: {e}")))?;
-    let exe = keep(exe, execution.pid, files)?;
+    let exe = keep(exe, execution.pid, look.owner.uid, files)?;
     if exe.id != look.exe.id {
         let detail = format!("process {} changed its program while it was looked at", execution.pid);
         return refuse(AttestReason::GenerationGone, detail);
     }
     let script = match script::open(&process, &exe_path)? {
-        Evidence::Known(open) => Evidence::Known((open.path, keep(open.file, execution.pid, files)?)),
+        Evidence::Known(open) => Evidence::Known((open.path, keep(open.file, execution.pid, look.owner.uid, files)?)),
         Evidence::Absent(why) => Evidence::Absent(why),
     };
     Ok(Seen { process, look, exe_path, exe, script })
 }
 
-fn keep(file: File, pid: u32, files: &mut Files) -> Result<FileVersion, AttestRefusal> {
+fn keep(file: File, pid: u32, user: u32, files: &mut Files) -> Result<FileVersion, AttestRefusal> {
     let version = FileVersion::of(&file).map_err(|e| unread(pid, "a file", &e))?;
-    files.entry(version).or_insert_with(|| Arc::new(file));
+    files.entry(version).or_insert_with(|| (Arc::new(file), user));
     Ok(version)
 }
 
