@@ -45,6 +45,8 @@ struct Arguments {
 #[derive(Subcommand, Debug)]
 enum Ask {
     /// Make a join token, which admits one node once, and print it. It is a secret.
+    ///
+    /// Only an authority that listens on the network (role = "root") makes tokens.
     Token {
         /// The authority's admin socket.
         #[arg(long, value_name = "PATH")]

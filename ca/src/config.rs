@@ -271,6 +271,23 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_example_is_an_authority_with_its_defaults() {
+        let text = include_str!("../../deploy/authority.toml.example");
+        let optional: String = text
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(option) if option.starts_with(|c: char| c.is_ascii_lowercase()) => format!("{option}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        assert_eq!(optional.lines().filter(|line| !text.lines().any(|was| was == *line)).count(), 2);
+        let [shipped, with_defaults] = [text, &optional].map(|text| Config::parse(text).unwrap());
+        assert_eq!(format!("{shipped:?}"), format!("{with_defaults:?}"));
+        let Role::Root(root) = shipped.role else { panic!("not root") };
+        assert!(root.listen.iter().any(SocketAddr::is_ipv4) && root.listen.iter().any(SocketAddr::is_ipv6));
+    }
+
+    #[test]
     fn each_mistake_is_named_with_its_place() {
         let mistakes = [
             (LOCAL.replace("\"local\"", "\"boss\""), "unknown variant `boss`"),

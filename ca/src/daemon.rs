@@ -19,7 +19,7 @@ use crate::link::{AuthorityLink, Embedded};
 use crate::listener::{self, TlsSetupError};
 use crate::node::{NodeCa, NodeOpenError};
 use crate::remote::Remote;
-use crate::serve::admission::AdmissionService;
+use crate::serve::admission::{AdmissionService, Reach};
 use crate::serve::issuance::IssuanceService;
 use crate::serve::membership::MembershipService;
 use crate::state::{self, StateError};
@@ -197,10 +197,11 @@ fn bind_node(
 }
 
 async fn serve_authority(mut doors: AuthorityDoors, stopped: watch::Receiver<()>) -> Result<(), DaemonError> {
+    let reach = if doors.tcp.is_empty() { Reach::OneNode } else { Reach::Network };
     let us = rustix::process::geteuid().as_raw();
     let admission = Server::builder()
         .concurrency_limit_per_connection(CONCURRENCY)
-        .add_service(AdmissionService::server(doors.authority.clone()));
+        .add_service(AdmissionService::server(doors.authority.clone(), reach));
     let membership = Server::builder()
         .concurrency_limit_per_connection(4)
         .max_concurrent_streams(4)

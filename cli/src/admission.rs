@@ -4,7 +4,7 @@ use bonafide_proto::name::NodeName;
 use bonafide_proto::wire::authority::{CreateTokenRequest, ListNodesRequest, Node};
 use comfy_table::{Table, presets};
 
-use crate::ask;
+use crate::ask::{self, NoAnswer};
 use crate::exit::{Exit, Failure};
 use crate::node::Layout;
 use crate::printable::printable;
@@ -18,6 +18,9 @@ pub enum TokenCommand {
     #[command(
         after_help = "The token is printed on stdout, when it expires on stderr. It is a secret: whoever has it can join.
 It also pins the authority's certificate, so the node knows whom it joins.
+
+A node that `bonafide run` started without --authority has an authority of its own, which admits no other node:
+this is refused there (exit code 3). deploy/authority.toml.example shows how to run an authority for several.
 
 Example:
   bonafide token create --node b --ttl 120 > b.token"
@@ -48,7 +51,11 @@ pub(crate) fn create_token(args: &CreateArgs, layout: &Layout, screen: &mut Scre
     let socket = layout.authority_socket();
     let node = args.node.as_ref().map(ToString::to_string).unwrap_or_default();
     let request = CreateTokenRequest { node, ttl_seconds: args.ttl };
-    let answer = ask::block_on(async { ask::ask(&socket, ask::admission(&socket).create_token(request)).await })??;
+    let answer = ask::block_on(async { ask::ask(&socket, ask::admission(&socket).create_token(request)).await })?;
+    let answer = answer.map_err(|e| match e {
+        NoAnswer::Said(why) => Failure::Refused(format!("the authority made no token: {why}")),
+        _ => e.into(),
+    })?;
     screen.line(&printable(&answer.token))?;
     tell(&format!("good for one node, until {}", when(answer.expires)));
     Ok(Exit::Done)

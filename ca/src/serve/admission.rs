@@ -10,15 +10,24 @@ use crate::authority::{Authority, TokenCreationError};
 use crate::serve::{MESSAGE_MAX, blocking};
 use crate::store::NodeRecord;
 
+/// Whether another node could ever reach this authority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// It listens on the network.
+    Network,
+    /// It is embedded in one node, and has no network.
+    OneNode,
+}
+
 /// The service.
 #[derive(Debug, Clone)]
-pub struct AdmissionService(Arc<Authority>);
+pub struct AdmissionService(Arc<Authority>, Reach);
 
 impl AdmissionService {
     /// The service as tonic routes it.
     #[must_use]
-    pub fn server(authority: Arc<Authority>) -> wire::admission_server::AdmissionServer<Self> {
-        wire::admission_server::AdmissionServer::new(Self(authority)).max_decoding_message_size(MESSAGE_MAX)
+    pub fn server(authority: Arc<Authority>, reach: Reach) -> wire::admission_server::AdmissionServer<Self> {
+        wire::admission_server::AdmissionServer::new(Self(authority, reach)).max_decoding_message_size(MESSAGE_MAX)
     }
 }
 
@@ -28,6 +37,9 @@ impl wire::admission_server::Admission for AdmissionService {
         &self,
         request: Request<wire::CreateTokenRequest>,
     ) -> Result<Response<wire::CreateTokenResponse>, Status> {
+        if self.1 == Reach::OneNode {
+            return Err(Status::failed_precondition(ONE_NODE));
+        }
         let wire::CreateTokenRequest { node, ttl_seconds } = request.into_inner();
         let node: Option<NodeName> = match node.as_str() {
             "" => None,
@@ -51,6 +63,11 @@ impl wire::admission_server::Admission for AdmissionService {
         Ok(Response::new(wire::ListNodesResponse { nodes }))
     }
 }
+
+/// The refusal of an embedded authority.
+const ONE_NODE: &str = "this authority is embedded in its node and has no network listener, so it can admit no other \
+                        node; run one for several hosts by `bonafide-ca`, see deploy/authority.toml.example, and start \
+                        each node with --authority";
 
 fn token_status(e: TokenCreationError) -> Status {
     match e {

@@ -110,14 +110,14 @@ async fn malformed_questions_are_answered_without_harm() {
 }
 
 #[tokio::test]
-async fn an_operator_makes_tokens_and_lists_nodes() {
+async fn an_operator_lists_nodes_and_gets_no_token_that_admits_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let child = program().arg("--config").arg(local(dir.path())).spawn().unwrap();
     ask(dir.path()).await;
     let socket = dir.path().join("authority.sock");
-    let (code, out, _) = said(program().arg("token").arg("--socket").arg(&socket)).await;
-    assert_eq!(code, 0);
-    out.parse::<bonafide_ca::JoinToken>().unwrap();
+    let (code, out, err) = said(program().arg("token").arg("--socket").arg(&socket)).await;
+    assert_eq!((code, out.as_str()), (1, ""), "a token that admits nobody");
+    assert!(err.contains("no network listener") && err.contains("deploy/authority.toml.example"), "{err}");
     let (code, out, _) = said(program().arg("nodes").arg("--socket").arg(&socket)).await;
     assert_eq!(code, 0);
     assert!(out.lines().nth(1).unwrap().starts_with("a "), "{out}");
@@ -237,7 +237,9 @@ async fn root_and_node_meet_over_the_network_and_survive_being_killed() {
     let (root, node) = networked(dir.path(), free_port(), "a");
     let mut authority = program().arg("--config").arg(&root).spawn().unwrap();
     let file = dir.path().join("join.token");
-    std::fs::write(&file, token(&dir.path().join("authority.sock")).await).unwrap();
+    let made = token(&dir.path().join("authority.sock")).await;
+    made.parse::<bonafide_ca::JoinToken>().unwrap();
+    std::fs::write(&file, made).unwrap();
     let mut member = program().arg("--config").arg(&node).spawn().unwrap();
     ask(dir.path()).await;
     assert!(!file.exists(), "the used token stays");
