@@ -40,7 +40,7 @@ pub use guard::guard;
 use exemption::{Cgroup, Holder};
 use footprint::{Footprint, Ground};
 use guard::Guard;
-use routes::Watch;
+use routes::{Mender, Watch};
 use turn::Turn;
 
 /// Which engine holds the rules.
@@ -154,6 +154,7 @@ pub struct Capture {
     loaded: Loaded,
     /// Present in observe mode.
     guard: Option<Guard>,
+    routes: Mender,
     _watch: Watch,
 }
 
@@ -179,7 +180,7 @@ impl Capture {
             Mode::Enforce => None,
         };
         match Self::install_guarded(&plan).await {
-            Ok((loaded, watch)) => Ok(Self { plan, loaded, guard, _watch: watch }),
+            Ok((loaded, watch)) => Ok(Self { plan, loaded, guard, routes: Mender::default(), _watch: watch }),
             Err(e) => {
                 undo(plan.backend, guard).await;
                 Err(e)
@@ -258,7 +259,7 @@ impl Capture {
     /// As [`Capture::install`]; what was in force stays.
     pub async fn refresh(&mut self) -> Result<bool, CaptureError> {
         let guard = self.replace_guard().await?;
-        let routes = routes::repair();
+        let routes = self.routes.mend();
         // Rules without routes refuse; routes without rules let pass. So the rules do not wait for the routes.
         let rules = self.reload_if_changed().await?;
         Ok(guard || rules || routes?)

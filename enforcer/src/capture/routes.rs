@@ -31,6 +31,8 @@ const OURS: RouteProtocol = RouteProtocol::Kernel;
 const LO: u32 = 1;
 /// `RTNLGRP_LINK` and `RTNLGRP_IPV6_IFINFO`: devices that come, go, or get IPv6.
 const LINK_GROUPS: [u32; 2] = [1, 12];
+/// How many rounds what could not be put back is left alone: trying tells every listener on the host of new routes.
+const ROUNDS: u32 = 10;
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
 /// Adds what is missing; what is there stays.
@@ -44,15 +46,30 @@ pub(super) fn install() -> Result<(), CaptureError> {
     add_all_devices(&mut kernel)
 }
 
-/// Installs again if somebody deleted a rule or the routes. Returns whether that helped: a device that is down has no
-/// route, and a kernel without IPv6 none of it.
-pub(super) fn repair() -> Result<bool, CaptureError> {
-    let before = missing()?;
-    if before.is_empty() {
-        return Ok(false);
+/// Puts back what somebody deleted.
+#[derive(Debug, Default)]
+pub(super) struct Mender {
+    /// What installing did not bring: a device that is down has no route, and a kernel without IPv6 none of it.
+    hopeless: Vec<String>,
+    /// Rounds since installing was last tried.
+    rounds: u32,
+}
+
+impl Mender {
+    /// Installs again if something is missing. Returns whether that helped.
+    pub(super) fn mend(&mut self) -> Result<bool, CaptureError> {
+        let before = missing()?;
+        self.rounds = self.rounds.saturating_add(1);
+        let news = before.iter().any(|what| !self.hopeless.contains(what));
+        if !news && (before.is_empty() || self.rounds < ROUNDS) {
+            self.hopeless = before;
+            return Ok(false);
+        }
+        self.rounds = 0;
+        install()?;
+        self.hopeless = missing()?;
+        Ok(self.hopeless != before)
     }
-    install()?;
-    Ok(missing()? != before)
 }
 
 /// Which rules and which families' routes of `lo` are not there. The other devices' are left to the [`Watch`].
