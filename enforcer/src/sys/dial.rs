@@ -13,7 +13,6 @@ use socket2::{SockRef, Socket};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::listen::{make_transparent, stream_for};
-use super::liveness::give_up_on_silence;
 
 /// Ports used in a client's name. Outside the usual ephemeral range: a delivery from a port that the client itself
 /// uses next towards the same service would swallow the client's SYN.
@@ -92,7 +91,6 @@ pub async fn connect_from(source: IpAddr, to: SocketAddr, timeout: Duration) -> 
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("cannot reach {to} from {source}")));
     }
     let socket = stream_for(to)?;
-    give_up_on_silence(&socket)?;
     if !(source.is_loopback() || source.is_unspecified()) {
         // The port is chosen when connecting: a source port may serve many destinations.
         setsockopt(&socket, IpBindAddressNoPort, &true)?;
@@ -150,7 +148,7 @@ fn random() -> io::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::liveness::tests::{assert_gives_up, assert_probes};
+    use crate::sys::liveness::tests::assert_probes;
     use std::collections::BTreeSet;
     use tokio::net::TcpListener;
 
@@ -171,7 +169,6 @@ mod tests {
             let stream = connect_from(source.parse().unwrap(), to, Duration::from_secs(5)).await.unwrap();
             assert!(stream.nodelay().unwrap());
             assert_probes(&stream);
-            assert_gives_up(&stream, true);
             assert!(stream.local_addr().unwrap().ip().is_loopback());
         }
     }
@@ -184,7 +181,6 @@ mod tests {
             let reserved = Reserved { socket: stream_for(to).unwrap(), local: to };
             let stream = reserved.connect(to, Duration::from_secs(5)).await.unwrap();
             assert_probes(&stream);
-            assert_gives_up(&stream, false);
         }
     }
 

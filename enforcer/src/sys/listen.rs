@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
-use super::liveness::{give_up_on_silence, probe_when_idle};
+use super::liveness::probe_when_idle;
 
 /// Accepted connections that may wait for `accept`. The kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -21,17 +21,6 @@ const BACKLOG: i32 = 4096;
 pub fn transparent(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = stream_for(addr)?;
     make_transparent(&socket, addr)?;
-    listen(addr, socket)
-}
-
-/// As [`transparent`], for connections from elsewhere: what an accepted stream sends and nobody acknowledges ends it.
-///
-/// # Errors
-/// As [`transparent`].
-pub fn transparent_to_wire(addr: SocketAddr) -> io::Result<TcpListener> {
-    let socket = stream_for(addr)?;
-    make_transparent(&socket, addr)?;
-    give_up_on_silence(&socket)?;
     listen(addr, socket)
 }
 
@@ -60,24 +49,16 @@ pub(super) fn make_transparent(socket: &Socket, addr: SocketAddr) -> io::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::liveness::tests::{assert_gives_up, assert_probes};
+    use crate::sys::liveness::tests::assert_probes;
     use tokio::net::TcpStream;
 
     #[tokio::test]
     async fn accepted_streams_inherit_how_a_dead_peer_is_noticed() {
         for addr in ["127.0.0.1:0", "[::1]:0"] {
-            for wire in [false, true] {
-                let addr = addr.parse().unwrap();
-                let socket = stream_for(addr).unwrap();
-                if wire {
-                    give_up_on_silence(&socket).unwrap();
-                }
-                let listener = listen(addr, socket).unwrap();
-                let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-                let (accepted, _) = listener.accept().await.unwrap();
-                assert_probes(&accepted);
-                assert_gives_up(&accepted, wire);
-            }
+            let addr = addr.parse().unwrap();
+            let listener = listen(addr, stream_for(addr).unwrap()).unwrap();
+            let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            assert_probes(&listener.accept().await.unwrap().0);
         }
     }
 }
