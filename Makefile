@@ -8,7 +8,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 .PHONY: help deps build demo test lint run clean
 
 help:
-	@echo 'make demo    two hosts, real programs, one policy: a story of about a minute (root)'
+	@echo 'make demo    two hosts, real programs, one policy: one story (root)'
 	@echo 'make run     a node on this machine, observing, until Ctrl-C (root); ARGS="--policy FILE" and more'
 	@echo 'make test    everything: format, lints, dependencies, unit tests, scenarios (root)'
 	@echo 'make build   all binaries, in $(BIN)'
