@@ -88,7 +88,8 @@ impl Config {
         use std::io::Read as _;
         let failed = |why: String| ConfigError { path: path.to_owned(), why };
         let mut text = String::new();
-        let file = std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
+        let unopened = |e| failed(format!("{e}; give the path of the ca's configuration with --config"));
+        let file = std::fs::File::open(path).map_err(unopened)?;
         file.take(FILE_MAX + 1).read_to_string(&mut text).map_err(|e| failed(e.to_string()))?;
         if text.len() as u64 > FILE_MAX {
             return Err(failed(format!("it is larger than {FILE_MAX} bytes")));
@@ -130,7 +131,7 @@ enum RawRole {
 struct RawRoot {
     trust_domain: TrustDomain,
     #[serde(default)]
-    listen: Vec<SocketAddr>,
+    listen: Vec<String>,
     admin_socket: PathBuf,
     #[serde(default = "default_intermediate_ttl")]
     intermediate_ttl_seconds: u32,
@@ -198,7 +199,13 @@ fn root_config(root: RawRoot, state: &Path) -> Result<RootConfig, String> {
     let ttl = within("[root] intermediate_ttl_seconds", root.intermediate_ttl_seconds, 60, 30 * 86_400)?;
     let state = state.join("authority");
     let charter = Charter { state, trust_domain: root.trust_domain, intermediate_ttl: ttl };
-    Ok(RootConfig { charter, listen: root.listen, admin_socket: root.admin_socket })
+    let listen = root.listen.iter().map(|text| listening_at(text)).collect::<Result<_, _>>()?;
+    Ok(RootConfig { charter, listen, admin_socket: root.admin_socket })
+}
+
+fn listening_at(text: &str) -> Result<SocketAddr, String> {
+    let right = "such as \"10.0.0.9:8443\" or \"[fd77::9]:8443\"";
+    text.parse().map_err(|_| format!("[root] listen: {text:?} is not an address and port {right}"))
 }
 
 fn joining(node: RawNode, state: &Path) -> Result<Role, String> {
@@ -262,6 +269,22 @@ mod tests {
         callers = [74702]
     "#;
 
+    const ROOT: &str = r#"
+        role = "root"
+        state = "/var/lib/bonafide/ca"
+        [root]
+        trust_domain = "example.org"
+        listen = ["10.0.0.9:8443", "[fd77::9]:8443"]
+        admin_socket = "/run/bonafide/authority.sock"
+    "#;
+
+    #[test]
+    fn a_missing_file_is_named_with_a_remedy() {
+        let said = Config::read(Path::new("/no/such/ca.toml")).unwrap_err().to_string();
+        assert!(said.starts_with("/no/such/ca.toml: No such file"), "{said}");
+        assert!(said.ends_with("; give the path of the ca's configuration with --config"), "{said}");
+    }
+
     #[test]
     fn the_local_role_has_sensible_defaults() {
         let config = Config::parse(LOCAL).unwrap();
@@ -300,7 +323,10 @@ mod tests {
             (LOCAL.replace("callers = [74702]", "authority = \"x:1\""), "role = \"node\""),
             (LOCAL.replace("name = \"a\"", "name = \"a/b\""), "\"a/b\" contains '/'"),
             (LOCAL.replace("[node]", "listen = [\"[::]:1\"]\n[node]"), "no network"),
+            (ROOT.replace("10.0.0.9:8443", "nope"), "[root] listen: \"nope\" is not an address and port such as \"10"),
+            (ROOT.replace("10.0.0.9:8443", "10.0.0.9"), "[root] listen: \"10.0.0.9\" is not an address and port"),
         ];
+        Config::parse(ROOT).unwrap();
         for (text, expected) in mistakes {
             let said = Config::parse(&text).unwrap_err();
             assert!(said.contains(expected), "{said}");

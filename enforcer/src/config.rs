@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
 
 use crate::capture::{Backend, Control};
 
@@ -87,7 +88,7 @@ struct RawConfig {
 struct RawControl {
     cgroup: PathBuf,
     uid: u32,
-    to: SocketAddr,
+    to: String,
 }
 
 fn default_outbound() -> u16 {
@@ -100,6 +101,23 @@ fn default_inbound() -> u16 {
 
 fn default_log() -> String {
     "info".to_owned()
+}
+
+impl RawControl {
+    fn checked(self) -> Result<Control, (&'static str, String)> {
+        if !self.cgroup.is_absolute() {
+            return Err(("control.cgroup", not_absolute(&self.cgroup)));
+        }
+        let to = self.to.parse().ok().filter(|to: &SocketAddr| to.port() != 0).ok_or_else(|| {
+            let right = "such as \"10.0.0.9:8443\" or \"[fd77::9]:8443\"";
+            ("control.to", format!("{:?} is not an address and port {right}", self.to))
+        })?;
+        Ok(Control { cgroup: self.cgroup, uid: self.uid, to })
+    }
+}
+
+fn not_absolute(path: &Path) -> String {
+    format!("{path:?} is not an absolute path; write it from the root, beginning with \"/\"")
 }
 
 impl Config {
@@ -125,7 +143,24 @@ impl Config {
         if raw.outbound_port == 0 || raw.inbound_port == 0 || raw.outbound_port == raw.inbound_port {
             return Err(value("outbound_port, inbound_port", "must be two different ports above 0".to_owned()));
         }
-        let control = raw.control.into_iter().map(|c| Control { cgroup: c.cgroup, uid: c.uid, to: c.to }).collect();
+        if let Err(e) = EnvFilter::try_new(&raw.log) {
+            let right = "\"info\", or e.g. \"warn,bonafide_enforcer=debug\", is one";
+            return Err(value("log", format!("{:?} is not a log filter: {e}; {right}", raw.log)));
+        }
+        let absolute = |(field, path): &(_, &PathBuf)| match path.is_absolute() {
+            true => Ok(()),
+            false => Err(value(*field, not_absolute(path))),
+        };
+        [
+            ("socket", &raw.socket),
+            ("identityd_socket", &raw.identityd_socket),
+            ("records", &raw.records),
+            ("state", &raw.state),
+        ]
+        .iter()
+        .try_for_each(absolute)?;
+        let control = raw.control.into_iter().map(|c| c.checked().map_err(|(field, message)| value(field, message)));
+        let control = control.collect::<Result<_, _>>()?;
         Ok(Self {
             socket: raw.socket,
             identityd_socket: raw.identityd_socket,
@@ -159,6 +194,34 @@ mod tests {
         assert!(unknown.contains("line 6") && unknown.contains("bakend"), "{unknown}");
         assert!(wrong(&GOOD.replace("nft", "pf")).contains("backend \"pf\""));
         assert!(wrong(&format!("{GOOD}inbound_port = 15001\n")).contains("two different ports"));
-        assert!(wrong(&format!("{GOOD}[[control]]\ncgroup='/c'\nuid=1\nto='nowhere'\n")).contains("line 9"));
+        assert!(wrong(&format!("{GOOD}log = '=='\n")).starts_with("e.toml: log \"==\" is not a log filter: "));
+    }
+
+    #[test]
+    fn relative_paths_are_refused() {
+        for (field, path) in
+            [("socket", "/r/e.sock"), ("identityd_socket", "/r/i.sock"), ("records", "/s/flows.jsonl"), ("state", "/s")]
+        {
+            let text = GOOD.replace(&format!("{field} = '{path}'"), &format!("{field} = 'here'"));
+            let said = Config::parse(Path::new("e.toml"), &text).unwrap_err().to_string();
+            assert!(said.starts_with(&format!("e.toml: {field} \"here\" is not an absolute path")), "{said}");
+        }
+    }
+
+    #[test]
+    fn control_needs_a_cgroup_and_an_address_with_a_port() {
+        let control = |cgroup: &str, to: &str| {
+            let text = format!("{GOOD}[[control]]\ncgroup='{cgroup}'\nuid=1\nto='{to}'\n");
+            Config::parse(Path::new("e.toml"), &text)
+        };
+        for to in ["10.0.0.9:8443", "[fd77::9]:8443"] {
+            assert_eq!(control("/c", to).unwrap().control[0].to.to_string(), to);
+        }
+        for to in ["nowhere", "10.0.0.9", "fd77::9", "10.0.0.9:0", "10.0.0.9:99999"] {
+            let said = control("/c", to).unwrap_err().to_string();
+            assert!(said.contains(&format!("control.to \"{to}\" is not an address and port such as")), "{said}");
+        }
+        let said = control("c", "10.0.0.9:8443").unwrap_err().to_string();
+        assert!(said.contains("control.cgroup \"c\" is not an absolute path"), "{said}");
     }
 }
