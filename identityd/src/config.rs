@@ -42,7 +42,7 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{}: {error}", file.display())]
+    #[error("{}: {error}; give the path of identityd's configuration with --config", file.display())]
     Read {
         /// The file.
         file: PathBuf,
@@ -161,6 +161,13 @@ policy = "/etc/p.toml"
         assert_eq!((config.callers, config.log), (vec![0, 74703], LevelFilter::INFO));
         let config = Config::parse(Path::new("x"), &format!("{GOOD}callers = [7, 0]\nlog = \"debug\"")).unwrap();
         assert_eq!((config.callers, config.log), (vec![0, 7], LevelFilter::DEBUG));
+    }
+
+    #[test]
+    fn a_missing_file_is_named_with_a_remedy() {
+        let said = Config::load(Path::new("/no/such/identityd.toml")).unwrap_err().to_string();
+        assert!(said.starts_with("/no/such/identityd.toml: No such file"), "{said}");
+        assert!(said.ends_with("; give the path of identityd's configuration with --config"), "{said}");
     }
 
     #[test]

@@ -24,9 +24,15 @@ use crate::serve::Service;
 use crate::sys::namespace::{INITIAL_USER_NAMESPACE, Namespace};
 use crate::witness::Witness;
 
+/// Printed below `--help`.
+const EXIT_CODES: &str = "Exit codes:
+  0  stopped as asked
+  1  failed while running
+  2  wrong usage or configuration";
+
 /// Knows which program is behind a socket.
 #[derive(Debug, Parser)]
-#[command(name = "bonafide-identityd", version)]
+#[command(name = "bonafide-identityd", version, after_help = EXIT_CODES)]
 struct Arguments {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
@@ -59,8 +65,10 @@ pub fn main() -> ExitCode {
     let config = match Config::load(&arguments.config) {
         Ok(config) => config,
         Err(e) => {
-            log_to_stderr(LevelFilter::ERROR);
-            tracing::error!("{e}");
+            #[allow(clippy::print_stderr, reason = "there is no log before the configuration is read")]
+            {
+                eprintln!("bonafide-identityd: {e}");
+            }
             return ExitCode::from(2);
         }
     };
