@@ -1,5 +1,6 @@
 //! Policies as scenarios write them.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use bonafide_proto::fingerprint::Digest;
@@ -47,6 +48,12 @@ impl Policy {
         self.lines(&format!("[[workload]]\nname = \"{name}\"\nscript = \"{}\"", script.display()))
     }
 
+    /// Addresses outside the mesh, under one name.
+    #[must_use]
+    pub fn outside(self, name: &str, addresses: [IpAddr; 2]) -> Self {
+        self.lines(&format!("[[outside]]\nname = \"{name}\"\nprefixes = {:?}", addresses.map(host_prefix)))
+    }
+
     /// A rule that allows.
     #[must_use]
     pub fn allow(self, name: &str, from: &str, to: &str) -> Self {
@@ -76,4 +83,8 @@ impl Policy {
     pub fn text(&self) -> &str {
         &self.text
     }
+}
+
+fn host_prefix(ip: IpAddr) -> String {
+    format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })
 }

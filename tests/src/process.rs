@@ -54,6 +54,21 @@ impl Finished {
         assert!(self.took < Duration::from_secs(3), "it failed, but not at once: {self:#?}");
         self
     }
+
+    /// Asserts that its connection was reset, at once: an end of stream could pass for an empty answer.
+    ///
+    /// # Panics
+    /// If it failed otherwise, or did not, or hung.
+    #[track_caller]
+    pub fn was_reset(self) -> Self {
+        let finished = self.failed_at_once();
+        // `say.py` prints the error's name, curl the system's words for it.
+        let words = ["ECONNRESET\n", "Connection reset by peer", "Recv failure: Connection reset"];
+        let said = [&finished.stdout, &finished.stderr];
+        let reset = words.iter().any(|word| said.iter().any(|text| text.contains(word)));
+        assert!(reset, "it failed, but not by a reset: {finished:#?}");
+        finished
+    }
 }
 
 /// Runs a command to its end, or kills it after [`PATIENCE`].

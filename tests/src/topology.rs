@@ -145,7 +145,7 @@ impl Topology {
             netns.run(&["sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"]);
         }
         for site in Site::ALL {
-            topology.join(site);
+            topology.join(topology.netns(site), &site.wire(), |family, n| site.nth_ip(family, n));
         }
         topology
     }
@@ -160,23 +160,41 @@ impl Topology {
         }
     }
 
-    fn join(&self, site: Site) {
-        let (host, router) = (self.netns(site), &self.router);
-        let wire = site.wire();
-        host.run(&["ip", "link", "add", "eth0", "type", "veth", "peer", "name", &wire, "netns", router.name()]);
+    /// One more host behind the router, with addresses outside the mesh and nothing of Bonafide on it.
+    #[must_use]
+    pub fn join_outside(&self) -> Netns {
+        let host = Netns::create(&self.router.name().replace("-router", "-outside"));
+        host.run(&["sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"]);
+        self.join(&host, "to-outside", outside_ip);
+        host
+    }
+
+    /// Joins a host by this device of the router's; `nth_ip` gives the addresses, 1 the router's and 2 its own.
+    fn join(&self, host: &Netns, wire: &str, nth_ip: impl Fn(Family, u8) -> IpAddr) {
+        let router = &self.router;
+        host.run(&["ip", "link", "add", "eth0", "type", "veth", "peer", "name", wire, "netns", router.name()]);
         for family in Family::BOTH {
             let length = if family == Family::V4 { 24 } else { 64 };
-            let (own, gateway) = (site.ip(family), site.gateway(family));
-            router.run(&["ip", "addr", "add", &format!("{gateway}/{length}"), "dev", &wire, "nodad"]);
+            let (own, gateway) = (nth_ip(family, 2), nth_ip(family, 1));
+            router.run(&["ip", "addr", "add", &format!("{gateway}/{length}"), "dev", wire, "nodad"]);
             host.run(&["ip", "addr", "add", &format!("{own}/{length}"), "dev", "eth0", "nodad"]);
         }
-        router.run(&["ip", "link", "set", &wire, "up"]);
+        router.run(&["ip", "link", "set", wire, "up"]);
         host.run(&["ip", "link", "set", "eth0", "up"]);
         for family in Family::BOTH {
             let flag = if family == Family::V4 { "-4" } else { "-6" };
-            let gateway = site.gateway(family).to_string();
+            let gateway = nth_ip(family, 1).to_string();
             host.run(&["ip", flag, "route", "add", "default", "via", &gateway, "dev", "eth0"]);
         }
+    }
+}
+
+/// An address outside the mesh: 2 is the host's that [`Topology::join_outside`] adds.
+#[must_use]
+pub fn outside_ip(family: Family, n: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(192, 0, 2, n).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(n)).into(),
     }
 }
 

@@ -38,7 +38,7 @@ fn a_client_refuses_whoever_else_listens_on_its_servers_port(backend: Backend) {
 
     let named = script_server(world.bare(), b, &impostor, &[&PORT.to_string()], PORT);
     for family in Family::BOTH {
-        run(&mut say(a, &client, Site::B.at(family, PORT), "a secret")).failed_at_once();
+        run(&mut say(a, &client, Site::B.at(family, PORT), "a secret")).was_reset();
         let ends = world.next_flow();
         assert_refused(&ends.source, Reason::NoRule);
         assert_eq!(ends.source.destination.workload.as_ref().unwrap().as_str(), "test/impostor");
@@ -49,7 +49,7 @@ fn a_client_refuses_whoever_else_listens_on_its_servers_port(backend: Backend) {
     let nobody = script_as(world.bare(), "echo_server.py", "nobody.py");
     let unnamed = script_server(world.bare(), b, &nobody, &[&PORT.to_string()], PORT);
     for family in Family::BOTH {
-        run(&mut say(a, &client, Site::B.at(family, PORT), "a secret")).failed_at_once();
+        run(&mut say(a, &client, Site::B.at(family, PORT), "a secret")).was_reset();
         let ends = world.next_flow();
         assert_eq!((ends.source.verdict, ends.source.bytes_sent), (Outcome::Refused, 0));
         assert_refused(&ends.destination, Reason::NoWorkload);
@@ -58,7 +58,7 @@ fn a_client_refuses_whoever_else_listens_on_its_servers_port(backend: Backend) {
     drop(unnamed);
 
     for family in Family::BOTH {
-        run(&mut say(a, &client, Site::B.at(family, PORT), "a secret")).failed_at_once();
+        run(&mut say(a, &client, Site::B.at(family, PORT), "a secret")).was_reset();
         assert_eq!(world.a().records().next(End::Source).verdict, Outcome::Refused);
         assert_refused(&world.b().records().next(End::Destination), Reason::Unreachable);
     }

@@ -27,6 +27,7 @@ mod impostor;
 mod membership;
 mod moves;
 mod observe;
+mod outside;
 mod protocols;
 mod same_host;
 mod scripts;

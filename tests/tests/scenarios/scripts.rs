@@ -41,17 +41,17 @@ fn of_two_scripts_only_the_one_named_gets_through(backend: Backend) {
             assert_eq!((record.bytes_sent, record.bytes_received), (5, 5));
         }
 
-        run(&mut say(a, &bad, to, "hello")).failed_at_once();
+        run(&mut say(a, &bad, to, "hello")).was_reset();
         let ends = world.next_flow();
         assert_refused(&ends.source, Reason::NoRule);
         assert_eq!(ends.source.destination.workload.as_ref().unwrap().as_str(), "test/echo");
         assert_refused(&ends.destination, Reason::RefusedByPeer);
         assert_eq!(ends.destination.source.workload.as_ref().unwrap().as_str(), "test/bad");
 
-        run(&mut say(a, &other, to, "hello")).failed_at_once();
+        run(&mut say(a, &other, to, "hello")).was_reset();
         assert_refused(&world.a().records().next(End::Source), Reason::NoRule);
 
-        run(&mut say(a, &unknown, to, "hello")).failed_at_once();
+        run(&mut say(a, &unknown, to, "hello")).was_reset();
         let record = world.a().records().next(End::Source);
         assert_refused(&record, Reason::NoWorkload);
         assert_eq!(record.source.script.as_deref(), unknown.to_str());
@@ -64,7 +64,7 @@ fn of_two_scripts_only_the_one_named_gets_through(backend: Backend) {
         .deny("good stays out", "test/good", "test/echo");
     world.b().set_policy(&strict);
     for family in Family::BOTH {
-        run(&mut say(a, &good, Site::B.at(family, 7), "hello")).failed_at_once();
+        run(&mut say(a, &good, Site::B.at(family, 7), "hello")).was_reset();
         let ends = world.next_flow();
         assert_refused(&ends.source, Reason::RefusedByPeer);
         assert_refused(&ends.destination, Reason::RuleDenies);

@@ -71,7 +71,7 @@ fn servers_with_a_certificate_that_breaks_a_rule_are_told_nothing() {
         for (port, oddity) in (9000..).zip(Oddity::ALL.into_iter().filter(|o| *o != Oddity::NoCertificate)) {
             let at = SocketAddr::new(ip, port);
             let served = serve_once(router, at, oddity);
-            run(&mut say(world.netns(Site::A), &client, at, MARKER)).failed_at_once();
+            run(&mut say(world.netns(Site::A), &client, at, MARKER)).was_reset();
             let record = world.a().records().next(End::Source);
             assert_refused(&record, Reason::PeerCertificate);
             assert!(record.detail.as_ref().unwrap().contains(oddity.named()), "{oddity:?}: {record:#?}");
@@ -91,7 +91,7 @@ fn a_server_without_the_mesh_gets_no_payload() {
     let _plain = echo_server(world.bare(), router, 9000);
     for family in Family::BOTH {
         let at = SocketAddr::new(Site::A.gateway(family), 9000);
-        run(&mut say(world.netns(Site::A), &client, at, MARKER)).failed_at_once();
+        run(&mut say(world.netns(Site::A), &client, at, MARKER)).was_reset();
         let record = world.a().records().next(End::Source);
         assert_eq!(record.verdict, Outcome::Refused, "{record:#?}");
         assert!(
@@ -166,7 +166,7 @@ fn the_enforcers_own_ports_lead_nowhere() {
     for family in Family::BOTH {
         for port in [15001, 15006] {
             let to = SocketAddr::new(family.loopback(), port);
-            run(&mut say(world.netns(Site::A), &client, to, "hello")).failed_at_once();
+            run(&mut say(world.netns(Site::A), &client, to, "hello")).was_reset();
             let record = world.a().records().next(End::Source);
             assert_refused(&record, Reason::OwnListener);
             assert_eq!(record.source.program, None, "it was refused before anybody was asked");

@@ -49,7 +49,7 @@ fn one_byte_more_is_another_program(backend: Backend) {
     let expected = digest_of(&client);
     append_one_byte(&client);
     for family in Family::BOTH {
-        run(&mut curl(a, &client, Site::B.at(family, 80))).failed_at_once();
+        run(&mut curl(a, &client, Site::B.at(family, 80))).was_reset();
         let record = world.a().records().next(End::Source);
         assert_refused(&record, Reason::NoWorkload);
         let nearest = record.nearest.expect("a near miss");
