@@ -28,6 +28,9 @@ pub(crate) enum NoAnswer {
     Silent(PathBuf, String),
     #[error("it said: {0}")]
     Said(String),
+    /// The question names something that does not exist.
+    #[error("{0}")]
+    Unknown(String),
 }
 
 impl NoAnswer {
@@ -36,6 +39,7 @@ impl NoAnswer {
             Self::NoSocket(_) => "start the node (bonafide run), or name its directory by --dir",
             Self::Silent(..) => "see its log; only root is answered",
             Self::Said(_) => "see its log",
+            Self::Unknown(_) => "see the policy for the names it has",
         }
     }
 }
@@ -45,6 +49,7 @@ impl From<NoAnswer> for Failure {
         let remedy = e.remedy();
         match e {
             NoAnswer::Said(_) => Self::Failed(e.to_string()),
+            NoAnswer::Unknown(_) => Self::BadInput(e.to_string()),
             _ => Self::Failed(format!("{e}; {remedy}")),
         }
     }
@@ -74,7 +79,11 @@ pub(crate) async fn ask<T>(
 fn no_answer(socket: &Path, status: &Status) -> NoAnswer {
     let said = printable(&story(status)).into_owned();
     let broke = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal);
-    if broke { NoAnswer::Silent(socket.to_owned(), said) } else { NoAnswer::Said(said) }
+    match status.code() {
+        _ if broke => NoAnswer::Silent(socket.to_owned(), said),
+        Code::NotFound => NoAnswer::Unknown(said),
+        _ => NoAnswer::Said(said),
+    }
 }
 
 /// What the status says, and what it rests on down to the operating system's word.
@@ -109,4 +118,18 @@ pub(crate) async fn issuance_status(socket: &Path) -> Result<IssuanceStatus, NoA
 
 pub(crate) async fn enforcement_status(socket: &Path) -> Result<EnforcementStatus, NoAnswer> {
     ask(socket, EnforcementClient::new(endpoint::channel(socket)).status(StatusRequest {})).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Exit;
+
+    #[test]
+    fn a_name_that_the_policy_does_not_have_is_bad_input() {
+        let exit = |status: Status| Failure::from(no_answer(Path::new("/s"), &status)).exit();
+        assert_eq!(exit(Status::not_found("the policy /p has no workload no/such")), Exit::BadInput);
+        assert_eq!(exit(Status::unavailable("gone")), Exit::Failed);
+        assert_eq!(exit(Status::permission_denied("only root")), Exit::Failed);
+    }
 }

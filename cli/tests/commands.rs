@@ -59,6 +59,27 @@ fn flows_filters_and_tells_of_lines_it_cannot_read() {
 }
 
 #[test]
+fn flows_of_a_workload_that_never_appears_are_hinted_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = records(dir.path(), &(line("web", "allowed", "r1") + line("db", "allowed", "r2").trim_end()));
+    let output = bonafide(&["flows", &path, "-w", "wbe", "-w", "web", "-w", "db", "--verdict", "refused"]);
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), ""));
+    let said = stderr(&output);
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("flows.jsonl: no flow from or to the workload wbe; "), "{said}");
+}
+
+#[test]
+fn an_authority_that_is_no_address_and_port_is_answered_with_one() {
+    for wrong in ["nope", "10.0.0.9"] {
+        let output = bonafide(&["run", "--authority", wrong]);
+        assert_eq!(output.status.code(), Some(2));
+        let right = format!("\"{wrong}\" is not an address and port such as \"10.0.0.9:8443\" or \"[fd77::9]:8443\"");
+        assert!(stderr(&output).contains(&right), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn flows_without_records_and_with_bad_filters_is_bad_input() {
     for args in [&["flows", "/no/such"] as &[&str], &["flows", "--verdict", "x"], &["flows", "--workload", "a//b"]] {
         let output = bonafide(args);

@@ -40,11 +40,14 @@ impl Filter {
     /// Whether the flow is of interest.
     #[must_use]
     pub fn passes(&self, record: &FlowRecord) -> bool {
-        let ends = [&record.source.workload, &record.destination.workload];
-        let has = |wanted: &WorkloadName| ends.iter().any(|end| end.as_ref() == Some(wanted));
-        (self.workloads.is_empty() || self.workloads.iter().any(has))
+        (self.workloads.is_empty() || self.workloads.iter().any(|wanted| is_end(record, wanted)))
             && (self.verdicts.is_empty() || self.verdicts.iter().any(|v| Outcome::from(*v) == record.verdict))
     }
+}
+
+/// Whether the flow is from or to the workload.
+pub(super) fn is_end(record: &FlowRecord, workload: &WorkloadName) -> bool {
+    [&record.source.workload, &record.destination.workload].into_iter().any(|end| end.as_ref() == Some(workload))
 }
 
 #[cfg(test)]

@@ -63,12 +63,19 @@ pub(crate) fn flows(args: &FlowsArgs, default_file: &Path, screen: &mut Screen) 
     }
     let mut view = View::new(args.json, screen);
     let mut newest = Newest::new(args.last.or(args.follow.then_some(FOLLOW_LAST)));
-    while read_some(&mut tail, path, |record| newest.take(record, &filter, &mut view))? {}
+    let mut unseen = args.workload.clone();
+    let mut meet = |record: &FlowRecord| unseen.retain(|name| !filter::is_end(record, name));
+    while read_some(&mut tail, path, |record| {
+        meet(&record);
+        newest.take(record, &filter, &mut view)
+    })? {}
     newest.show(&mut view)?;
     if !args.follow {
         if let Some(record) = tail.rest().and_then(|line| understood(path, &line)) {
+            meet(&record);
             newest.unlimited().take(record, &filter, &mut view)?;
         }
+        unseen.iter().for_each(|name| never_seen(path, name));
         return Ok(Exit::Done);
     }
     loop {
@@ -76,6 +83,11 @@ pub(crate) fn flows(args: &FlowsArgs, default_file: &Path, screen: &mut Screen) 
         view.flush()?;
         std::thread::sleep(LOOK_AGAIN);
     }
+}
+
+fn never_seen(path: &Path, name: &WorkloadName) {
+    let hint = "a name must be written as the policy writes it, and older records may have been rotated away";
+    tell(&format!("{}: no flow from or to the workload {name}; {hint}", path.display()));
 }
 
 fn unreadable(path: &Path, e: &std::io::Error) -> Failure {

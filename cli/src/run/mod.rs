@@ -68,7 +68,7 @@ pub struct RunArgs {
     #[arg(long, default_value = "auto")]
     pub backend: BackendChoice,
     /// Join the authority at this address instead of embedding one; needs --keep and a --dir outside /run
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address_and_port)]
     pub authority: Option<std::net::SocketAddr>,
     /// Holds the join token; not needed by a node that joined before
     #[arg(long, value_name = "FILE", requires = "authority")]
@@ -201,4 +201,10 @@ impl Stop {
             _ = self.hangup.recv() => "SIGHUP",
         }
     }
+}
+
+/// Parses the address of an authority, or says what one looks like.
+fn address_and_port(text: &str) -> Result<std::net::SocketAddr, String> {
+    let right = "such as \"10.0.0.9:8443\" or \"[fd77::9]:8443\"";
+    text.parse().map_err(|_| format!("{text:?} is not an address and port {right}"))
 }
