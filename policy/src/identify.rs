@@ -37,7 +37,7 @@ pub(crate) fn identify(workloads: &[Workload], fingerprint: &Fingerprint) -> Ide
         let compared = compare(&workload.selectors, fingerprint);
         match compared.iter().find_map(|c| c.miss(workload)) {
             None => fitting.push(workload.name.clone()),
-            Some(miss) => missing.push((nearness(&compared), miss)),
+            Some(miss) => missing.push((nearness(&compared, fingerprint), miss)),
         }
     }
     match <[WorkloadName; 1]>::try_from(fitting) {
@@ -71,13 +71,16 @@ impl Compared {
     }
 }
 
-/// Greater is nearer: the same script, then the same executable, then more selectors that hold and fewer that do not.
-type Nearness = (bool, bool, usize, Reverse<usize>);
+/// Greater is nearer: the same script, then the same executable, then, for a process that runs a script, that the
+/// workload is one too, then more selectors that hold and fewer that do not.
+type Nearness = (bool, bool, bool, usize, Reverse<usize>);
 
-fn nearness(compared: &[Compared]) -> Nearness {
+fn nearness(compared: &[Compared], seen: &Fingerprint) -> Nearness {
     let holds = |field| compared.iter().any(|c| c.holds && c.field == field);
+    let asks = |field| compared.iter().any(|c| c.field == field);
+    let scripts = matches!(seen.script, Evidence::Known(_)) && (asks("script") || asks("script_sha256"));
     let holding = compared.iter().filter(|c| c.holds).count();
-    (holds("script"), holds("exe"), holding, Reverse(compared.len() - holding))
+    (holds("script"), holds("exe"), scripts, holding, Reverse(compared.len() - holding))
 }
 
 fn nearest(mut missing: Vec<(Nearness, NearMiss)>) -> Vec<NearMiss> {
@@ -279,12 +282,20 @@ mod tests {
         let workloads = [
             "unit = \"nginx.service\"\nuid = 33\nexe = \"/bin/other\"",
             "exe = \"/usr/bin/python3.11\"\nuid = 1",
-            "exe = \"/usr/bin/python3.11\"\nunit = \"nginx.service\"\nuid = 1",
+            "exe = \"/usr/bin/python3.11\"\nunit = \"nginx.service\"\nuid = 2",
             &format!("script = \"/srv/app.py\"\nscript_sha256 = \"{}\"", digest(2)),
             "exe = \"/bin/nothing/alike\"",
         ];
         let order: Vec<String> = near(&workloads, &python("/srv/app.py", 1)).into_iter().map(|m| m.of).collect();
         assert_eq!(order, ["w3", "w2", "w1", "w0", "w4"]);
+    }
+
+    #[test]
+    fn a_strange_script_is_nearer_to_scripts_than_to_other_executables() {
+        let workloads = ["exe = \"/bin/other\"\nuid = 33", "script = \"/srv/app.py\""];
+        let near_of = |fingerprint: &Fingerprint| near(&workloads, fingerprint).into_iter().map(|m| m.of);
+        assert_eq!(near_of(&python("/tmp/stranger.py", 1)).collect::<Vec<_>>(), ["w1", "w0"]);
+        assert_eq!(near_of(&nginx()).collect::<Vec<_>>(), ["w0", "w1"]);
     }
 
     #[test]
