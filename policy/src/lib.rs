@@ -14,6 +14,7 @@ mod policy;
 mod ports;
 mod prefix;
 mod rule;
+mod shadow;
 mod table;
 mod workload;
 

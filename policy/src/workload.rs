@@ -8,6 +8,7 @@ use bonafide_proto::name::WorkloadName;
 use crate::fault::{Faults, quoted};
 use crate::language::WORKLOAD;
 use crate::names::{self, End, Names};
+use crate::shadow;
 use crate::table::{Table, Text, all_different, as_integer};
 
 /// The longest path, in bytes (`PATH_MAX`).
@@ -52,13 +53,15 @@ pub(crate) fn read<'t>(tables: &[Table<'t>], names: &mut Names<'t>, faults: &mut
     for (position, table) in (0..).zip(tables) {
         let name = read_name(table, End::Workload(position), names, faults);
         let Some(selectors) = read_selectors(table, faults) else { continue };
-        if let Some(line) = earlier.insert(selectors.clone(), faults.line(table.at)) {
+        if let Some(at) = earlier.insert(selectors.clone(), table.at) {
+            let line = faults.line(at);
             let same = format!("this [[workload]] selects exactly the programs of the one on line {line}");
             faults
                 .wrong_if_whole(table.at, format!("{same}, so neither could be earned; tell them apart or remove one"));
         }
         workloads.extend(name.map(|name| Workload { name, selectors }));
     }
+    shadow::report(&earlier, faults);
     workloads
 }
 

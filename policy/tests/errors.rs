@@ -368,10 +368,42 @@ fn two_workloads_for_the_same_programs() {
         &format!(
             "[[workload]]\nname = \"one\"\nexe = \"/bin/a\"\nsha256 = [\"{a}\", \"{b}\"]\n\
              ¶[[workload]]\nname = \"two\"\nsha256 = [\"sha256:{b}\", \"{a}\"]\nexe = \"/bin/a\"\n\
-             [[workload]]\nname = \"three\"\nexe = \"/bin/a\"\nsha256 = \"{a}\"\n"
+             [[workload]]\nname = \"three\"\nexe = \"/bin/b\"\nsha256 = \"{a}\"\n"
         ),
         &["this [[workload]] selects exactly the programs of the one on line 22, so neither could be earned; \
            tell them apart or remove one"],
+    );
+}
+
+#[test]
+fn workloads_that_can_never_be_earned() {
+    let why = |line: u32, remedy: &str| {
+        format!(
+            "every program that fits this [[workload]] also fits the one on line {line}, \
+             so it could never be earned; {remedy}"
+        )
+    };
+    let [script, uid] = ["script", "uid"]
+        .map(|field| why(26, &format!("add another {field} to the one on line 26, or remove one of the two")));
+    let python = "exe = \"/bin/python\"";
+    refused_after_base(
+        &format!(
+            "¶[[workload]]\nname = \"app\"\n{python}\nscript = \"/a.py\"\n\
+             [[workload]]\nname = \"python\"\n{python}\n\
+             ¶[[workload]]\nname = \"mine\"\n{python}\nuid = 0\n\
+             [[workload]]\nname = \"any\"\nscript = \"/b.py\"\n"
+        ),
+        &[&script, &uid],
+    );
+    // Lists of digests: within one is never earned, only overlapping is.
+    let (a, b, c) = ("ab".repeat(32), "cd".repeat(32), "ef".repeat(32));
+    refused_after_base(
+        &format!(
+            "[[workload]]\nname = \"both\"\nsha256 = [\"{a}\", \"{b}\"]\n\
+             ¶[[workload]]\nname = \"one\"\nsha256 = \"{b}\"\n\
+             [[workload]]\nname = \"other\"\nsha256 = [\"{b}\", \"{c}\"]\n"
+        ),
+        &[&why(22, "remove this one's digests from the one on line 22, or remove one of the two")],
     );
 }
 

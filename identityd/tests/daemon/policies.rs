@@ -1,6 +1,7 @@
 //! What did it earn, by which policy?
 
 use bonafide_policy::Policy;
+use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::refusal::AttestReason;
 use bonafide_proto::wire::node as wire;
 
@@ -47,7 +48,8 @@ async fn a_program_earns_its_workload_and_a_new_policy_counts_at_once() {
 
 #[tokio::test]
 async fn evidence_that_fits_two_workloads_earns_neither() {
-    let both = format!("{}[[workload]]\nname = \"two\"\nuid = 0\nexe = \"{}\"\n", earns("one"), own_exe());
+    let digest = Digest::of(&std::fs::read(own_exe()).unwrap());
+    let both = format!("{}[[workload]]\nname = \"two\"\nsha256 = \"{digest}\"\n", earns("one"));
     let node = Node::start(&both).await;
     let refusal = node.process(std::process::id()).await.unwrap_err();
     assert_eq!(refusal.reason, AttestReason::AmbiguousWorkload);
