@@ -10,7 +10,7 @@ use rustls::pki_types::CertificateDer;
 use x509_parser::der_parser::der::parse_der;
 use x509_parser::prelude::*;
 
-use crate::mint::Draft;
+use crate::draft::Draft;
 use crate::order::{Holder, Order, Validity};
 
 /// Why a draft never leaves.

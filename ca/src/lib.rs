@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod csr;
 pub mod daemon;
+mod draft;
 pub mod founding;
 pub mod key;
 pub mod link;

@@ -2,6 +2,7 @@
 
 use rcgen::{CertificateParams, Issuer, PublicKeyData, SigningKey};
 
+use crate::draft::Draft;
 use crate::key::Key;
 use crate::order::Holder;
 use crate::template;
@@ -23,22 +24,6 @@ pub enum MintError {
     Sign(String),
 }
 
-/// A signed certificate that was not checked yet.
-pub(crate) struct Draft(Vec<u8>);
-
-impl Draft {
-    /// The bytes, for the checker only.
-    pub(crate) fn der(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// Bytes that a test made.
-    #[cfg(test)]
-    pub(crate) fn forged(der: Vec<u8>) -> Self {
-        Self(der)
-    }
-}
-
 /// Signs `params` for `subject_key` in the name of `holder`.
 pub(crate) fn sign(
     params: &CertificateParams,
@@ -57,5 +42,5 @@ pub(crate) fn self_sign(params: &CertificateParams, key: &impl SigningKey) -> Re
 }
 
 fn draft(signed: Result<rcgen::Certificate, rcgen::Error>) -> Result<Draft, MintError> {
-    signed.map(|c| Draft(c.der().to_vec())).map_err(|e| MintError::Sign(e.to_string()))
+    signed.map(|c| Draft::of(c.der().to_vec())).map_err(|e| MintError::Sign(e.to_string()))
 }

@@ -355,7 +355,7 @@ fn no_single_bit_of_a_certificate_can_change() {
     for bit in 0..honest.der().len() * 8 {
         let mut der = honest.der().to_vec();
         der[bit / 8] ^= 1 << (bit % 8);
-        let refused = check(&Draft::forged(der), &order, bench.key.spki(), by);
+        let refused = check(&Draft::of(der), &order, bench.key.spki(), by);
         assert!(refused.is_err(), "bit {} of byte {}", bit % 8, bit / 8);
     }
 }
@@ -370,7 +370,7 @@ fn truncated_extended_and_oversized_drafts_are_refused() {
     let longer = [honest.der(), &[0]].concat();
     let shorter = honest.der()[..honest.der().len() - 1].to_vec();
     for der in [longer, shorter, Vec::new(), vec![0x30; 9000]] {
-        let refused = check(&Draft::forged(der), &order, bench.key.spki(), by);
+        let refused = check(&Draft::of(der), &order, bench.key.spki(), by);
         assert!(matches!(refused, Err(CheckError::Malformed(_))), "{refused:?}");
     }
 }
