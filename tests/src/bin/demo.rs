@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout, reason = "a story is printed")]
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -30,7 +31,34 @@ const SOON: Duration = Duration::from_secs(1);
 /// Set by Ctrl-C; the story then ends before its next step.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+const HELP: &str = "\
+Two hosts in network namespaces, real programs, one policy: tells step by step what Bonafide lets through and what
+it refuses, each with the expected and the actual verdict. Needs root; takes about half a minute; Ctrl-C ends it.
+Nothing of it stays.
+
+Usage: bonafide-demo [--help]
+
+Exit codes: 0 if every verdict was as expected, 1 if not or if it was interrupted, 2 for wrong usage.";
+
 fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match args.as_slice() {
+        [] => story(),
+        [only] if only == "--help" || only == "-h" => {
+            println!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        [first, ..] => wrong_usage(&format!("unexpected argument {}", first.display())),
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "where complaints go")]
+fn wrong_usage(why: &str) -> ExitCode {
+    eprintln!("{why}; see bonafide-demo --help");
+    ExitCode::from(2)
+}
+
+fn story() -> ExitCode {
     let story = std::thread::spawn(tell);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     if let Ok(runtime) = runtime {
