@@ -74,9 +74,9 @@ struct RawConfig {
     state: PathBuf,
     backend: String,
     #[serde(default = "default_outbound")]
-    outbound_port: u16,
+    outbound_port: i64,
     #[serde(default = "default_inbound")]
-    inbound_port: u16,
+    inbound_port: i64,
     #[serde(default = "default_log")]
     log: String,
     #[serde(default)]
@@ -91,11 +91,11 @@ struct RawControl {
     to: String,
 }
 
-fn default_outbound() -> u16 {
+fn default_outbound() -> i64 {
     15001
 }
 
-fn default_inbound() -> u16 {
+fn default_inbound() -> i64 {
     15006
 }
 
@@ -140,8 +140,14 @@ impl Config {
         let backend = raw.backend.parse().map_err(|_| {
             value("backend", format!("{:?} is not an engine; \"nft\" and \"iptables\" are", raw.backend))
         })?;
-        if raw.outbound_port == 0 || raw.inbound_port == 0 || raw.outbound_port == raw.inbound_port {
-            return Err(value("outbound_port, inbound_port", "must be two different ports above 0".to_owned()));
+        let port = |field, number: i64| {
+            let port = u16::try_from(number).ok().filter(|port| *port != 0);
+            port.ok_or_else(|| value(field, format!("{number} is not a port; 1 to 65535 are")))
+        };
+        let outbound_port = port("outbound_port", raw.outbound_port)?;
+        let inbound_port = port("inbound_port", raw.inbound_port)?;
+        if outbound_port == inbound_port {
+            return Err(value("outbound_port, inbound_port", "must be two different ports".to_owned()));
         }
         if let Err(e) = EnvFilter::try_new(&raw.log) {
             let right = "\"info\", or e.g. \"warn,bonafide_enforcer=debug\", is one";
@@ -167,8 +173,8 @@ impl Config {
             records: raw.records,
             state: raw.state,
             backend,
-            outbound_port: raw.outbound_port,
-            inbound_port: raw.inbound_port,
+            outbound_port,
+            inbound_port,
             log: raw.log,
             control,
         })
@@ -194,6 +200,10 @@ mod tests {
         assert!(unknown.contains("line 6") && unknown.contains("bakend"), "{unknown}");
         assert!(wrong(&GOOD.replace("nft", "pf")).contains("backend \"pf\""));
         assert!(wrong(&format!("{GOOD}inbound_port = 15001\n")).contains("two different ports"));
+        for port in ["0", "-1", "65536"] {
+            let said = wrong(&format!("{GOOD}outbound_port = {port}\n"));
+            assert_eq!(said, format!("e.toml: outbound_port {port} is not a port; 1 to 65535 are"));
+        }
         assert!(wrong(&format!("{GOOD}log = '=='\n")).starts_with("e.toml: log \"==\" is not a log filter: "));
     }
 
