@@ -131,10 +131,36 @@ enum RawRole {
 struct RawRoot {
     trust_domain: TrustDomain,
     #[serde(default)]
-    listen: Vec<String>,
+    listen: RawListen,
     admin_socket: PathBuf,
     #[serde(default = "default_intermediate_ttl")]
     intermediate_ttl_seconds: u32,
+}
+
+/// A list; what is none is answered with one.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a list of addresses and ports, such as [\"10.0.0.9:8443\"]")]
+enum RawListen {
+    Listed(Vec<String>),
+}
+
+impl Default for RawListen {
+    fn default() -> Self {
+        Self::Listed(Vec::new())
+    }
+}
+
+/// A list; what is none is answered with one.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a list of uids, such as [74702]")]
+enum RawCallers {
+    Listed(Vec<u32>),
+}
+
+impl Default for RawCallers {
+    fn default() -> Self {
+        Self::Listed(Vec::new())
+    }
 }
 
 #[derive(Deserialize)]
@@ -143,7 +169,7 @@ struct RawNode {
     name: NodeName,
     socket: PathBuf,
     #[serde(default)]
-    callers: Vec<u32>,
+    callers: RawCallers,
     authority: Option<String>,
     join_token_file: Option<PathBuf>,
     #[serde(default = "default_leaf_ttl")]
@@ -181,14 +207,16 @@ impl TryFrom<RawConfig> for Config {
 }
 
 fn networked(root: RawRoot, state: &Path) -> Result<RootConfig, String> {
-    if root.listen.is_empty() {
+    let RawListen::Listed(listen) = &root.listen;
+    if listen.is_empty() {
         return Err("[root] listen: a root needs at least one address, e.g. [\"[::]:8443\"]".into());
     }
     root_config(root, state)
 }
 
 fn unlistening(root: RawRoot, state: &Path) -> Result<RootConfig, String> {
-    if !root.listen.is_empty() {
+    let RawListen::Listed(listen) = &root.listen;
+    if !listen.is_empty() {
         return Err("[root] listen: the local role uses no network; remove it, or use role = \"root\"".into());
     }
     root_config(root, state)
@@ -199,7 +227,8 @@ fn root_config(root: RawRoot, state: &Path) -> Result<RootConfig, String> {
     let ttl = within("[root] intermediate_ttl_seconds", root.intermediate_ttl_seconds, 60, 30 * 86_400)?;
     let state = state.join("authority");
     let charter = Charter { state, trust_domain: root.trust_domain, intermediate_ttl: ttl };
-    let listen = root.listen.iter().map(|text| listening_at(text)).collect::<Result<_, _>>()?;
+    let RawListen::Listed(listen) = root.listen;
+    let listen = listen.iter().map(|text| listening_at(text)).collect::<Result<_, _>>()?;
     Ok(RootConfig { charter, listen, admin_socket: root.admin_socket })
 }
 
@@ -227,7 +256,8 @@ fn node_config(node: RawNode, state: &Path) -> Result<NodeConfig, String> {
     absolute("[node] socket", &node.socket)?;
     let leaf_ttl = within("[node] leaf_ttl_seconds", node.leaf_ttl_seconds, 60, 86_400)?;
     let setup = NodeSetup { state: state.join("node"), name: node.name, leaf_ttl };
-    Ok(NodeConfig { setup, socket: node.socket, callers: node.callers })
+    let RawCallers::Listed(callers) = node.callers;
+    Ok(NodeConfig { setup, socket: node.socket, callers })
 }
 
 fn absolute(field: &str, path: &Path) -> Result<(), String> {
@@ -325,6 +355,11 @@ mod tests {
             (LOCAL.replace("[node]", "listen = [\"[::]:1\"]\n[node]"), "no network"),
             (ROOT.replace("10.0.0.9:8443", "nope"), "[root] listen: \"nope\" is not an address and port such as \"10"),
             (ROOT.replace("10.0.0.9:8443", "10.0.0.9"), "[root] listen: \"10.0.0.9\" is not an address and port"),
+            (
+                ROOT.replace("[\"10.0.0.9:8443\", \"[fd77::9]:8443\"]", "\"[::]:1\""),
+                "expected a list of addresses and ports",
+            ),
+            (LOCAL.replace("[74702]", "74702"), "expected a list of uids, such as [74702]"),
         ];
         Config::parse(ROOT).unwrap();
         for (text, expected) in mistakes {

@@ -79,13 +79,20 @@ struct RawConfig {
     ca_socket: PathBuf,
     policy: PathBuf,
     #[serde(default = "enforcer")]
-    callers: Vec<u32>,
+    callers: RawCallers,
     #[serde(default = "info")]
     log: String,
 }
 
-fn enforcer() -> Vec<u32> {
-    vec![ENFORCER_UID]
+/// A list; what is none is answered with one.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a list of uids, such as [74703]")]
+enum RawCallers {
+    Listed(Vec<u32>),
+}
+
+fn enforcer() -> RawCallers {
+    RawCallers::Listed(vec![ENFORCER_UID])
 }
 
 fn info() -> String {
@@ -133,7 +140,7 @@ impl Config {
                 return Err(wrong(field, path.display().to_string(), "is not an absolute path".to_owned()));
             }
         }
-        let mut callers = raw.callers;
+        let RawCallers::Listed(mut callers) = raw.callers;
         callers.push(0);
         callers.sort_unstable();
         callers.dedup();
@@ -177,6 +184,9 @@ policy = "/etc/p.toml"
         assert!(error(&GOOD.replace("\"a\"", "\"A b\"")).contains("identityd.toml: node = \"A b\""));
         assert!(error(&GOOD.replace("/run/i.sock", "i.sock")).contains("socket = \"i.sock\" is not an absolute path"));
         assert!(error(&format!("{GOOD}log = \"loud\"")).contains("log = \"loud\""));
-        assert!(error(&format!("{GOOD}callers = [-1]")).contains("callers"));
+        for callers in ["[-1]", "7"] {
+            let said = error(&format!("{GOOD}callers = {callers}"));
+            assert!(said.contains("line 5") && said.contains("expected a list of uids, such as [74703]"), "{said}");
+        }
     }
 }

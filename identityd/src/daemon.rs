@@ -155,3 +155,16 @@ impl Drop for SocketFile<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Arguments;
+
+    #[test]
+    fn help_explains_the_exit_codes() {
+        let help = Arguments::command().render_help().to_string();
+        assert!(help.contains("Exit codes:\n  0  stopped as asked\n  1  failed"), "{help}");
+    }
+}
