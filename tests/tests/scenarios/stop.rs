@@ -15,7 +15,7 @@ on_each_backend! {
 }
 
 /// Everything of a host's network that a node touches, as the system's own tools print it.
-fn network(netns: &Netns) -> Vec<(&'static str, String)> {
+pub(super) fn network(netns: &Netns) -> Vec<(&'static str, String)> {
     [
         "nft list ruleset",
         "ip -4 rule",
@@ -41,7 +41,7 @@ fn plain(printed: &str) -> String {
 }
 
 /// Whoever uses iptables leaves its tables, empty: they are the system's, not ours.
-fn use_iptables(netns: &Netns) {
+pub(super) fn use_iptables(netns: &Netns) {
     for program in ["iptables", "ip6tables"] {
         for (table, chains) in
             [("mangle", &["OUTPUT", "PREROUTING", "POSTROUTING", "INPUT"][..]), ("nat", &["OUTPUT", "POSTROUTING"])]
