@@ -43,3 +43,29 @@ fn a_server_moves_behind_port_forwarding_and_the_policy_stays(backend: Backend) 
     }
     world.finish();
 }
+
+/// Only nftables: the iptables backend cannot tell what a DNAT of its own host did (`bonafide run --help`).
+#[test]
+fn the_servers_own_host_forwards_a_port() {
+    let policy = Policy::enforce().program("test/client", &curl_exe()).program("test/web", &nginx_exe()).allow(
+        "client to web",
+        "test/client",
+        "test/web",
+    );
+    let world = World::start(BareWorld::create(), &policy, Backend::Nft);
+    let (a, b) = (world.netns(Site::A), world.netns(Site::B));
+    let _server = nginx(world.bare(), b, 80, "here I am");
+    for family in Family::BOTH {
+        let (known, real) = (Site::B.at(family, 8080), Site::B.at(family, 80));
+        forward(b, known, real);
+        for dialled in [known, real] {
+            assert_eq!(must_run(&mut curl(a, &curl_exe(), dialled)), "here I am");
+            let ends = world.next_flow();
+            ends.assert_allowed("client to web", "test/client", "test/web").assert_closed();
+            assert_eq!(ends.source.destination.addr, Some(dialled), "the source knows what it dialled");
+            assert_eq!(ends.destination.destination.addr, Some(real), "the destination knows where it is");
+            assert_eq!(ends.destination.source.addr.unwrap().ip(), Site::A.ip(family));
+        }
+    }
+    world.finish();
+}
