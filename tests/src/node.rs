@@ -100,10 +100,19 @@ impl Node {
     /// If something of it cannot be created.
     #[must_use]
     pub fn prepare(instance: &str, site: Site, files: &NodeFiles<'_>) -> Self {
+        Self::prepare_named(instance, site.label(), files)
+    }
+
+    /// Lays a node of this name out, and starts nothing.
+    ///
+    /// # Panics
+    /// If something of it cannot be created.
+    #[must_use]
+    pub fn prepare_named(instance: &str, name: &str, files: &NodeFiles<'_>) -> Self {
         let addr = Site::Authority.at(files.authority_family, AUTHORITY_PORT);
         let spec = NodeSpec {
-            instance: format!("{instance}-{}", site.label()),
-            name: site.label().parse().expect("a label is a node's name"),
+            instance: format!("{instance}-{name}"),
+            name: name.parse().expect("scenarios use valid names"),
             dir: files.dir.to_owned(),
             policy: files.policy.to_owned(),
             backend: files.backend.as_str().to_owned(),
