@@ -107,8 +107,14 @@ static MACHINE: RwLock<()> = RwLock::new(());
 /// A scenario's part of the machine: never read, held as long as its world.
 #[derive(Debug)]
 enum Part {
-    Shared { _held: RwLockReadGuard<'static, ()> },
-    Whole { _held: RwLockWriteGuard<'static, ()> },
+    Shared {
+        _held: RwLockReadGuard<'static, ()>,
+    },
+    Whole {
+        _held: RwLockWriteGuard<'static, ()>,
+    },
+    /// It does nothing but wait, and is in nobody's way.
+    None,
 }
 
 impl Part {
@@ -128,7 +134,7 @@ pub struct BareWorld {
     instance: String,
     topology: Topology,
     directory: Directory,
-    _part: Part,
+    part: Part,
 }
 
 impl BareWorld {
@@ -149,7 +155,7 @@ impl BareWorld {
         leftovers::remove();
         let instance = format!("{}{}-{}", leftovers::PREFIX, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let directory = Directory::create(&instance);
-        Self { topology: Topology::create(&instance), instance, directory, _part: part }
+        Self { topology: Topology::create(&instance), instance, directory, part }
     }
 
     /// The namespaces.
@@ -287,6 +293,11 @@ impl World {
     /// The authority.
     pub fn authority(&mut self) -> &mut Authority {
         &mut self.authority
+    }
+
+    /// From now on the scenario only waits: those that need the machine for themselves need not wait for it.
+    pub fn only_waits(&mut self) {
+        self.bare.part = Part::None;
     }
 
     /// What is below the daemons.

@@ -21,14 +21,17 @@ macro_rules! on_each_backend {
 }
 
 mod bare;
+mod demo;
 mod edits;
 mod failures;
+mod idle;
 mod impostor;
 mod membership;
 mod moves;
 mod observe;
 mod outside;
 mod protocols;
+mod run;
 mod same_host;
 mod scripts;
 mod stop;

@@ -15,6 +15,7 @@ use bonafide_tests::topology::{Family, Site};
 use bonafide_tests::world::{BareWorld, World};
 
 on_each_backend! {
+    a_server_without_the_mesh_gets_no_payload,
     garbage_and_half_open_connections_are_refused_and_hold_nobody_up,
 }
 
@@ -82,9 +83,8 @@ fn servers_with_a_certificate_that_breaks_a_rule_are_told_nothing() {
     world.finish();
 }
 
-#[test]
-fn a_server_without_the_mesh_gets_no_payload() {
-    let (world, client) = world(Backend::Nft);
+fn a_server_without_the_mesh_gets_no_payload(backend: Backend) {
+    let (world, client) = world(backend);
     let router = &world.bare().topology().router;
     let capture = world.bare().capture();
     // It even answers every byte.
