@@ -33,7 +33,7 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 const HELP: &str = "\
 Two hosts in network namespaces, real programs, one policy: tells step by step what Bonafide lets through and what
-it refuses, each with the expected and the actual verdict. Needs root; takes about half a minute; Ctrl-C ends it.
+it refuses, each with the expected and the actual verdict. Needs root; takes a few seconds; Ctrl-C ends it.
 Nothing of it stays.
 
 Usage: bonafide-demo [--help]
