@@ -62,8 +62,11 @@ fn programs_reach_outside_only_by_a_rule(backend: Backend) {
     let outside = outside(&bare);
     let world = World::start(bare, &policy, backend);
     let a = world.netns(Site::A);
-    let _servers =
-        [echo_server(world.bare(), &outside, 7), echo_server(world.bare(), &outside, 8), sshd(world.bare(), &outside, 22)];
+    let _servers = [
+        echo_server(world.bare(), &outside, 7),
+        echo_server(world.bare(), &outside, 8),
+        sshd(world.bare(), &outside, 22),
+    ];
     let next = || world.a().records().next(End::Source);
 
     for family in Family::BOTH {
@@ -108,11 +111,8 @@ fn outside_reaches_programs_only_by_a_rule(backend: Backend) {
     let outside = outside(&bare);
     let world = World::start(bare, &policy, backend);
     let b = world.netns(Site::B);
-    let _servers = [
-        echo_server(world.bare(), b, 7),
-        script_server(world.bare(), b, &other, &["8"], 8),
-        sshd(world.bare(), b, 22),
-    ];
+    let _servers =
+        [echo_server(world.bare(), b, 7), script_server(world.bare(), b, &other, &["8"], 8), sshd(world.bare(), b, 22)];
     let next = || world.b().records().next(End::Destination);
 
     for family in Family::BOTH {
