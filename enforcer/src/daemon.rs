@@ -249,13 +249,13 @@ async fn accept(listener: TcpListener, direction: Direction, node: Arc<Node>, sl
 }
 
 fn refuse_for_want_of_slots(stream: TcpStream, direction: Direction, node: &Node) {
-    let (end, from, to) = match direction {
-        Direction::Out => (End::Source, stream.peer_addr(), stream.local_addr()),
-        Direction::In => (End::Destination, stream.peer_addr(), stream.local_addr()),
+    let end = match direction {
+        Direction::Out => End::Source,
+        Direction::In => End::Destination,
     };
     let mode = node.policy().map_or("none", |p| p.mode().as_str());
     let mut account = Account::open(&node.records, end, mode);
-    if let (Ok(from), Ok(to)) = (from, to) {
+    if let (Ok(from), Ok(to)) = (stream.peer_addr(), stream.local_addr()) {
         account.addresses(canonical(from), canonical(to), None);
     }
     let _ended = refuse(stream, account, &Why::new(Reason::Limit, "too many connections are carried already"));

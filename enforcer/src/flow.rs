@@ -182,6 +182,14 @@ pub(crate) fn why_late(step: &str, limit: Duration) -> Why {
     Why::new(Reason::Limit, format!("{step} took longer than {} s", limit.as_secs()))
 }
 
+/// The IPv6 scope of an address, else 0.
+pub(crate) fn scope(addr: SocketAddr) -> u32 {
+    match addr {
+        SocketAddr::V6(v6) => v6.scope_id(),
+        SocketAddr::V4(_) => 0,
+    }
+}
+
 /// A stream that can be ended so that the other side sees a reset.
 ///
 /// From capture on, a program's connection is armed: however its flow is dropped, also by a killed enforcer, the

@@ -16,8 +16,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::flow::{
-    Abort, CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, Program, finish, judge, program, refuse, why_late,
-    why_tunnel,
+    Abort, CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, Program, finish, judge, program, refuse, scope,
+    why_late, why_tunnel,
 };
 use crate::live::{Judged, Question, Seat};
 use crate::record::{Account, Why, describe_attested, describe_peer};
@@ -346,11 +346,4 @@ fn unheard(mut why: Why, speaks: Speaks) -> Why {
 
 fn unreachable(addr: SocketAddr, e: &std::io::Error) -> Why {
     Why::new(Reason::Unreachable, format!("the program on {} did not take the connection: {e}", canonical(addr)))
-}
-
-fn scope(addr: SocketAddr) -> u32 {
-    match addr {
-        SocketAddr::V6(v6) => v6.scope_id(),
-        SocketAddr::V4(_) => 0,
-    }
 }

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::flow::{
-    CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, Program, finish, judge, program, refuse, why_denied,
+    CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, Program, finish, judge, program, refuse, scope, why_denied,
     why_late, why_tunnel,
 };
 use crate::live::{Judged, Question, Seat};
@@ -373,11 +373,4 @@ fn unknown_address(addr: SocketAddr) -> Why {
         Reason::UnknownAddress,
         format!("{addr} is neither in the policy's mesh nor in an [[outside]]; add one of them, and a rule"),
     )
-}
-
-fn scope(addr: SocketAddr) -> u32 {
-    match addr {
-        SocketAddr::V6(v6) => v6.scope_id(),
-        SocketAddr::V4(_) => 0,
-    }
 }
