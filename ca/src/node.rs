@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use bonafide_proto::clock::SharedClock;
-use bonafide_proto::fingerprint::{Evidence, Fingerprint};
+use bonafide_proto::fingerprint::Fingerprint;
 use bonafide_proto::name::{NodeName, TrustDomain, WorkloadName};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::svid::{CertifiedProgram, TrustBundle};
@@ -315,10 +315,7 @@ impl NodeCa {
 const MEMBER_FILE: &str = "membership.json";
 
 fn certified(fingerprint: &Fingerprint) -> CertifiedProgram {
-    let script = match &fingerprint.script {
-        Evidence::Known(file) => Some(file),
-        Evidence::Absent(_) => None,
-    };
+    let script = fingerprint.script_file();
     CertifiedProgram {
         exe: fingerprint.exe.digest,
         script: script.map(|s| s.digest),

@@ -1,7 +1,7 @@
 //! `bonafide whois PID`: the evidence about a process, the workload it earns, and what the nearest others miss.
 
 use bonafide_proto::convert::Attestation;
-use bonafide_proto::fingerprint::{Evidence, HashedFile};
+use bonafide_proto::fingerprint::{Evidence, HashedFile, Script};
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 use bonafide_proto::refusal::AttestRefusal;
@@ -33,7 +33,7 @@ pub struct WhoisArgs {
 pub(crate) fn whois(args: &WhoisArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
     let socket = layout.identityd_socket();
     let workload = args.workload.as_ref().map(ToString::to_string).unwrap_or_default();
-    let request = AttestProcessRequest { pid: args.pid, workload };
+    let request = AttestProcessRequest { pid: args.pid, workload, ..Default::default() };
     let answer = ask::block_on(async { ask::ask(&socket, ask::attestation(&socket).attest_process(request)).await })??;
     let attested: Result<Attestation, AttestRefusal> =
         answer.try_into().map_err(|e| Failure::Failed(format!("identityd's answer: {e}")))?;
@@ -67,20 +67,22 @@ fn evidence(attestation: &Attestation) -> Vec<(&'static str, String)> {
     let f = &attestation.fingerprint;
     let of = |text: &Evidence<String>| match text {
         Evidence::Known(value) => value.clone(),
-        Evidence::Absent(why) => format!("({why})"),
+        Evidence::Absent(why) | Evidence::Unavailable(why) => format!("({why})"),
     };
     let mut all = vec![("exe", f.exe.path.clone()), ("sha256", f.exe.digest.to_string())];
     all.extend(match &f.script {
-        Evidence::Known(HashedFile { path, digest }) => {
+        Evidence::Known(Script::File(HashedFile { path, digest })) => {
             vec![("script", path.clone()), ("script_sha256", digest.to_string())]
         }
-        Evidence::Absent(why) => vec![("script", format!("({why})"))],
+        Evidence::Known(Script::Inline(digest)) => vec![("inline_sha256", digest.to_string())],
+        Evidence::Known(Script::Stdin) => vec![("script", "(its standard input)".to_owned())],
+        Evidence::Absent(why) | Evidence::Unavailable(why) => vec![("script", format!("({why})"))],
     });
     let executions = attestation.executions.iter().map(|e| format!("{}@{}", e.pid, e.start_ticks));
     all.extend([
         ("uid", f.uid.to_string()),
         ("gid", f.gid.to_string()),
-        ("unit", of(&f.unit)),
+        ("unit", of(&f.unit.map(|unit| unit.name.clone()))),
         ("cgroup", of(&f.cgroup)),
         ("node", f.host.node.as_ref().map_or_else(|| "(not admitted yet)".to_owned(), ToString::to_string)),
         ("machine-id", of(&f.host.machine_id)),
@@ -108,16 +110,13 @@ mod tests {
 
     fn attestation(workload: Option<&str>) -> Attestation {
         let absent = || Evidence::Absent("none".to_owned());
+        let exe = HashedFile { path: "/usr/bin/c\u{1b}url".into(), digest: Digest([1; 32]) };
         Attestation {
-            executions: vec![Execution { pid: 7, start_ticks: 8 }],
+            executions: vec![Execution { pid: 7, start_ticks: 8, image: 0 }],
             fingerprint: Fingerprint {
-                exe: HashedFile { path: "/usr/bin/c\u{1b}url".into(), digest: Digest([1; 32]) },
                 script: Evidence::Absent("not an interpreter".into()),
-                uid: 33,
-                gid: 34,
                 cgroup: Evidence::Known("/system.slice".into()),
-                unit: absent(),
-                host: Host { bios_uuid: absent(), machine_id: absent(), node: None },
+                ..Fingerprint::of(exe, (33, 34), Host { bios_uuid: absent(), machine_id: absent(), node: None })
             },
             workload: workload.map(|w| w.parse().unwrap()),
             near_misses: vec![NearMiss {

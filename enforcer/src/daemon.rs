@@ -166,7 +166,7 @@ async fn finish(capture: Capture, node: &Node) -> Result<(), DaemonError> {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     tracing::info!(ended, "stopping");
-    if capture.mode() == bonafide_policy::Mode::Observe {
+    if capture.mode() != bonafide_policy::Mode::Enforce {
         capture.remove().await?;
     }
     Ok(())

@@ -155,7 +155,7 @@ pub(crate) fn judge(mode: Mode, verdict: Result<Verdict, Why>) -> Result<Grant, 
     };
     match mode {
         Mode::Enforce => Err(refusal),
-        Mode::Observe => Ok(Grant { outcome: Outcome::WouldRefuse, rule: None, why: Some(refusal) }),
+        Mode::Observe | Mode::Shadow => Ok(Grant { outcome: Outcome::WouldRefuse, rule: None, why: Some(refusal) }),
     }
 }
 

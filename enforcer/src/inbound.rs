@@ -160,7 +160,7 @@ impl Known {
 
     fn patience(&self) -> Duration {
         match (self.policy.mode(), self.clear_verdict()) {
-            (Mode::Observe, _) | (_, Ok(Verdict::Allow(_))) => PATIENCE_CLEAR,
+            (Mode::Observe | Mode::Shadow, _) | (_, Ok(Verdict::Allow(_))) => PATIENCE_CLEAR,
             _ => PATIENCE_MESH,
         }
     }
@@ -251,7 +251,7 @@ impl Known {
         node: &Arc<Node>,
     ) -> Result<(TcpStream, Grant, Seat), Why> {
         let source = canonical(self.from).ip();
-        let observe = self.policy.mode() == Mode::Observe;
+        let observe = self.policy.mode() != Mode::Enforce;
         self.account.source().outside = self.policy.outside_source(source).map(ToOwned::to_owned);
         let grant = match (observe && self.policy.place(source) == Place::Mesh, &self.program) {
             // In the clear the source's program is not known.

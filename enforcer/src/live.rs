@@ -165,7 +165,7 @@ impl Live {
 }
 
 fn no_longer(question: &Question, policy: &Policy) -> Option<Why> {
-    if policy.mode() == Mode::Observe {
+    if policy.mode() != Mode::Enforce {
         return None;
     }
     let lost = question.from.lost_its_name(policy).or_else(|| question.to.lost_its_name(policy));
@@ -210,19 +210,9 @@ mod tests {
     }
 
     fn evidence(digest: Digest) -> Box<Fingerprint> {
-        Box::new(Fingerprint {
-            exe: HashedFile { path: "/a".into(), digest },
-            script: Evidence::Absent("not an interpreter".into()),
-            uid: 0,
-            gid: 0,
-            cgroup: Evidence::Absent("none".into()),
-            unit: Evidence::Absent("none".into()),
-            host: Host {
-                bios_uuid: Evidence::Absent("none".into()),
-                machine_id: Evidence::Absent("none".into()),
-                node: None,
-            },
-        })
+        let absent = || Evidence::Absent("none".into());
+        let host = Host { bios_uuid: absent(), machine_id: absent(), node: None };
+        Box::new(Fingerprint::of(HashedFile { path: "/a".into(), digest }, (0, 0), host))
     }
 
     fn question() -> Question {

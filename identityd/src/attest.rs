@@ -107,6 +107,21 @@ impl<S: SocketSource> Attestor<S> {
         }
     }
 
+    /// Another look at executions that were attested before; those that ended are left out.
+    ///
+    /// # Errors
+    /// `process-gone` if all have ended, else any doubt, by name.
+    pub(crate) async fn again(&self, executions: &[Execution]) -> Result<Attestation, AttestRefusal> {
+        self.policy.get()?;
+        let alive: Vec<Execution> = executions.iter().copied().filter(|e| !Process::has_ended(*e)).collect();
+        if alive.is_empty() {
+            return refuse(AttestReason::ProcessGone, "every process that was attested has ended");
+        }
+        let witnessed = self.witness.examine(&alive).await?;
+        one_program(&witnessed, SocketRole::Connector)?;
+        self.attestation(witnessed)
+    }
+
     fn attestation(&self, witnessed: Vec<Witnessed>) -> Result<Attestation, AttestRefusal> {
         let in_force = self.policy.get()?;
         let earned = earned(&in_force.policy, &witnessed)?;
@@ -143,7 +158,7 @@ fn one_program(witnessed: &[Witnessed], role: SocketRole) -> Result<(), AttestRe
         SocketRole::Listener => AttestReason::AmbiguousListener,
     };
     let name = |w: &Witnessed| {
-        let script = w.fingerprint.script.known().map(|s| format!(" {}", s.path)).unwrap_or_default();
+        let script = w.fingerprint.script_file().map(|s| format!(" {}", s.path)).unwrap_or_default();
         format!("{}{script} (process {}, uid {})", w.fingerprint.exe.path, w.execution.pid, w.fingerprint.uid)
     };
     refuse(reason, format!("held by {} and by {}", name(first), name(other)))

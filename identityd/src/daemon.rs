@@ -17,7 +17,9 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::attest::Attestor;
 use crate::bundle::Authority;
 use crate::config::Config;
+use crate::execs::NoExecs;
 use crate::host;
+use crate::lapse::Lapses;
 use crate::policy_file::PolicyFile;
 use crate::proc_source::ProcSource;
 use crate::serve::Service;
@@ -123,10 +125,10 @@ pub async fn run(config: Config, clock: SharedClock, stop: impl Future<Output = 
         tracing::warn!("this is not the initial user namespace: programs that share it can forge their executable");
     }
     let source = ProcSource::open()?;
-    let witness = Witness::new(host::read(config.node), Arc::clone(&clock))?;
+    let witness = Witness::new(host::read(config.node), Arc::clone(&clock), Arc::new(NoExecs))?;
     let (file, policy) = PolicyFile::open(config.policy, clock);
     let authority = Authority::follow(config.ca_socket);
-    let service = Service::new(Attestor::new(source, witness, policy.clone()), policy, authority);
+    let service = Service::new(Attestor::new(source, witness, policy.clone()), policy, authority, Lapses::new());
 
     let socket = |error| RunError::Socket { path: config.socket.clone(), error };
     let listener = endpoint::bind(&config.socket).map_err(socket)?;

@@ -20,8 +20,10 @@ pub mod daemon;
 
 mod attest;
 mod bundle;
+mod execs;
 mod hash;
 mod host;
+mod lapse;
 mod parse;
 mod policy_file;
 mod proc_source;

@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status};
 
 use crate::attest::Attestor;
 use crate::bundle::Authority;
+use crate::lapse::Lapses;
 use crate::policy_file::{InForce, Loaded, State};
 use crate::refuse::refuse;
 use crate::source::{HOLDERS_MAX, SocketSource};
@@ -31,12 +32,13 @@ pub(crate) struct Service<S> {
     attestor: Attestor<S>,
     policy: InForce,
     authority: Authority,
+    lapses: Lapses,
 }
 
 impl<S: SocketSource> Service<S> {
     /// A service of these parts.
-    pub(crate) fn new(attestor: Attestor<S>, policy: InForce, authority: Authority) -> Self {
-        Self { attestor, policy, authority }
+    pub(crate) fn new(attestor: Attestor<S>, policy: InForce, authority: Authority, lapses: Lapses) -> Self {
+        Self { attestor, policy, authority, lapses }
     }
 
     /// The workload that a question names, if it names one.
@@ -74,19 +76,25 @@ impl Order {
             let detail = format!("the certificate request has {} bytes; 1 to {CSR_MAX} are read", request.csr.len());
             return Ok(refuse(AttestReason::BadRequest, detail));
         }
-        if request.executions.is_empty() || request.executions.len() > HOLDERS_MAX {
-            return Err(Malformed(format!("{} executions; 1 to {HOLDERS_MAX} are read", request.executions.len())));
-        }
-        let executions = request.executions.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
+        let executions = executions(request.executions)?;
         let workload = request.workload.parse().map_err(|e| Malformed(format!("workload name {e}")))?;
         Ok(Ok(Self { executions, workload, csr: request.csr }))
     }
+}
+
+fn executions(wire: Vec<wire::Execution>) -> Result<Vec<Execution>, Malformed> {
+    if wire.is_empty() || wire.len() > HOLDERS_MAX {
+        return Err(Malformed(format!("{} executions; 1 to {HOLDERS_MAX} are read", wire.len())));
+    }
+    wire.into_iter().map(TryInto::try_into).collect()
 }
 
 #[tonic::async_trait]
 impl<S: SocketSource> Attestation for Service<S> {
     type WatchPolicyStream = Updates<wire::PolicyUpdate>;
     type WatchBundleStream = Updates<wire::Bundle>;
+    type WatchLapsesStream = Updates<wire::Lapse>;
+    type WatchFlowsStream = Updates<wire::ObservedFlow>;
 
     async fn attest_flow(
         &self,
@@ -149,6 +157,28 @@ impl<S: SocketSource> Attestation for Service<S> {
         Ok(Response::new(Box::pin(updates)))
     }
 
+    async fn watch_lapses(
+        &self,
+        _: Request<wire::WatchLapsesRequest>,
+    ) -> Result<Response<Self::WatchLapsesStream>, Status> {
+        Ok(Response::new(Box::pin(self.lapses.listen().map(Ok))))
+    }
+
+    async fn reattest(
+        &self,
+        request: Request<wire::ReattestRequest>,
+    ) -> Result<Response<wire::AttestResponse>, Status> {
+        let executions = executions(request.into_inner().executions)?;
+        Ok(Response::new((&self.attestor.again(&executions).await).into()))
+    }
+
+    async fn watch_flows(
+        &self,
+        _: Request<wire::WatchFlowsRequest>,
+    ) -> Result<Response<Self::WatchFlowsStream>, Status> {
+        Err(Status::unimplemented("this source of evidence sees no flows"))
+    }
+
     async fn status(&self, _: Request<wire::StatusRequest>) -> Result<Response<wire::AttestationStatus>, Status> {
         let state = self.policy.state();
         Ok(Response::new(wire::AttestationStatus {
@@ -159,6 +189,7 @@ impl<S: SocketSource> Attestation for Service<S> {
             policy_error: state.error.unwrap_or_default(),
             host: Some(self.attestor.witness().host().into()),
             ca_connected: self.authority.connected(),
+            source_reason: String::new(),
         }))
     }
 }

@@ -5,12 +5,14 @@ use std::fs::File;
 use std::sync::Arc;
 
 use bonafide_proto::clock::SharedClock;
-use bonafide_proto::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host};
+use bonafide_proto::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Script, Unit};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::taint::Taints;
 
 use rustix::process::Resource;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::execs::Execs;
 use crate::hash::{Digests, HashError};
 use crate::parse::cgroup::Placement;
 use crate::refuse::{refuse, unread};
@@ -27,6 +29,7 @@ pub(crate) struct Witness {
     digests: Digests,
     host: Host,
     home: Home,
+    execs: Arc<dyn Execs>,
     /// Executions that may be examined at once.
     room: Semaphore,
     room_max: usize,
@@ -71,13 +74,14 @@ impl Witness {
     ///
     /// # Errors
     /// `/proc` is not mounted.
-    pub(crate) fn new(host: Host, clock: SharedClock) -> std::io::Result<Self> {
+    pub(crate) fn new(host: Host, clock: SharedClock, execs: Arc<dyn Execs>) -> std::io::Result<Self> {
         let room_max = room();
         let at_once = std::thread::available_parallelism().map_or(1, usize::from).min(4);
         Ok(Self {
             digests: Digests::new(at_once, clock),
             host,
             home: Home::own()?,
+            execs,
             room: Semaphore::new(room_max),
             room_max,
         })
@@ -126,8 +130,9 @@ impl Witness {
             None => refuse(AttestReason::Unreadable, format!("{path} was not hashed")),
         };
         let script = match &seen.script {
-            Evidence::Known((path, version)) => Evidence::Known(hashed(path, version)?),
+            Evidence::Known((path, version)) => Evidence::Known(Script::File(hashed(path, version)?)),
             Evidence::Absent(why) => Evidence::Absent(why.clone()),
+            Evidence::Unavailable(why) => Evidence::Unavailable(why.clone()),
         };
         let placement = Placement::parse(&seen.look.cgroup);
         let fingerprint = Fingerprint {
@@ -136,7 +141,10 @@ impl Witness {
             uid: seen.look.owner.uid,
             gid: seen.look.owner.gid,
             cgroup: placement.cgroup,
-            unit: placement.unit,
+            unit: placement.unit.map(|name| Unit { name: name.clone(), invocation: None }),
+            libraries: Evidence::Absent("not looked at yet".to_owned()),
+            container: Evidence::Absent("not looked at yet".to_owned()),
+            taints: Taints::new(),
             host: self.host.clone(),
         };
         Ok(Witnessed { execution: seen.process.execution(), exe: seen.look.exe.id, fingerprint })
@@ -192,6 +200,7 @@ fn see(execution: Execution, home: Home, files: &mut Files) -> Result<Seen, Atte
     let script = match script::open(&process, &exe_path)? {
         Evidence::Known(open) => Evidence::Known((open.path, keep(open.file, execution.pid, look.owner.uid, files)?)),
         Evidence::Absent(why) => Evidence::Absent(why),
+        Evidence::Unavailable(why) => Evidence::Unavailable(why),
     };
     Ok(Seen { process, look, exe_path, exe, script })
 }
@@ -215,6 +224,7 @@ fn second_look(seen: Vec<Seen>, home: Home) -> Result<Vec<Seen>, AttestRefusal> 
                 Evidence::Known((open.path, version))
             }
             Evidence::Absent(why) => Evidence::Absent(why),
+            Evidence::Unavailable(why) => Evidence::Unavailable(why),
         };
         if script != one.script {
             return refuse(AttestReason::GenerationGone, format!("the script of process {pid} changed meanwhile"));

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile};
+use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Script};
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 
@@ -93,17 +93,29 @@ fn nearest(mut missing: Vec<(Nearness, NearMiss)>) -> Vec<NearMiss> {
 /// Every selector that is given, in the order in which a person would look.
 fn compare(selectors: &Selectors, seen: &Fingerprint) -> Vec<Compared> {
     let exe = Evidence::Known(seen.exe.clone());
+    let script = script_file(seen);
     [
         selectors.exe.as_ref().map(|path| path_of("exe", path, &exe)),
         selectors.sha256.as_ref().map(|digests| digest_of("sha256", digests, &exe)),
-        selectors.script.as_ref().map(|path| path_of("script", path, &seen.script)),
-        selectors.script_sha256.as_ref().map(|digests| digest_of("script_sha256", digests, &seen.script)),
-        selectors.unit.as_ref().map(|unit| text_of("unit", unit, &seen.unit)),
+        selectors.script.as_ref().map(|path| path_of("script", path, &script)),
+        selectors.script_sha256.as_ref().map(|digests| digest_of("script_sha256", digests, &script)),
+        selectors.unit.as_ref().map(|unit| text_of("unit", unit, &seen.unit.map(|unit| unit.name.clone()))),
         selectors.uid.map(|uid| text_of("uid", &uid.to_string(), &Evidence::Known(seen.uid.to_string()))),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// The script as a file; other code is none.
+fn script_file(seen: &Fingerprint) -> Evidence<HashedFile> {
+    match &seen.script {
+        Evidence::Known(Script::File(file)) => Evidence::Known(file.clone()),
+        Evidence::Known(Script::Inline(_)) => Evidence::Absent("it runs code of its command line".into()),
+        Evidence::Known(Script::Stdin) => Evidence::Absent("it runs what comes through its standard input".into()),
+        Evidence::Absent(why) => Evidence::Absent(why.clone()),
+        Evidence::Unavailable(why) => Evidence::Unavailable(why.clone()),
+    }
 }
 
 fn path_of(field: &'static str, expected: &str, seen: &Evidence<HashedFile>) -> Compared {
@@ -125,7 +137,7 @@ fn text_of(field: &'static str, expected: &str, seen: &Evidence<String>) -> Comp
 fn against<T>(seen: &Evidence<T>, test: impl FnOnce(&T) -> (bool, String)) -> (bool, String) {
     match seen {
         Evidence::Known(value) => test(value),
-        Evidence::Absent(why) => (false, format!("nothing: {why}")),
+        Evidence::Absent(why) | Evidence::Unavailable(why) => (false, format!("nothing: {why}")),
     }
 }
 
@@ -139,7 +151,7 @@ fn listed(digests: &BTreeSet<Digest>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use bonafide_proto::fingerprint::Host;
+    use bonafide_proto::fingerprint::{Host, Unit};
 
     use super::*;
     use crate::Policy;
@@ -155,20 +167,17 @@ mod tests {
     /// `/usr/sbin/nginx` of digest 1, no script, uid 33, in `nginx.service`.
     fn nginx() -> Fingerprint {
         let absent = |why: &str| Evidence::Absent(why.to_owned());
+        let host = Host { bios_uuid: absent("none"), machine_id: absent("none"), node: None };
         Fingerprint {
-            exe: file("/usr/sbin/nginx", 1),
             script: Evidence::Absent("it is no interpreter".into()),
-            uid: 33,
-            gid: 33,
-            cgroup: absent("none"),
-            unit: Evidence::Known("nginx.service".into()),
-            host: Host { bios_uuid: absent("none"), machine_id: absent("none"), node: None },
+            unit: Evidence::Known(Unit { name: "nginx.service".into(), invocation: None }),
+            ..Fingerprint::of(file("/usr/sbin/nginx", 1), (33, 33), host)
         }
     }
 
     fn python(script: &str, byte: u8) -> Fingerprint {
         let exe = file("/usr/bin/python3.11", 9);
-        Fingerprint { exe, script: Evidence::Known(file(script, byte)), ..nginx() }
+        Fingerprint { exe, script: Evidence::Known(Script::File(file(script, byte))), ..nginx() }
     }
 
     /// A policy of workloads named `w0`, `w1` and so on.

@@ -28,8 +28,10 @@ const ALL_SYNTAX_ERRORS_MAX: usize = 256 << 10;
 /// What happens to a flow that no rule allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// It is let through, and recorded as one that would be refused.
+    /// Nobody stands in between: the kernel's events are recorded, with the verdict that enforce mode would come to.
     Observe,
+    /// It is captured and let through, and recorded as one that would be refused.
+    Shadow,
     /// It is refused.
     Enforce,
 }
@@ -40,6 +42,7 @@ impl Mode {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Observe => "observe",
+            Self::Shadow => "shadow",
             Self::Enforce => "enforce",
         }
     }
@@ -252,9 +255,13 @@ fn read_mode(top: &Table<'_>, faults: &mut Faults<'_>) -> Option<Mode> {
     let text = top.required_text("mode", faults)?;
     match text.value {
         "observe" => Some(Mode::Observe),
+        "shadow" => Some(Mode::Shadow),
         "enforce" => Some(Mode::Enforce),
         other => {
-            faults.wrong(text.at, format!("the mode {} is not known; write \"observe\" or \"enforce\"", quoted(other)));
+            faults.wrong(
+                text.at,
+                format!("the mode {} is not known; write \"observe\", \"shadow\" or \"enforce\"", quoted(other)),
+            );
             None
         }
     }

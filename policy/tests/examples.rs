@@ -17,7 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use bonafide_policy::{Denied, Identified, LANGUAGE, Policy, Subject, Verdict};
-use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host};
+use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host, Script, Unit};
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 
@@ -167,15 +167,16 @@ fn fingerprint(line: &mut Expectation) -> Fingerprint {
     let mut digest = |key: &str| line.take(key).map_or(Digest([0; 32]), |text| text.parse().unwrap());
     let (exe_digest, script_digest) = (digest("sha256"), digest("script_sha256"));
     let absent = || Evidence::Absent("the example gives none".to_owned());
-    let script = line.take("script").map(|path| Evidence::Known(HashedFile { path, digest: script_digest }));
+    let script = line.take("script").map(|path| HashedFile { path, digest: script_digest });
+    let unit = line.take("unit").map(|name| Unit { name, invocation: None });
+    let given = || "the example gives none".to_owned();
+    let exe = HashedFile { path: line.must("exe"), digest: exe_digest };
+    let uid = line.take("uid").map_or(65534, |uid| uid.parse().unwrap());
+    let host = Host { bios_uuid: absent(), machine_id: absent(), node: None };
     Fingerprint {
-        exe: HashedFile { path: line.must("exe"), digest: exe_digest },
-        script: script.unwrap_or_else(|| Evidence::Absent("the example gives none".to_owned())),
-        uid: line.take("uid").map_or(65534, |uid| uid.parse().unwrap()),
-        gid: 65534,
-        cgroup: absent(),
-        unit: line.take("unit").map_or_else(absent, Evidence::Known),
-        host: Host { bios_uuid: absent(), machine_id: absent(), node: None },
+        script: script.map_or_else(|| Evidence::Absent(given()), |file| Evidence::Known(Script::File(file))),
+        unit: unit.map_or_else(|| Evidence::Absent(given()), Evidence::Known),
+        ..Fingerprint::of(exe, (uid, 65534), host)
     }
 }
 

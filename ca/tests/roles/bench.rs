@@ -12,7 +12,7 @@ use bonafide_ca::remote::Remote;
 use bonafide_ca::{Authority, Charter, Embedded, JoinToken, NodeCa, NodeSetup};
 use bonafide_proto::clock::{Clock, SharedClock};
 use bonafide_proto::endpoint;
-use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host};
+use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host, Script};
 use bonafide_proto::name::TrustDomain;
 use bonafide_proto::wire::authority as wire;
 use bonafide_proto::wire::authority::admission_client::AdmissionClient;
@@ -54,15 +54,10 @@ pub(crate) fn trust_domain() -> TrustDomain {
 
 pub(crate) fn fingerprint() -> Fingerprint {
     let absent = || Evidence::Absent("not looked for".into());
-    Fingerprint {
-        exe: HashedFile { path: "/usr/bin/python3".into(), digest: Digest([1; 32]) },
-        script: Evidence::Known(HashedFile { path: "/srv/app.py".into(), digest: Digest([2; 32]) }),
-        uid: 33,
-        gid: 33,
-        cgroup: absent(),
-        unit: absent(),
-        host: Host { bios_uuid: absent(), machine_id: absent(), node: None },
-    }
+    let exe = HashedFile { path: "/usr/bin/python3".into(), digest: Digest([1; 32]) };
+    let script = HashedFile { path: "/srv/app.py".into(), digest: Digest([2; 32]) };
+    let host = Host { bios_uuid: absent(), machine_id: absent(), node: None };
+    Fingerprint { script: Evidence::Known(Script::File(script)), ..Fingerprint::of(exe, (33, 33), host) }
 }
 
 /// A request for a fresh key, with these names inside, which nobody asked for.

@@ -106,6 +106,7 @@ fn cells(record: &FlowRecord, time: Option<OffsetDateTime>) -> [Cell; COLUMNS.le
         Transport::Mtls => "mtls",
         Transport::Clear => "clear",
         Transport::SameHost => "host",
+        Transport::Observed => "seen",
         Transport::None => "-",
     };
     let ended = match record.ended_by {

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -16,6 +17,12 @@ use crate::screen::tell;
 
 /// In a directory that a run made, and may remove again.
 const MADE_BY_RUN: &str = ".removed-on-stop";
+
+/// How long a lock may be found taken before somebody is said to hold it: a child of a killed run that was between
+/// its fork and its exec shares the lock for that long.
+const PASSING: Duration = Duration::from_secs(1);
+/// The wait between two attempts.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// The right to run this instance.
 #[derive(Debug)]
@@ -63,6 +70,7 @@ impl Claim {
 
 fn lock(cgroup: &InstanceCgroup) -> Result<File, Failure> {
     let failed = |e: io::Error| Failure::Failed(format!("{}: cannot be locked: {e}", cgroup.path().display()));
+    let patience = Instant::now() + PASSING;
     loop {
         cgroup.create().map_err(|e| Failure::Failed(e.to_string()))?;
         let file = match File::open(cgroup.path()) {
@@ -70,6 +78,10 @@ fn lock(cgroup: &InstanceCgroup) -> Result<File, Failure> {
             opened => opened.map_err(failed)?,
         };
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < patience => {
+                std::thread::sleep(AGAIN);
+                continue;
+            }
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(taken()),
             locked => locked.map_err(|e| failed(e.into()))?,
         }

@@ -177,7 +177,7 @@ fn mangle(rules: &Rules<'_>, family: Family) -> String {
 fn doubt(mode: Mode) -> &'static str {
     match mode {
         Mode::Enforce => "DROP",
-        Mode::Observe => "RETURN",
+        Mode::Observe | Mode::Shadow => "RETURN",
     }
 }
 
@@ -225,7 +225,7 @@ fn out(rules: &Rules<'_>, family: Family) -> String {
 /// Observe leaves outgoing IPv6 link-local alone; it cannot be captured safely.
 fn link_local(chain: &str, mode: Mode, family: Family) -> String {
     match (mode, family) {
-        (Mode::Observe, Family::V6) => {
+        (Mode::Observe | Mode::Shadow, Family::V6) => {
             ["-s", "-d"].map(|end| format!("-A {chain} {end} fe80::/10 {} -j RETURN\n", is(0))).concat()
         }
         _ => String::new(),

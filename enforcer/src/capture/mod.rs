@@ -176,7 +176,7 @@ impl Capture {
         plan.check()?;
         drop(Turn::take().await);
         let guard = match plan.mode {
-            Mode::Observe => Some(Guard::arm(plan.backend).await?),
+            Mode::Observe | Mode::Shadow => Some(Guard::arm(plan.backend).await?),
             Mode::Enforce => None,
         };
         match Self::install_guarded(&plan).await {
@@ -213,7 +213,7 @@ impl Capture {
             return Ok(());
         }
         match mode {
-            Mode::Observe => self.start_observing().await,
+            Mode::Observe | Mode::Shadow => self.start_observing().await,
             Mode::Enforce => self.start_enforcing().await,
         }
     }

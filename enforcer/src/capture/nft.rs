@@ -58,7 +58,7 @@ fn text(rules: &Rules<'_>) -> String {
 fn doubt(mode: Mode) -> &'static str {
     match mode {
         Mode::Enforce => "counter drop",
-        Mode::Observe => "counter accept",
+        Mode::Observe | Mode::Shadow => "counter accept",
     }
 }
 
@@ -80,7 +80,7 @@ fn own() -> String {
 fn legacy(mode: Mode) -> String {
     let verdict = match mode {
         Mode::Enforce => "counter reject with tcp reset",
-        Mode::Observe => "counter accept",
+        Mode::Observe | Mode::Shadow => "counter accept",
     };
     format!("  chain legacy {{\n    tcp flags & rst == rst counter accept\n    {verdict}\n  }}\n")
 }
@@ -118,7 +118,9 @@ fn link_local_out(mode: Mode) -> String {
     match mode {
         Mode::Enforce => String::new(),
         // Only while nobody knows the connection: one captured from elsewhere has link-local replies, too.
-        Mode::Observe => ["saddr", "daddr"].map(|end| format!("    ip6 {end} fe80::/10 {} accept\n", is(0))).concat(),
+        Mode::Observe | Mode::Shadow => {
+            ["saddr", "daddr"].map(|end| format!("    ip6 {end} fe80::/10 {} accept\n", is(0))).concat()
+        }
     }
 }
 

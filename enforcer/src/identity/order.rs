@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bonafide_proto::convert::Attestation;
-use bonafide_proto::fingerprint::{Execution, HashedFile};
+use bonafide_proto::fingerprint::{Execution, HashedFile, Script};
 use bonafide_proto::name::{SpiffeId, WorkloadName};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
@@ -20,7 +20,7 @@ use crate::tunnel::Leaf;
 pub(super) struct Subject {
     workload: WorkloadName,
     exe: HashedFile,
-    script: Option<HashedFile>,
+    script: Option<Script>,
     uid: u32,
 }
 

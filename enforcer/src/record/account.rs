@@ -224,13 +224,13 @@ pub(crate) fn describe_attested(party: &mut Party, attestation: &Attestation, id
     party.spiffe_id = id;
     party.program = Some(fingerprint.exe.path.clone());
     party.digest = Some(fingerprint.exe.digest);
-    if let Some(script) = fingerprint.script.known() {
+    if let Some(script) = fingerprint.script_file() {
         party.script = Some(script.path.clone());
         party.script_digest = Some(script.digest);
     }
     party.uid = Some(fingerprint.uid);
     party.pid = attestation.executions.first().map(|e| e.pid);
-    party.unit = fingerprint.unit.known().cloned();
+    party.unit = fingerprint.unit.known().map(|unit| unit.name.clone());
     party.node.clone_from(&fingerprint.host.node);
 }
 

@@ -162,10 +162,14 @@ impl From<Reason> for RefuseCode {
     fn from(reason: Reason) -> Self {
         use Reason as R;
         match reason {
-            R::NoWorkload | R::RuleDenies | R::NoRule | R::NoPolicy | R::UnknownAddress | R::PolicyChanged => {
-                Self::Policy
-            }
-            R::Unattributed => Self::Unattributed,
+            R::NoWorkload
+            | R::RuleDenies
+            | R::NoRule
+            | R::NoPolicy
+            | R::UnknownAddress
+            | R::PolicyChanged
+            | R::Quarantined => Self::Policy,
+            R::Unattributed | R::IdentityChanged => Self::Unattributed,
             R::Unreachable => Self::Unreachable,
             R::NoSvid => Self::NoSvid,
             R::Limit | R::EnforcerStopped => Self::Busy,

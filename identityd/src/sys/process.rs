@@ -53,7 +53,7 @@ impl Process {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(CWD, format!("/proc/{pid}"), flags, Mode::empty()).map_err(gone("/proc"))?;
         let pidfd = rustix::process::pidfd_open(number, PidfdFlags::empty()).map_err(gone("a pidfd"))?;
-        let mut process = Self { execution: Execution { pid, start_ticks: 0 }, dir, pidfd };
+        let mut process = Self { execution: Execution { pid, start_ticks: 0, image: 0 }, dir, pidfd };
         // The directory still answers, so the pidfd that came after it is of the same process.
         process.execution.start_ticks = process.stat()?.start_ticks;
         Ok(process)
@@ -65,11 +65,16 @@ impl Process {
     /// As [`Process::pin`]; `process-gone` too if the number belongs to a later process.
     pub(crate) fn pin_execution(execution: Execution) -> Result<Self, AttestRefusal> {
         let process = Self::pin(execution.pid)?;
-        if process.execution != execution {
+        if process.execution.start_ticks != execution.start_ticks {
             let detail = format!("process {} ended, and its number is in use again", execution.pid);
             return refuse(AttestReason::ProcessGone, detail);
         }
         Ok(process)
+    }
+
+    /// Whether this process has ended for sure; it may have executed another program meanwhile.
+    pub(crate) fn has_ended(execution: Execution) -> bool {
+        matches!(Self::pin_execution(execution), Err(refusal) if refusal.reason == AttestReason::ProcessGone)
     }
 
     /// Which execution it is.

@@ -76,7 +76,7 @@ impl Node {
     }
 
     pub(crate) async fn process(&self, pid: u32) -> Result<Attestation, AttestRefusal> {
-        let request = wire::AttestProcessRequest { pid, workload: String::new() };
+        let request = wire::AttestProcessRequest { pid, ..Default::default() };
         self.client.clone().attest_process(request).await.unwrap().into_inner().try_into().unwrap()
     }
 

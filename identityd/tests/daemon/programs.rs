@@ -21,10 +21,10 @@ async fn attested(node: &Node, command: &mut Command) -> Attestation {
     attested
 }
 
-fn why(script: &Evidence<bonafide_proto::fingerprint::HashedFile>) -> &str {
+fn why(script: &Evidence<bonafide_proto::fingerprint::Script>) -> &str {
     match script {
         Evidence::Absent(why) => why,
-        Evidence::Known(file) => panic!("it names {file:?}"),
+        other => panic!("it is {other:?}"),
     }
 }
 
@@ -35,7 +35,7 @@ async fn a_python_script_is_evidence_and_inline_code_is_not() {
     std::fs::write(&script, CONNECTS).unwrap();
 
     let file = attested(&node, Command::new(python()).arg("-u").arg(&script)).await.fingerprint;
-    let hashed = file.script.known().unwrap();
+    let hashed = file.script_file().unwrap();
     assert_eq!((Path::new(&hashed.path), hashed.digest), (script.as_path(), digest_of(&script)));
     assert_eq!(Path::new(&file.exe.path), python());
 
@@ -55,7 +55,7 @@ async fn a_relative_script_is_found_from_the_working_directory() {
     std::os::unix::fs::symlink(&script, node.path("cwd/link.py")).unwrap();
     for name in ["../bin/app.py", "link.py"] {
         let found = attested(&node, Command::new(python()).arg(name).current_dir(node.path("cwd"))).await;
-        assert_eq!(Path::new(&found.fingerprint.script.known().unwrap().path), script, "{name}");
+        assert_eq!(Path::new(&found.fingerprint.script_file().unwrap().path), script, "{name}");
     }
 }
 
@@ -68,7 +68,7 @@ async fn perl_and_bash_scripts_are_evidence_too() {
                 print $s->sockhost, ':', $s->sockport, \"\\n\"; sleep 1000;";
     std::fs::write(&script, code).unwrap();
     let found = attested(&node, Command::new(&perl).arg("-w").arg(&script)).await.fingerprint;
-    assert_eq!(Path::new(&found.script.known().unwrap().path), script);
+    assert_eq!(Path::new(&found.script_file().unwrap().path), script);
     let inline = attested(&node, Command::new(&perl).args(["-e", code])).await.fingerprint;
     assert!(why(&inline.script).contains("inline"));
 
@@ -79,7 +79,7 @@ async fn perl_and_bash_scripts_are_evidence_too() {
         Program::start(Command::new(&bash).args(["-eu", "-o", "pipefail"]).arg(&script).stdin(Stdio::piped()));
     assert_eq!(program.line(), "ready");
     let found = node.process(program.pid()).await.unwrap().fingerprint;
-    assert_eq!(Path::new(&found.script.known().unwrap().path), script);
+    assert_eq!(Path::new(&found.script_file().unwrap().path), script);
 }
 
 #[tokio::test]

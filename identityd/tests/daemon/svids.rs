@@ -113,7 +113,7 @@ async fn a_ca_that_is_away_is_unavailable_and_found_again() {
 #[tokio::test]
 async fn a_request_that_is_too_large_is_not_passed_on() {
     let node = node().await;
-    let executions = vec![wire::Execution { pid: 1, start_ticks: 0 }];
+    let executions = vec![wire::Execution { pid: 1, start_ticks: 0, image: 0 }];
     for (size, reason) in [(0, "bad-request"), (4097, "bad-request")] {
         let request =
             wire::FetchSvidRequest { executions: executions.clone(), workload: "test/own".into(), csr: vec![0; size] };

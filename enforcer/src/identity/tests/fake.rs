@@ -189,6 +189,26 @@ fn updates<T: Clone + Send + Sync + 'static>(of: &watch::Sender<Option<T>>) -> R
 impl attestation_server::Attestation for Service {
     type WatchPolicyStream = Updates<wire::PolicyUpdate>;
     type WatchBundleStream = Updates<wire::Bundle>;
+    type WatchLapsesStream = Updates<wire::Lapse>;
+    type WatchFlowsStream = Updates<wire::ObservedFlow>;
+
+    async fn watch_lapses(
+        &self,
+        _: Request<wire::WatchLapsesRequest>,
+    ) -> Result<Response<Self::WatchLapsesStream>, Status> {
+        Ok(Response::new(Box::pin(tokio_stream::pending())))
+    }
+
+    async fn watch_flows(
+        &self,
+        _: Request<wire::WatchFlowsRequest>,
+    ) -> Result<Response<Self::WatchFlowsStream>, Status> {
+        Ok(Response::new(Box::pin(tokio_stream::pending())))
+    }
+
+    async fn reattest(&self, _: Request<wire::ReattestRequest>) -> Result<Response<wire::AttestResponse>, Status> {
+        Err(Status::unimplemented("not asked by the enforcer"))
+    }
 
     async fn attest_flow(&self, _: Request<wire::AttestFlowRequest>) -> Result<Response<wire::AttestResponse>, Status> {
         let answers = self.0.answers.lock().unwrap().clone();

@@ -34,16 +34,8 @@ fn attestation(workload: Option<&str>) -> Attestation {
     let exe = HashedFile { path: "/usr/bin/web".to_owned(), digest: Digest::of(b"web") };
     let host = Host { bios_uuid: absent(), machine_id: absent(), node: None };
     Attestation {
-        executions: vec![Execution { pid: 4711, start_ticks: 99 }],
-        fingerprint: Fingerprint {
-            exe,
-            script: Evidence::Absent("no interpreter".to_owned()),
-            uid: 33,
-            gid: 33,
-            cgroup: absent(),
-            unit: absent(),
-            host,
-        },
+        executions: vec![Execution { pid: 4711, start_ticks: 99, image: 0 }],
+        fingerprint: Fingerprint::of(exe, (33, 33), host),
         workload: workload.map(|w| w.parse().unwrap()),
         near_misses: vec![],
         source: "proc".to_owned(),
