@@ -20,6 +20,7 @@ pub mod daemon;
 
 mod attest;
 mod bundle;
+mod events;
 mod execs;
 mod hash;
 mod host;
