@@ -77,7 +77,10 @@ pub(crate) fn entry(order: &Order, membership: Option<u64>, now: i64) -> LedgerE
         not_after: order.validity.until,
         membership,
         exe: program.map(|p| p.exe.to_string()),
-        script: program.and_then(|p| p.script).map(|d| d.to_string()),
+        script: program.and_then(|p| p.script.as_ref()?.digest()).map(|d| d.to_string()),
+        libraries: program.and_then(|p| p.libraries).map(|d| d.to_string()),
+        image: program.and_then(|p| p.image).map(|d| d.to_string()),
+        uid: program.map(|p| p.uid),
     }
 }
 

@@ -127,6 +127,8 @@ pub enum Due {
 #[derive(Debug)]
 pub struct NodeCa {
     setup: NodeSetup,
+    /// What this machine calls itself, as read at the start.
+    machine: Machine,
     store: Arc<dyn Store>,
     clock: SharedClock,
     /// Watched by those who want the bundle.
@@ -148,6 +150,7 @@ impl NodeCa {
         store.forget_before(clock.unix().saturating_sub(REMEMBER))?;
         let member = Member::load(&setup.state.join(MEMBER_FILE), &setup.name)?;
         Ok(Self {
+            machine: Machine::read(),
             setup,
             store: Arc::new(store),
             clock,
@@ -213,7 +216,7 @@ impl NodeCa {
         let validity = member.signer().validity.within(now, i64::from(self.setup.leaf_ttl));
         let order = Order {
             trust_domain: member.bundle().trust_domain().clone(),
-            holder: Holder::Workload(workload.clone(), certified(fingerprint)),
+            holder: Holder::Workload(workload.clone(), certified(fingerprint, &self.machine)),
             validity,
         };
         let leaf = member.signer().issue(&order, &key, None, self.store.as_ref(), now).map_err(refusal)?;
@@ -249,7 +252,7 @@ impl NodeCa {
         let expected = checker::read_root(token.root()).map_err(MembershipError::TokenRoot)?.trust_domain;
         let candidate = Candidate::generate()?;
         let (signing_csr, authentication_csr) = candidate.requests()?;
-        let Machine { bios_uuid, machine_id } = Machine::read();
+        let Machine { bios_uuid, machine_id } = self.machine.clone();
         let node = self.setup.name.clone();
         let application = Application { node, signing_csr, authentication_csr, bios_uuid, machine_id };
         let issued = link.join(token, &application).await?;
@@ -314,13 +317,19 @@ impl NodeCa {
 
 const MEMBER_FILE: &str = "membership.json";
 
-fn certified(fingerprint: &Fingerprint) -> CertifiedProgram {
-    let script = fingerprint.script_file();
+/// Which program: as identityd saw it. On which host: as this process read it, whatever identityd says.
+fn certified(fingerprint: &Fingerprint, machine: &Machine) -> CertifiedProgram {
+    let filled = |text: &String| (!text.is_empty()).then(|| text.clone());
     CertifiedProgram {
         exe: fingerprint.exe.digest,
-        script: script.map(|s| s.digest),
         program: fingerprint.exe.path.clone(),
-        script_path: script.map(|s| s.path.clone()).unwrap_or_default(),
+        uid: fingerprint.uid,
+        taints: fingerprint.taints.clone(),
+        script: fingerprint.script.known().cloned(),
+        libraries: fingerprint.libraries.known().map(|libraries| libraries.digest),
+        image: fingerprint.container.known().map(|container| container.image),
+        bios_uuid: filled(&machine.bios_uuid),
+        machine_id: filled(&machine.machine_id),
     }
 }
 

@@ -93,8 +93,17 @@ pub struct LedgerEntry {
     pub membership: Option<u64>,
     /// For workloads: the executable's digest.
     pub exe: Option<String>,
-    /// For workloads: the script's digest.
+    /// For workloads: the digest of the script, or of the code in the command line.
     pub script: Option<String>,
+    /// For workloads: the composite digest of the libraries.
+    #[serde(default)]
+    pub libraries: Option<String>,
+    /// For workloads: the digest of the container image's config.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// For workloads: the effective user ID.
+    #[serde(default)]
+    pub uid: Option<u32>,
 }
 
 /// The seam to a store. Every method returns after its change is durable.

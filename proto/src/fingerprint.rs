@@ -141,6 +141,16 @@ impl Script {
             Self::Inline(_) | Self::Stdin => None,
         }
     }
+
+    /// Its digest, if anybody can tell.
+    #[must_use]
+    pub fn digest(&self) -> Option<Digest> {
+        match self {
+            Self::File(file) => Some(file.digest),
+            Self::Inline(digest) => Some(*digest),
+            Self::Stdin => None,
+        }
+    }
 }
 
 /// The files a process has mapped as code, its executable aside.
@@ -209,6 +219,16 @@ impl Fingerprint {
     #[must_use]
     pub fn script_file(&self) -> Option<&HashedFile> {
         self.script.known()?.file()
+    }
+
+    /// Every digest it is known by: what a quarantine may name.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> + '_ {
+        let script = self.script.known().and_then(Script::digest);
+        let libraries = self.libraries.known().map(|libraries| libraries.digest);
+        let container = self.container.known();
+        let image = container.map(|container| container.image);
+        let manifests = container.into_iter().flat_map(|container| container.manifests.iter().copied());
+        [Some(self.exe.digest), script, libraries, image].into_iter().flatten().chain(manifests)
     }
 }
 

@@ -242,9 +242,9 @@ pub(crate) fn describe_peer(party: &mut Party, peer: &PeerSvid) {
     if let Some(program) = peer.program() {
         party.program = Some(program.program.clone());
         party.digest = Some(program.exe);
-        party.script_digest = program.script;
-        if !program.script_path.is_empty() {
-            party.script = Some(program.script_path.clone());
+        if let Some(script) = program.script_file() {
+            party.script = Some(script.path.clone());
+            party.script_digest = Some(script.digest);
         }
     }
 }
