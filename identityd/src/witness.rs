@@ -36,7 +36,7 @@ pub(crate) struct Witness {
 }
 
 /// The evidence about one execution.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Witnessed {
     /// Which execution.
     pub(crate) execution: Execution,
@@ -44,6 +44,8 @@ pub(crate) struct Witnessed {
     pub(crate) exe: FileId,
     /// The evidence.
     pub(crate) fingerprint: Fingerprint,
+    /// Every file whose content is evidence, each once and still open, so that it can be watched.
+    pub(crate) files: Vec<Arc<File>>,
 }
 
 impl Witnessed {
@@ -64,6 +66,8 @@ struct Seen {
     exe_path: String,
     exe: FileVersion,
     script: Evidence<(String, FileVersion)>,
+    /// The files of those versions.
+    open: HashMap<FileVersion, Arc<File>>,
 }
 
 /// The files to be hashed, each once, and a user who runs it.
@@ -147,7 +151,8 @@ impl Witness {
             taints: Taints::new(),
             host: self.host.clone(),
         };
-        Ok(Witnessed { execution: seen.process.execution(), exe: seen.look.exe.id, fingerprint })
+        let files = seen.open.values().cloned().collect();
+        Ok(Witnessed { execution: seen.process.execution(), exe: seen.look.exe.id, fingerprint, files })
     }
 }
 
@@ -202,7 +207,9 @@ fn see(execution: Execution, home: Home, files: &mut Files) -> Result<Seen, Atte
         Evidence::Absent(why) => Evidence::Absent(why),
         Evidence::Unavailable(why) => Evidence::Unavailable(why),
     };
-    Ok(Seen { process, look, exe_path, exe, script })
+    let versions = std::iter::once(exe).chain(script.known().map(|(_, version)| *version));
+    let open = versions.filter_map(|version| Some((version, Arc::clone(&files.get(&version)?.0)))).collect();
+    Ok(Seen { process, look, exe_path, exe, script, open })
 }
 
 fn keep(file: File, pid: u32, user: u32, files: &mut Files) -> Result<FileVersion, AttestRefusal> {

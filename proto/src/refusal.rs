@@ -65,6 +65,8 @@ reasons! {
         StaleRecord = "stale-record",
         /// Two programs had a hand in making the connection: one called `connect()`, another one sent.
         ConnectorDiffers = "connector-differs",
+        /// The evidence about it is not what was attested before.
+        EvidenceChanged = "evidence-changed",
         /// A digest of it is in quarantine.
         Quarantined = "quarantined",
         /// Evidence that a workload requires could be had only from somebody who does not answer.
