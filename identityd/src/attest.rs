@@ -190,6 +190,9 @@ fn judged(policy: &Policy, fingerprint: &Fingerprint) -> Result<Earned, AttestRe
     match policy.identify(fingerprint) {
         Identified::Workload(name) => Ok(Earned { workload: Some(name), near_misses: Vec::new() }),
         Identified::Nothing { near } => Ok(Earned { workload: None, near_misses: near }),
+        Identified::Unavailable { workload, field, why } => {
+            refuse(AttestReason::EvidenceUnavailable, format!("{workload} requires {field}, and {why}"))
+        }
         Identified::Ambiguous(names) => {
             let names: Vec<String> = names.iter().take(8).map(ToString::to_string).collect();
             refuse(AttestReason::AmbiguousWorkload, format!("the evidence fits {}", names.join(", ")))

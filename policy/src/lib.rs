@@ -3,8 +3,11 @@
 //! Pure: no file is opened here and no clock is read. A text either becomes a [`Policy`] that cannot be wrong,
 //! or [`PolicyErrors`] that name every mistake with its place and what would be right.
 
+mod certified;
 mod compile;
 mod decide;
+mod demand;
+mod evidence;
 mod fault;
 mod identify;
 mod language;
@@ -14,10 +17,12 @@ mod policy;
 mod ports;
 mod prefix;
 mod rule;
+mod selector;
 mod shadow;
 mod table;
 mod workload;
 
+pub use certified::Certified;
 pub use decide::{Allowed, Denied, Subject, Verdict};
 pub use fault::{ERRORS_MAX, PolicyError, PolicyErrors};
 pub use identify::{Identified, NEAR_MAX};

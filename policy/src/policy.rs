@@ -8,6 +8,7 @@ use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 use toml::de::DeTable;
 
+use crate::certified::{self, Certified};
 use crate::compile::{Tables, compile};
 use crate::decide::{Subject, Verdict};
 use crate::fault::{Faults, PolicyError, PolicyErrors, quoted};
@@ -124,6 +125,16 @@ impl Policy {
     #[must_use]
     pub fn miss_of(&self, name: &WorkloadName, fingerprint: &Fingerprint) -> Option<NearMiss> {
         self.workloads.iter().find(|workload| workload.name == *name).and_then(|workload| miss(workload, fingerprint))
+    }
+
+    /// Whether what a peer's certificate says about its program is what this policy demands of the workload: its
+    /// `sha256`, `script_sha256`, `libraries`, `image` and `nodes`. A node's own policy may demand less than this one.
+    ///
+    /// # Errors
+    /// The first of these selectors that fails, or that the policy does not know the workload.
+    pub fn accepts_certified(&self, name: &WorkloadName, certified: &Certified<'_>) -> Result<(), NearMiss> {
+        let workload = self.workloads.iter().find(|workload| workload.name == *name);
+        certified::accept(name, workload, certified)
     }
 
     /// Whether the policy has a workload of this name.
