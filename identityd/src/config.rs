@@ -5,6 +5,7 @@
 //! socket = "/run/bonafide/identityd.sock"
 //! ca_socket = "/run/bonafide/ca.sock"
 //! policy = "/etc/bonafide/policy.toml"
+//! state = "/var/lib/bonafide/identityd"   # where digests of files outlive a restart; default: nowhere
 //! callers = [74703]   # uids that may ask, besides root; default: the enforcer's
 //! log = "info"        # off, error, warn, info, debug or trace
 //! ```
@@ -32,6 +33,8 @@ pub struct Config {
     pub ca_socket: PathBuf,
     /// The policy file. Absolute; it need not exist yet.
     pub policy: PathBuf,
+    /// The directory in which it keeps digests of files; absolute. None: they are hashed again after each restart.
+    pub state: Option<PathBuf>,
     /// Uids that may ask; root is always among them.
     pub callers: Vec<u32>,
     /// How much is logged.
@@ -78,6 +81,7 @@ struct RawConfig {
     socket: PathBuf,
     ca_socket: PathBuf,
     policy: PathBuf,
+    state: Option<PathBuf>,
     #[serde(default = "enforcer")]
     callers: RawCallers,
     #[serde(default = "info")]
@@ -135,16 +139,17 @@ impl Config {
         let log = raw.log.parse().map_err(|_| {
             wrong("log", raw.log.clone(), "is not one of off, error, warn, info, debug, trace".to_owned())
         })?;
-        for (field, path) in [("socket", &raw.socket), ("ca_socket", &raw.ca_socket), ("policy", &raw.policy)] {
+        let paths = [("socket", &raw.socket), ("ca_socket", &raw.ca_socket), ("policy", &raw.policy)];
+        for (field, path) in paths.into_iter().chain(raw.state.iter().map(|path| ("state", path))) {
             if !path.is_absolute() {
                 return Err(wrong(field, path.display().to_string(), "is not an absolute path".to_owned()));
             }
         }
-        let RawCallers::Listed(mut callers) = raw.callers;
+        let RawConfig { socket, ca_socket, policy, state, callers: RawCallers::Listed(mut callers), .. } = raw;
         callers.push(0);
         callers.sort_unstable();
         callers.dedup();
-        Ok(Self { node, socket: raw.socket, ca_socket: raw.ca_socket, policy: raw.policy, callers, log })
+        Ok(Self { node, socket, ca_socket, policy, state, callers, log })
     }
 }
 
@@ -165,7 +170,7 @@ policy = "/etc/p.toml"
     #[test]
     fn defaults_are_the_enforcer_and_info() {
         let config = Config::parse(Path::new("x"), GOOD).unwrap();
-        assert_eq!((config.callers, config.log), (vec![0, 74703], LevelFilter::INFO));
+        assert_eq!((config.callers, config.log, config.state), (vec![0, 74703], LevelFilter::INFO, None));
         let config = Config::parse(Path::new("x"), &format!("{GOOD}callers = [7, 0]\nlog = \"debug\"")).unwrap();
         assert_eq!((config.callers, config.log), (vec![0, 7], LevelFilter::DEBUG));
     }
@@ -183,6 +188,7 @@ policy = "/etc/p.toml"
         assert!(error(&GOOD.replace("node = \"a\"\n", "")).contains("node"));
         assert!(error(&GOOD.replace("\"a\"", "\"A b\"")).contains("identityd.toml: node = \"A b\""));
         assert!(error(&GOOD.replace("/run/i.sock", "i.sock")).contains("socket = \"i.sock\" is not an absolute path"));
+        assert!(error(&format!("{GOOD}state = \"s\"")).contains("state = \"s\" is not an absolute path"));
         assert!(error(&format!("{GOOD}log = \"loud\"")).contains("log = \"loud\""));
         for callers in ["[-1]", "7"] {
             let said = error(&format!("{GOOD}callers = {callers}"));

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use bonafide_proto::clock::SharedClock;
@@ -74,15 +75,24 @@ struct Seen {
 type Files = HashMap<FileVersion, (Arc<File>, u32)>;
 
 impl Witness {
-    /// A witness on this host, in this daemon's own namespaces.
+    /// A witness on this host, in this daemon's own namespaces, that keeps digests in the directory `state`.
     ///
     /// # Errors
     /// `/proc` is not mounted.
-    pub(crate) fn new(host: Host, clock: SharedClock, execs: Arc<dyn Execs>) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        host: Host,
+        clock: SharedClock,
+        execs: Arc<dyn Execs>,
+        state: Option<&Path>,
+    ) -> std::io::Result<Self> {
         let room_max = room();
         let at_once = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+        let digests = Digests::new(at_once, clock, Arc::default())?;
         Ok(Self {
-            digests: Digests::new(at_once, clock),
+            digests: match state {
+                Some(directory) => digests.kept_in(directory),
+                None => digests,
+            },
             host,
             home: Home::own()?,
             execs,
@@ -170,6 +180,8 @@ const ROOM_MAX: usize = 65_536;
 fn unhashed(e: HashError) -> AttestRefusal {
     let reason = match e {
         HashError::TooLarge { .. } => AttestReason::TooLarge,
+        HashError::Unhashable(_) | HashError::Endless(_) => AttestReason::Unhashable,
+        HashError::RateLimited(_) => AttestReason::RateLimited,
         HashError::Busy(_) => AttestReason::Unavailable,
         HashError::Changed | HashError::Io(_) => AttestReason::Unreadable,
     };
@@ -196,7 +208,7 @@ fn see(execution: Execution, home: Home, files: &mut Files) -> Result<Seen, Atte
     let look = process.look(home)?;
     let exe_path = script::printable(&look.exe_path, "the executable's path")?;
     let exe = process.open_exe()?;
-    regular::stored(&exe).or_else(|e| refuse(AttestReason::Unreadable, format!("the executable {exe_path}: {e}")))?;
+    regular::stored(&exe).or_else(|e| refuse(AttestReason::Unhashable, format!("the executable {exe_path}: {e}")))?;
     let exe = keep(exe, execution.pid, look.owner.uid, files)?;
     if exe.id != look.exe.id {
         let detail = format!("process {} changed its program while it was looked at", execution.pid);

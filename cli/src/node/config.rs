@@ -51,6 +51,7 @@ pub(super) struct IdentitydToml<'a> {
     socket: PathBuf,
     ca_socket: PathBuf,
     policy: &'a Path,
+    state: PathBuf,
     callers: [u32; 1],
     log: &'static str,
 }
@@ -120,6 +121,7 @@ impl<'a> IdentitydToml<'a> {
             socket: layout.identityd_socket(),
             ca_socket: layout.ca_socket(),
             policy,
+            state: layout.identityd_state(),
             callers: [ENFORCER_UID],
             log: "info",
         }

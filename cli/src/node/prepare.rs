@@ -129,7 +129,7 @@ fn policy_path(path: &Path) -> Result<PathBuf, NodeError> {
     std::path::absolute(path).map_err(io_at("find", path))
 }
 
-/// The directories of these daemons. identityd keeps nothing, so it has no state.
+/// The directories of these daemons.
 fn directories(dir: &Path, daemons: &[(&str, u32)]) -> Result<Layout, NodeError> {
     directory(dir, 0, 0o755)?;
     let layout = Layout::new(absolute(dir)?);
@@ -138,9 +138,7 @@ fn directories(dir: &Path, daemons: &[(&str, u32)]) -> Result<Layout, NodeError>
     }
     for (name, uid) in daemons {
         directory(&layout.run().join(name), *uid, 0o755)?;
-        if *name != "identityd" {
-            directory(&layout.state().join(name), *uid, 0o700)?;
-        }
+        directory(&layout.state().join(name), *uid, 0o700)?;
     }
     Ok(layout)
 }

@@ -4,5 +4,6 @@ pub(crate) mod cgroup;
 pub(crate) mod cmdline;
 pub(crate) mod grammar;
 pub(crate) mod interpreter;
+pub(crate) mod mountinfo;
 pub(crate) mod stat;
 pub(crate) mod status;

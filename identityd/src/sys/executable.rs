@@ -15,7 +15,7 @@ use super::regular::{inside, path_of};
 use crate::refuse::exhausted;
 
 /// A file's identity while it is open or mapped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub(crate) struct FileId {
     pub(crate) dev: u64,
     pub(crate) ino: u64,
