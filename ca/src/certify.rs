@@ -89,7 +89,7 @@ mod tests {
     use bonafide_proto::name::{NodeName, TrustDomain};
 
     use super::*;
-    use crate::store::{EmbeddedStore, Meta, NodeRecord, TokenRecord};
+    use crate::store::{EmbeddedStore, Meta, NodeRecord, QuarantineRecord, TokenRecord};
 
     const NOW: i64 = 1_800_000_000;
 
@@ -171,6 +171,12 @@ mod tests {
             full()
         }
         fn entry(&self, _: &str) -> Result<Option<LedgerEntry>, StoreError> {
+            full()
+        }
+        fn quarantine(&self) -> Result<Option<QuarantineRecord>, StoreError> {
+            full()
+        }
+        fn swap_quarantine(&self, _: Option<&QuarantineRecord>, _: &QuarantineRecord) -> Result<bool, StoreError> {
             full()
         }
         fn forget_before(&self, _: i64) -> Result<(), StoreError> {

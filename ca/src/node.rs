@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Fingerprint;
@@ -11,15 +11,18 @@ use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::svid::{CertifiedProgram, TrustBundle};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
+use tokio_stream::StreamExt as _;
 
 use crate::authority::Application;
 use crate::certify::IssueError;
 use crate::checker::{self, CheckError};
 use crate::csr::{CsrError, PublicKey};
 use crate::key::KeyError;
+use crate::known::{Known, KnownError};
 use crate::link::{AuthorityLink, LinkError};
 use crate::machine::Machine;
 use crate::member::{Candidate, Member, MemberError};
+use crate::mesh::MeshState;
 use crate::order::{Holder, Order};
 use crate::state::{self, StateError};
 use crate::store::{EmbeddedStore, Store, StoreError};
@@ -27,8 +30,6 @@ use bonafide_proto::token::JoinToken;
 
 /// How long expired leaves stay in the ledger, seconds.
 const REMEMBER: i64 = 90 * 86_400;
-/// How often the authority is looked for, seconds, so that the status is true.
-const PROBE_EVERY: i64 = 60;
 
 /// Why the node role cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,9 @@ pub enum NodeOpenError {
     /// The membership file.
     #[error(transparent)]
     Member(#[from] MemberError),
+    /// What was known of the mesh.
+    #[error(transparent)]
+    Known(#[from] KnownError),
 }
 
 /// Why the node did not become, or stay, a member.
@@ -133,9 +137,9 @@ pub struct NodeCa {
     clock: SharedClock,
     /// Watched by those who want the bundle.
     member: watch::Sender<Option<Arc<Member>>>,
+    /// What the authority told of the mesh.
+    known: Known,
     contact: watch::Sender<Contact>,
-    /// When the authority was asked last, unix seconds.
-    asked: AtomicI64,
     issued: AtomicU64,
 }
 
@@ -151,13 +155,13 @@ impl NodeCa {
         let member = Member::load(&setup.state.join(MEMBER_FILE), &setup.name)?;
         Ok(Self {
             machine: Machine::read(),
-            setup,
             store: Arc::new(store),
             clock,
             member: watch::Sender::new(member.map(Arc::new)),
+            known: Known::load(setup.state.join(KNOWN_FILE))?,
             contact: watch::Sender::new(Contact::None),
-            asked: AtomicI64::new(0),
             issued: AtomicU64::new(0),
+            setup,
         })
     }
 
@@ -185,6 +189,12 @@ impl NodeCa {
         self.member().map(|m| m.bundle().clone())
     }
 
+    /// What is known of the mesh, now and after every change.
+    #[must_use]
+    pub fn mesh(&self) -> watch::Receiver<Arc<MeshState>> {
+        self.known.watch()
+    }
+
     /// How the last talk with the authority went.
     #[must_use]
     pub fn contact(&self) -> Contact {
@@ -202,7 +212,7 @@ impl NodeCa {
     /// Blocks until the ledger has it.
     ///
     /// # Errors
-    /// `no-intermediate`, `bad-request`, `checker-refused`, or `unavailable` if the ledger cannot be written.
+    /// `no-intermediate`, `quarantined`, `bad-request`, `checker-refused`, or `unavailable` if the ledger cannot be written.
     pub fn issue_leaf(
         &self,
         workload: &WorkloadName,
@@ -211,6 +221,7 @@ impl NodeCa {
     ) -> Result<Leaf, AttestRefusal> {
         let no_intermediate = |why: &str| AttestRefusal::new(AttestReason::NoIntermediate, why);
         let member = self.member().ok_or_else(|| no_intermediate("this node has not joined the trust domain yet"))?;
+        self.not_quarantined(fingerprint)?;
         let key = PublicKey::of_csr(csr).map_err(|e| AttestRefusal::new(AttestReason::BadRequest, e.to_string()))?;
         let now = self.clock.unix();
         let validity = member.signer().validity.within(now, i64::from(self.setup.leaf_ttl));
@@ -272,12 +283,33 @@ impl NodeCa {
         outcome
     }
 
-    /// Learns whether the authority is there, unless it was asked within the last minute.
-    pub async fn probe(&self, link: &dyn AuthorityLink) {
-        let now = self.clock.unix();
-        let recently = self.asked.load(Ordering::Relaxed).saturating_add(PROBE_EVERY);
-        if let Some(member) = self.member().filter(|_| now >= recently) {
-            self.note(&link.probe(&member).await.map_err(MembershipError::from));
+    /// Listens to what the authority tells every member, until it goes away. Returns at once if it is no member.
+    ///
+    /// # Errors
+    /// How it went away, if not in order; what was told stays in force.
+    pub async fn follow(&self, link: &dyn AuthorityLink) -> Result<(), MembershipError> {
+        let outcome = self.try_follow(link).await;
+        if outcome.is_err() {
+            self.note(&outcome);
+        }
+        outcome
+    }
+
+    async fn try_follow(&self, link: &dyn AuthorityLink) -> Result<(), MembershipError> {
+        let Some(member) = self.member() else { return Ok(()) };
+        let mut states = link.follow(&member).await?;
+        self.note(&Ok(()));
+        while let Some(state) = states.next().await {
+            self.known.told(member.bundle().trust_domain(), &state?);
+        }
+        Ok(())
+    }
+
+    fn not_quarantined(&self, fingerprint: &Fingerprint) -> Result<(), AttestRefusal> {
+        let mesh = self.known.now();
+        match fingerprint.digests().find(|digest| mesh.quarantine.contains(digest)) {
+            Some(digest) => Err(AttestRefusal::new(AttestReason::Quarantined, format!("{digest} is in quarantine"))),
+            None => Ok(()),
         }
     }
 
@@ -299,15 +331,15 @@ impl NodeCa {
         issued: crate::authority::Membership,
         expected: &TrustDomain,
     ) -> Result<(), MembershipError> {
-        let before = self.member();
+        let (before, mesh) = (self.member(), issued.mesh.clone());
         let member = Member::take(&self.setup.name, candidate, issued, expected, before.as_deref())?;
+        self.known.told_earlier(expected, &mesh);
         member.save(&self.setup.state.join(MEMBER_FILE))?;
         self.member.send_replace(Some(Arc::new(member)));
         Ok(())
     }
 
     fn note(&self, outcome: &Result<(), MembershipError>) {
-        self.asked.store(self.clock.unix(), Ordering::Relaxed);
         self.contact.send_replace(match outcome {
             Ok(()) => Contact::Reached,
             Err(e) => Contact::Failed(e.to_string()),
@@ -316,6 +348,7 @@ impl NodeCa {
 }
 
 const MEMBER_FILE: &str = "membership.json";
+const KNOWN_FILE: &str = "mesh.json";
 
 /// Which program: as identityd saw it. On which host: as this process read it, whatever identityd says.
 fn certified(fingerprint: &Fingerprint, machine: &Machine) -> CertifiedProgram {

@@ -15,20 +15,24 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_stream::StreamExt as _;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::authority::{Application, Membership};
 use crate::checker;
-use crate::link::{AuthorityLink, LinkError};
+use crate::link::{AuthorityLink, LinkError, MeshStates};
 use crate::listener::ALPN;
 use crate::member::Member;
+use crate::mesh::{MalformedState, MeshState};
 use bonafide_proto::token::JoinToken;
 
 /// How long connecting, handshake included, may take.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(20);
+/// How often a silent authority is asked whether it is still there, and how long it may take to say so.
+const ALIVE: Duration = Duration::from_secs(5);
 /// The largest answer that is read, in bytes.
 const ANSWER_MAX: usize = 256 * 1024;
 
@@ -152,8 +156,18 @@ impl AuthorityLink for Remote {
         self.answered(client.renew(wire::RenewRequest { signing_csr, authentication_csr })).await
     }
 
-    async fn probe(&self, member: &Member) -> Result<(), LinkError> {
-        self.client(member.bundle().clone(), Some(member)).await.map(|_| ())
+    async fn follow(&self, member: &Member) -> Result<MeshStates, LinkError> {
+        let mut client = self.client(member.bundle().clone(), Some(member)).await?;
+        let opened = match tokio::time::timeout(ANSWER, client.follow(wire::FollowRequest {})).await {
+            Ok(opened) => opened.map_err(|status| self.refused(&status))?,
+            Err(_) => return Err(self.unreachable("no answer in time")),
+        };
+        let remote = self.clone();
+        Ok(Box::pin(opened.into_inner().map(move |state| {
+            // The connection lives as long as the client does.
+            let _connection = &client;
+            state.map_err(|status| remote.refused(&status)).and_then(mesh_state)
+        })))
     }
 }
 
@@ -164,7 +178,16 @@ async fn channel(stream: TlsStream<TcpStream>) -> Result<Channel, tonic::transpo
         let taken = stream.take().ok_or(std::io::Error::from(std::io::ErrorKind::NotConnected));
         async move { taken }
     });
-    Endpoint::from_static("http://authority.invalid").connect_with_connector(once).await
+    Endpoint::from_static("http://authority.invalid")
+        .http2_keep_alive_interval(ALIVE)
+        .keep_alive_timeout(ALIVE)
+        .keep_alive_while_idle(true)
+        .connect_with_connector(once)
+        .await
+}
+
+fn mesh_state(wire: wire::MeshState) -> Result<MeshState, LinkError> {
+    wire.try_into().map_err(|e: MalformedState| LinkError::Malformed(e.to_string()))
 }
 
 fn membership(wire: wire::Membered) -> Result<Membership, LinkError> {
@@ -174,5 +197,6 @@ fn membership(wire: wire::Membered) -> Result<Membership, LinkError> {
         intermediate: wire.intermediate.into(),
         node_svid: wire.node_svid.into(),
         roots: wire.roots.into_iter().map(Into::into).collect(),
+        mesh: mesh_state(wire.mesh.unwrap_or_default())?,
     })
 }

@@ -11,6 +11,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
 use crate::member::Member;
+use crate::mesh::MeshState;
 use crate::node::{Contact, NodeCa};
 use crate::serve::{MESSAGE_MAX, blocking};
 
@@ -57,14 +58,16 @@ impl wire::issuance_server::Issuance for IssuanceService {
         &self,
         _request: Request<wire::WatchBundleRequest>,
     ) -> Result<Response<Self::WatchBundleStream>, Status> {
-        let mut told = 0;
-        let stream = WatchStream::new(self.0.watch()).filter_map(move |member| {
-            let member = member?;
-            if member.sequence() == told {
+        let mut told = None;
+        let node = self.0.clone();
+        let changes = WatchStream::new(node.watch()).map(drop).merge(WatchStream::new(node.mesh()).map(drop));
+        let stream = changes.filter_map(move |()| {
+            let bundle = bundle(node.member()?.as_ref(), &node.mesh().borrow());
+            if told.as_ref() == Some(&bundle) {
                 return None;
             }
-            told = member.sequence();
-            Some(Ok(bundle(&member)))
+            told = Some(bundle.clone());
+            Some(Ok(bundle))
         });
         Ok(Response::new(Box::pin(stream)))
     }
@@ -88,11 +91,12 @@ impl wire::issuance_server::Issuance for IssuanceService {
     }
 }
 
-fn bundle(member: &Member) -> wire::Bundle {
+fn bundle(member: &Member, mesh: &MeshState) -> wire::Bundle {
     wire::Bundle {
         trust_domain: member.bundle().trust_domain().to_string(),
         roots: member.bundle().roots().iter().map(|r| r.to_vec()).collect(),
         node: member.name().to_string(),
         sequence: member.sequence(),
+        quarantine: mesh.quarantine.iter().map(|digest| digest.0.to_vec()).collect(),
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bonafide_ca::config::{Config, Role, RootConfig};
 use bonafide_ca::daemon::Daemon;
 use bonafide_ca::remote::Remote;
-use bonafide_ca::{Authority, Charter, Embedded, JoinToken, NodeCa, NodeSetup};
+use bonafide_ca::{Authority, AuthorityLink, Charter, Embedded, JoinToken, NodeCa, NodeSetup, upkeep};
 use bonafide_proto::clock::{Clock, SharedClock};
 use bonafide_proto::endpoint;
 use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host, Script};
@@ -187,6 +187,23 @@ impl Served {
         node.join(&self.link(), &self.token("").await).await.unwrap();
         node
     }
+}
+
+/// The node listens to what every member is told, until the task is aborted.
+pub(crate) fn follow(node: &Arc<NodeCa>, link: impl AuthorityLink + 'static) -> JoinHandle<()> {
+    let node = node.clone();
+    tokio::spawn(async move { match upkeep::follow(&node, &link).await {} })
+}
+
+/// Waits until it is so.
+pub(crate) async fn until(mut so: impl FnMut() -> bool) {
+    for _ in 0..3000 {
+        if so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it never came to be");
 }
 
 pub(crate) const LOOPBACKS: [&str; 2] = ["127.0.0.1", "::1"];

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bonafide_ca::link::MeshStates;
 use bonafide_ca::member::Member;
 use bonafide_ca::node::MembershipError;
 use bonafide_ca::{Application, AuthorityLink, Embedded, JoinToken, LinkError, Membership};
@@ -174,8 +175,8 @@ impl AuthorityLink for Liar {
         (self.lie)(&mut issued, &self.other);
         Ok(issued)
     }
-    async fn probe(&self, member: &Member) -> Result<(), LinkError> {
-        self.honest.probe(member).await
+    async fn follow(&self, member: &Member) -> Result<MeshStates, LinkError> {
+        self.honest.follow(member).await
     }
 }
 
