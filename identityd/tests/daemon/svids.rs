@@ -42,6 +42,7 @@ impl Issuance for Notary {
             roots: vec![b"root".to_vec()],
             node: "a".into(),
             sequence: 7,
+            quarantine: vec![vec![7; 32]],
         };
         Ok(Response::new(tokio_stream::iter(vec![Ok(bundle)]).chain(tokio_stream::pending())))
     }

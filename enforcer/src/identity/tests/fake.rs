@@ -139,6 +139,7 @@ pub(super) fn bundle(mesh: &Mesh) -> wire::Bundle {
         roots: vec![mesh.root.to_vec()],
         node: "node-a".to_owned(),
         sequence: 1,
+        quarantine: Vec::new(),
     }
 }
 
