@@ -92,6 +92,8 @@ pub struct NodeSetup {
     pub name: NodeName,
     /// Lifetime of leaves, seconds.
     pub leaf_ttl: u32,
+    /// The SMBIOS system UUID, for a daemon that may not read it itself.
+    pub bios_uuid: Option<String>,
 }
 
 /// A leaf, ready to be shown.
@@ -154,7 +156,7 @@ impl NodeCa {
         store.forget_before(clock.unix().saturating_sub(REMEMBER))?;
         let member = Member::load(&setup.state.join(MEMBER_FILE), &setup.name)?;
         Ok(Self {
-            machine: Machine::read(),
+            machine: Machine::read(setup.bios_uuid.as_deref()),
             store: Arc::new(store),
             clock,
             member: watch::Sender::new(member.map(Arc::new)),

@@ -68,7 +68,8 @@ pub(crate) fn csr(uris: &[&str]) -> Vec<u8> {
 }
 
 pub(crate) fn setup(state: &Path, name: &str) -> NodeSetup {
-    NodeSetup { state: state.join(format!("node-{name}")), name: name.parse().unwrap(), leaf_ttl: LEAF_TTL }
+    let state = state.join(format!("node-{name}"));
+    NodeSetup { state, name: name.parse().unwrap(), leaf_ttl: LEAF_TTL, bios_uuid: None }
 }
 
 pub(crate) fn charter(state: &Path) -> Charter {

@@ -63,7 +63,7 @@ pub fn prepare_node(spec: &NodeSpec) -> Result<PreparedNode, NodeError> {
     let identityd_cgroup = cgroup.create_daemon("identityd")?;
 
     write_token(&spec.authority, &layout)?;
-    let ca = write_config(&layout.config("ca"), &CaToml::of_node(spec, &layout))?;
+    let ca = write_config(&layout.config("ca"), &CaToml::of_node(spec, &layout, bios_uuid()))?;
     let identityd = write_config(&layout.config("identityd"), &IdentitydToml::of(spec, &layout, &policy))?;
     let enforcer = write_config(&layout.config("enforcer"), &EnforcerToml::of(spec, &layout, ca_cgroup.clone()))?;
 
@@ -117,6 +117,13 @@ pub fn prepare_root(spec: &RootSpec) -> Result<PreparedRoot, NodeError> {
 fn ca_command(binaries: &Path, cgroup: &Path, config: PathBuf, layout: &Layout) -> DaemonCommand {
     let place = Place { cgroup, uid: CA_UID, capabilities: &[] };
     DaemonCommand::launch(binaries, &place, "ca", ["--config".into(), config.into()], layout.log("ca"))
+}
+
+/// The SMBIOS system UUID, where the machine has one.
+fn bios_uuid() -> Option<String> {
+    let text = fs::read_to_string("/sys/class/dmi/id/product_uuid").ok()?;
+    let uuid = text.trim().to_ascii_lowercase();
+    (matches!(uuid.len(), 1..=128) && uuid.chars().all(|c| c.is_ascii_graphic())).then_some(uuid)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, NodeError> {
