@@ -8,6 +8,7 @@ use crate::exit::EXIT_CODES;
 use crate::flows::FlowsArgs;
 use crate::launch::{Capability, Launch};
 use crate::policy_check::PolicyCommand;
+use crate::quarantine::QuarantineArgs;
 use crate::run::RunArgs;
 use crate::screen::ColourWhen;
 use crate::whois::WhoisArgs;
@@ -46,6 +47,8 @@ pub enum Verb {
     /// Shows the nodes of the trust domain (where the authority runs)
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Puts a program's digest in quarantine on every node (where the authority runs)
+    Quarantine(QuarantineArgs),
     /// Runs a node on this machine until Ctrl-C, then removes every trace of it
     Run(RunArgs),
     /// Becomes a daemon, with its own cgroup, user and capabilities
@@ -102,7 +105,7 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "bonafide", &mut script);
             let script = String::from_utf8(script).unwrap();
-            for verb in ["status", "flows", "whois", "policy", "token", "run"] {
+            for verb in ["status", "flows", "whois", "policy", "token", "quarantine", "run"] {
                 assert!(script.contains(verb), "{shell} does not know {verb}");
             }
         }

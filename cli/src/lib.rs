@@ -13,6 +13,7 @@ mod exit;
 mod flows;
 mod policy_check;
 mod printable;
+mod quarantine;
 mod run;
 mod screen;
 mod status;
@@ -27,6 +28,7 @@ pub use exit::Exit;
 pub use flows::{Filter, FlowTable, FlowsArgs, Line, Tail, Verdict, record};
 pub use policy_check::PolicyCommand;
 pub use printable::{printable, printable_json};
+pub use quarantine::QuarantineArgs;
 pub use run::{BackendChoice, RunArgs};
 pub use screen::ColourWhen;
 pub use whois::WhoisArgs;
@@ -62,6 +64,7 @@ fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
         Verb::Policy(PolicyCommand::Check { files }) => policy_check::check(&files, screen),
         Verb::Token(TokenCommand::Create(create)) => admission::create_token(&create, &layout, screen),
         Verb::Node(NodeCommand::List) => admission::list_nodes(&layout, screen),
+        Verb::Quarantine(args) => quarantine::quarantine(&args, &layout, screen),
         Verb::Run(run) => run::run(&run, &args.dir, screen),
         Verb::Launch(launch) => match launch::launch(&launch.into()) {
             Ok(never) => match never {},
