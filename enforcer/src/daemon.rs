@@ -25,7 +25,7 @@ use crate::live::Live;
 use crate::record::{Account, Records, Why};
 use crate::serve::Operator;
 use crate::sys::locality::Locality;
-use crate::{inbound, outbound, sys};
+use crate::{inbound, outbound, reverify, sys};
 
 /// The most connections that are carried at once in each direction; more are reset at once.
 const FLOWS_MAX: usize = 32_768;
@@ -77,13 +77,14 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         trust: identity.trust(),
         records: Records::open(&config.records, &config.state, clock)
             .map_err(os(format!("the flow records in {}", config.records.display())))?,
-        live: Arc::new(Live::new(identity.policy())),
+        live: Arc::new(Live::new(identity.policy(), identity.quarantine(), identity.memory())),
         locality: Locality,
         netns: sys::netns::own().map_err(os("/proc/self/ns/net"))?,
         ports: [config.outbound_port, config.inbound_port],
         identity,
     });
     serve_operator(admin, Arc::clone(&node), &config);
+    tokio::spawn(reverify::run(Arc::clone(&node.live), node.identity.clone()));
 
     let mut policies = node.policy.clone();
     tracing::info!("waiting for the policy from identityd");

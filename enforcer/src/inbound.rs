@@ -16,11 +16,11 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::flow::{
-    Abort, CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, Program, finish, judge, program, refuse, scope,
-    why_late, why_tunnel,
+    Abort, CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, finish, judge, program, refuse, scope, why_late,
+    why_tunnel,
 };
-use crate::live::{Judged, Question, Seat};
-use crate::record::{Account, Why, describe_attested, describe_peer};
+use crate::live::{Judged, Peer, Program, Question, Seat};
+use crate::record::{Account, Why, describe_peer};
 use crate::relay::{self, Beside};
 use crate::sys::dial::Reserved;
 use crate::tunnel::frame::{Accept, RefuseCode};
@@ -108,10 +108,7 @@ impl<S: Abort> Captured<S> {
             FlowKey { netns: node.netns, local: self.dialled, remote: reserved.local(), role: SocketRole::Listener };
         let attested = node.identity.attest(key).await;
         match &attested {
-            Ok(attestation) => {
-                let id = node.spiffe_id(attestation.workload.as_ref());
-                describe_attested(self.account.destination(), attestation, id);
-            }
+            Ok(attested) => node.describe(self.account.destination(), attested),
             // Observe mode refuses nothing: a listener bound to a device is not found this way, and serves all the same.
             Err(AttestRefusal { reason: AttestReason::NoSocket, .. }) if self.policy.mode() == Mode::Enforce => {
                 let why = Why::new(Reason::Unreachable, format!("nobody listens on {}", canonical(self.dialled)));
@@ -120,7 +117,8 @@ impl<S: Abort> Captured<S> {
             Err(_) => {}
         }
         let Self { far, from, dialled, policy, account } = self;
-        let known = Known { from, dialled, policy, account, program: program(attested) };
+        let program = program(attested).and_then(|program| node.admit(program));
+        let known = Known { from, dialled, policy, account, program };
         Ok(Attributed { far, reserved, known })
     }
 }
@@ -237,11 +235,10 @@ impl Known {
         let key = FlowKey { netns: node.netns, local: self.dialled, remote: spare.local(), role: SocketRole::Listener };
         let now = program(node.identity.attest(key).await)
             .map_err(|why| changed(format!("looked at again, the listener is in doubt: {}", why.detail)))?;
-        if now.is_same(before) {
-            return Ok(());
+        match before.changed(&now.attestation) {
+            None => Ok(()),
+            Some(how) => Err(changed(format!("the port changed hands during the handshake: {how}"))),
         }
-        let path = &now.attestation.fingerprint.exe.path;
-        Err(changed(format!("the port changed hands during the handshake: {path} listens there now")))
     }
 
     async fn authorize_clear(
@@ -284,8 +281,7 @@ impl Known {
         let server = server.map_err(|e| why_tunnel(&e))?;
         describe_peer(self.account.source(), server.peer());
         self.account.tls(server.facts());
-        let peer = server.peer().id().workload_name();
-        let peer = peer.ok_or_else(|| Why::new(Reason::PeerCertificate, "the peer's SPIFFE ID names no workload"))?;
+        let peer = Peer::of(server.peer())?;
         let opened = timeout(HANDSHAKE_TIMEOUT, server.await_open()).await;
         let (open, pending) =
             opened.map_err(|_| why_late("opening the flow", HANDSHAKE_TIMEOUT))?.map_err(|e| match e {
@@ -300,8 +296,10 @@ impl Known {
         let claimed = (open.client != canonical(self.from)).then_some(open.client);
         self.account.addresses(canonical(self.from), canonical(self.dialled), claimed);
 
-        let question = Question { from: Judged::Workload(peer, None), to: program.judged(), port: self.dialled.port() };
-        let granted = judge(self.policy.mode(), Ok(question.ask(&self.policy))).and_then(|grant| {
+        let accepted = node.accept(&peer, &self.policy);
+        let question = Question { from: peer.judged(), to: program.judged(), port: self.dialled.port() };
+        let verdict = accepted.map(|()| question.ask(&self.policy));
+        let granted = judge(self.policy.mode(), verdict).and_then(|grant| {
             let question = Some(question).filter(|_| self.policy.mode() == Mode::Enforce);
             Ok((grant, node.live.enter(question)?))
         });

@@ -13,6 +13,7 @@ pub mod live;
 mod outbound;
 pub mod record;
 pub mod relay;
+mod reverify;
 mod serve;
 pub mod sys;
 pub mod tunnel;

@@ -14,11 +14,11 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::flow::{
-    CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, Program, finish, judge, program, refuse, scope, why_denied,
+    CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, finish, judge, program, refuse, scope, why_denied,
     why_late, why_tunnel,
 };
-use crate::live::{Judged, Question, Seat};
-use crate::record::{Account, Why, describe_attested, describe_peer};
+use crate::live::{Judged, Peer, Program, Question, Seat};
+use crate::record::{Account, Why, describe_peer};
 use crate::relay::{self, Beside};
 use crate::sys::dial::{self, Reserved};
 use crate::tunnel::frame::{EndCode, Open};
@@ -124,12 +124,12 @@ impl Captured {
     /// Whose socket is it?
     async fn attribute(mut self, node: &Node) -> Attributed {
         let key = FlowKey { netns: node.netns, local: self.client, remote: self.asked, role: SocketRole::Connector };
-        let attested = node.identity.attest(key).await;
-        if let Ok(attestation) = &attested {
-            let id = node.spiffe_id(attestation.workload.as_ref());
-            describe_attested(self.account.source(), attestation, id);
+        let attested = node.identity.attest_accepted(&self.app, key).await;
+        if let Ok(attested) = &attested {
+            node.describe(self.account.source(), attested);
         }
-        let program = program(attested).and_then(|program| self.still_open().map(|()| program));
+        let program = program(attested).and_then(|program| node.admit(program));
+        let program = program.and_then(|program| self.still_open().map(|()| program));
         Attributed { captured: self, program }
     }
 }
@@ -222,14 +222,17 @@ impl Attributed {
         let account = &mut self.captured.account;
         describe_peer(account.destination(), client.peer());
         account.tls(client.facts());
-        let peer = client.peer().id().workload_name();
-        let peer = peer.ok_or_else(|| Why::new(Reason::PeerCertificate, "the peer's SPIFFE ID names no workload"))?;
+        let peer = Peer::of(client.peer())?;
         let policy = &self.captured.policy;
+        node.accept(&peer, policy)?;
         // Behind port forwarding the program listens on another port than was dialled: the far end says which.
         // A peer that no rule allows on any port does not even learn what was asked.
-        if !policy.may_reach(workload, &peer)
-            && let Verdict::Deny(denied) =
-                policy.decide(&Subject::Workload(workload), &Subject::Workload(&peer), self.captured.dialled.port())
+        if !policy.may_reach(workload, &peer.workload)
+            && let Verdict::Deny(denied) = policy.decide(
+                &Subject::Workload(workload),
+                &Subject::Workload(&peer.workload),
+                self.captured.dialled.port(),
+            )
         {
             return Err(why_denied(denied));
         }
@@ -243,7 +246,7 @@ impl Attributed {
         let opened = timeout(limit, client.open(open)).await.map_err(|_| why_late("opening the flow", limit))?;
         let (accept, tunnel) = opened.map_err(|e| why_tunnel(&e))?;
 
-        let question = Question { from: program.judged(), to: Judged::Workload(peer, None), port: accept.port };
+        let question = Question { from: program.judged(), to: peer.judged(), port: accept.port };
         let verdict = verdict_on(policy, &question, self.captured.dialled.port());
         let granted = judge(Mode::Enforce, Ok(verdict)).and_then(|grant| Ok((grant, node.live.enter(Some(question))?)));
         match granted {
@@ -278,13 +281,15 @@ impl Attributed {
             .map_err(|e| Why::new(Reason::Limit, format!("no port to deliver from: {e}")))?;
         let key = FlowKey { netns: node.netns, local: dialled, remote: reserved.local(), role: SocketRole::Listener };
         let attested = node.identity.attest(key).await;
-        if let Ok(attestation) = &attested {
-            let id = node.spiffe_id(attestation.workload.as_ref());
-            describe_attested(self.captured.account.destination(), attestation, id);
+        if let Ok(attested) = &attested {
+            node.describe(self.captured.account.destination(), attested);
         }
-        let question = self.program.as_ref().map_err(Clone::clone).and_then(|from| {
-            Ok(Question { from: from.judged(), to: program(attested)?.judged(), port: dialled.port() })
-        });
+        let to = program(attested).and_then(|program| node.admit(program));
+        let question = self
+            .program
+            .as_ref()
+            .map_err(Clone::clone)
+            .and_then(|from| Ok(Question { from: from.judged(), to: to?.judged(), port: dialled.port() }));
         let policy = &self.captured.policy;
         let verdict = question.as_ref().map(|q| q.ask(policy)).map_err(Clone::clone);
         let grant = judge(policy.mode(), verdict)?;
@@ -356,7 +361,7 @@ struct Authorized<S> {
 /// Behind port forwarding that is not the port dialled. But where this program has business with somebody on the
 /// port it dialled, a peer may not take that flow over by naming another port on which it would be allowed.
 fn verdict_on(policy: &Policy, accepted: &Question, dialled: u16) -> Verdict {
-    if let Judged::Workload(from, _) = &accepted.from
+    if let Some(from) = accepted.from.workload()
         && accepted.port != dialled
         && policy.expects_on(from, dialled)
     {

@@ -1,15 +1,21 @@
 //! The client of identityd: who is behind a socket, the certificate that program has earned, the policy and the trust.
 //!
 //! Nothing here decides who anybody is. What identityd cannot answer in time is a refusal; the policy and the trust
-//! it sent last stay in force while it is away, and leaves already issued are good until they expire.
+//! it sent last stay in force while it is away, and leaves already issued are good until they expire. What it answered
+//! about a program is remembered only as long as it tells what lapses.
 
 mod ask;
+mod kernel_map;
+mod lapse;
+mod lapses;
 mod leaves;
+mod memory;
 mod order;
 #[cfg(test)]
 mod tests;
 mod watch;
 
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,7 +23,9 @@ use bonafide_policy::Policy;
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::endpoint;
+use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::flow::FlowKey;
+use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::name::NodeName;
 use bonafide_proto::refusal::AttestRefusal;
 use tokio::sync::watch::{Receiver, channel};
@@ -25,7 +33,10 @@ use tokio::task::JoinSet;
 
 use crate::tunnel::{Leaf, Trust};
 use ask::Daemon;
+use kernel_map::KernelMap;
+pub(crate) use lapse::{Lapse, Lapsed, Process, Quarantine, Socket};
 use leaves::Leaves;
+pub(crate) use memory::{AsOf, Memory};
 use order::Order;
 
 /// The trust this node was given, and its name in it.
@@ -48,9 +59,23 @@ pub struct Identity {
     shared: Arc<Shared>,
 }
 
+/// Who is behind a socket, as identityd answered.
+#[derive(Debug, Clone)]
+pub struct Attested {
+    /// The evidence, and what it earned.
+    pub attestation: Arc<Attestation>,
+    /// When it was asked: what lapsed since then may concern it.
+    pub(crate) as_of: AsOf,
+    /// The program's socket.
+    pub(crate) socket: Socket,
+}
+
 #[derive(Debug)]
 struct Shared {
     daemon: Daemon,
+    kernel: KernelMap,
+    memory: Arc<Memory>,
+    quarantine: Receiver<Arc<Quarantine>>,
     leaves: Leaves,
     policy: PolicyInForce,
     trust: TrustInForce,
@@ -62,22 +87,74 @@ impl Identity {
     /// A client of the identityd behind `socket`, which need not be there yet. Must be called inside a tokio runtime.
     #[must_use]
     pub fn connect(socket: PathBuf, clock: SharedClock) -> Self {
+        let (kernel, fetching) = kernel_map::beside(&socket);
         let daemon = Daemon::new(endpoint::channel(socket));
+        let memory = Arc::new(Memory::default());
         let (policy_in, policy) = channel(None);
         let (trust_in, trust) = channel(None);
+        let (quarantine_in, quarantine) = channel(Arc::default());
         let mut watching = JoinSet::new();
-        watching.spawn(watch::policy(daemon.clone(), policy_in));
+        watching.spawn(fetching.run());
+        watching.spawn(lapses::lapses(daemon.clone(), Arc::clone(&memory), quarantine_in));
+        watching.spawn(watch::policy(daemon.clone(), Arc::clone(&memory), policy_in));
         watching.spawn(watch::trust(daemon.clone(), Arc::clone(&clock), trust_in));
         let leaves = Leaves::new(daemon.clone(), trust.clone(), clock);
-        Self { shared: Arc::new(Shared { daemon, leaves, policy, trust, _watching: watching }) }
+        let shared = Shared { daemon, kernel, memory, quarantine, leaves, policy, trust, _watching: watching };
+        Self { shared: Arc::new(shared) }
     }
 
-    /// Asks who is behind a socket. Answers within 2 s.
+    /// Who connected this accepted socket? A program that was attested before is known by the kernel's record of it.
+    ///
+    /// # Errors
+    /// As [`Identity::attest`].
+    pub async fn attest_accepted(&self, accepted: &impl AsRawFd, key: FlowKey) -> Result<Attested, AttestRefusal> {
+        let record = self.shared.kernel.record(accepted).await;
+        self.attest_recorded(record.as_ref(), key).await
+    }
+
+    async fn attest_recorded(&self, record: Option<&ConnectRecord>, key: FlowKey) -> Result<Attested, AttestRefusal> {
+        let Shared { daemon, memory, .. } = &*self.shared;
+        let (as_of, remembered) = memory.recall(record);
+        let attestation = match remembered {
+            Some(attestation) => attestation,
+            None => {
+                let answer = Arc::new(daemon.attest(key, record).await?);
+                memory.remember(as_of, record, &answer);
+                answer
+            }
+        };
+        Ok(Attested { attestation, as_of, socket: key.into() })
+    }
+
+    /// Asks who is behind a socket. Answers in bounded time.
     ///
     /// # Errors
     /// identityd's refusal; [`AttestReason::Unavailable`](bonafide_proto::refusal::AttestReason) if there is no answer.
-    pub async fn attest(&self, key: FlowKey) -> Result<Attestation, AttestRefusal> {
-        self.shared.daemon.attest(key).await
+    pub async fn attest(&self, key: FlowKey) -> Result<Attested, AttestRefusal> {
+        self.attest_recorded(None, key).await
+    }
+
+    /// Who are these executions now, that were attested before? Those that ended are left out.
+    ///
+    /// # Errors
+    /// As [`Identity::attest`]; `process-gone` if all of them ended.
+    pub(crate) async fn reattest(&self, executions: &[Execution]) -> Result<Attestation, AttestRefusal> {
+        self.shared.daemon.reattest(executions).await
+    }
+
+    /// What is known of lapses.
+    pub(crate) fn memory(&self) -> Arc<Memory> {
+        Arc::clone(&self.shared.memory)
+    }
+
+    /// The digests in quarantine now.
+    pub(crate) fn quarantined(&self) -> Arc<Quarantine> {
+        Arc::clone(&self.shared.quarantine.borrow())
+    }
+
+    /// The digests in quarantine, as they change.
+    pub(crate) fn quarantine(&self) -> Receiver<Arc<Quarantine>> {
+        self.shared.quarantine.clone()
     }
 
     /// The certificate of an attested program: from the cache, or ordered for a key made for it.

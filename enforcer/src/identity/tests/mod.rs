@@ -3,8 +3,11 @@
 mod attesting;
 mod fake;
 mod leaves;
+mod remembering;
+mod reverifying;
 mod watching;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bonafide_proto::clock::SharedClock;
