@@ -1,5 +1,6 @@
 //! The story of one question: whose socket is it, what does that program run, and which workload has it earned?
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bonafide_policy::{Identified, Policy};
@@ -10,6 +11,7 @@ use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
+use crate::lookup;
 use crate::policy_file::InForce;
 use crate::refuse::refuse;
 use crate::source::{Held as _, SocketSource};
@@ -25,6 +27,15 @@ pub(crate) struct Attestor<S> {
     source: S,
     witness: Witness,
     policy: InForce,
+}
+
+/// Whom an operator asks about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// A process.
+    Process(u32),
+    /// Whoever has a socket with this local address.
+    Socket(SocketAddr),
 }
 
 /// What the evidence earned.
@@ -72,19 +83,48 @@ impl<S: SocketSource> Attestor<S> {
         self.attestation(witnessed)
     }
 
-    /// The same question about a process; what it misses is told of this workload alone, if one is named.
+    /// The same question as an operator asks it; what it misses is told of this workload alone, if one is named.
     ///
     /// # Errors
     /// Any doubt, by name.
-    pub(crate) async fn process(&self, pid: u32, named: Option<&WorkloadName>) -> Result<Attestation, AttestRefusal> {
+    pub(crate) async fn asked(&self, who: &Who, named: Option<&WorkloadName>) -> Result<Attestation, AttestRefusal> {
         self.policy.get()?;
-        let execution = Process::pin(pid)?.execution();
-        let mut attestation = self.attestation(self.witness.examine(&[execution]).await?)?;
+        let mut attestation = match who {
+            Who::Process(pid) => self.process(*pid).await?,
+            Who::Socket(local) => self.socket(*local).await?,
+        };
         if let Some(name) = named {
             let miss = self.policy.get()?.policy.miss_of(name, &attestation.fingerprint);
             attestation.near_misses = miss.into_iter().collect();
         }
         Ok(attestation)
+    }
+
+    async fn process(&self, pid: u32) -> Result<Attestation, AttestRefusal> {
+        let execution = Process::pin(pid)?.execution();
+        self.attestation(self.witness.examine(&[execution]).await?)
+    }
+
+    /// Every socket with this local address must be one program's.
+    async fn socket(&self, local: SocketAddr) -> Result<Attestation, AttestRefusal> {
+        let keys = tokio::task::spawn_blocking(move || lookup::sockets(local)).await;
+        let keys = keys.unwrap_or_else(|e| refuse(AttestReason::Unavailable, format!("sock_diag: {e}")))?;
+        let mut all: Option<Attestation> = None;
+        for key in keys {
+            let one = self.flow(key).await?;
+            match &mut all {
+                None => all = Some(one),
+                Some(all) if all.fingerprint == one.fingerprint => {
+                    let new = one.executions.into_iter().filter(|e| !all.executions.contains(e));
+                    let new: Vec<Execution> = new.collect();
+                    all.executions.extend(new);
+                }
+                Some(_) => {
+                    return refuse(AttestReason::TwoPrograms, format!("two programs have connections from {local}"));
+                }
+            }
+        }
+        all.map_or_else(|| refuse(AttestReason::NoSocket, format!("no socket has the address {local}")), Ok)
     }
 
     /// The fingerprint of executions that were attested before, if all of them still earn this workload.

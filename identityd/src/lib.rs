@@ -25,6 +25,7 @@ mod execs;
 mod hash;
 mod host;
 mod lapse;
+mod lookup;
 mod parse;
 mod patience;
 mod policy_file;

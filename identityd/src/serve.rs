@@ -14,7 +14,7 @@ use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
-use crate::attest::Attestor;
+use crate::attest::{Attestor, Who};
 use crate::bundle::Authority;
 use crate::lapse::Lapses;
 use crate::policy_file::{InForce, Loaded, State};
@@ -82,6 +82,15 @@ impl Order {
     }
 }
 
+/// Exactly one of what can be asked about.
+fn who(request: wire::AttestProcessRequest) -> Result<Who, Malformed> {
+    match (request.pid, request.socket, request.container.as_str()) {
+        (pid, None, "") => Ok(Who::Process(pid)),
+        (0, Some(socket), "") => Ok(Who::Socket(socket.try_into()?)),
+        _ => Err(Malformed("name a process, or a socket".to_owned())),
+    }
+}
+
 fn executions(wire: Vec<wire::Execution>) -> Result<Vec<Execution>, Malformed> {
     if wire.is_empty() || wire.len() > HOLDERS_MAX {
         return Err(Malformed(format!("{} executions; 1 to {HOLDERS_MAX} are read", wire.len())));
@@ -114,7 +123,7 @@ impl<S: SocketSource> Attestation for Service<S> {
     ) -> Result<Response<wire::AttestResponse>, Status> {
         let request = request.into_inner();
         let named = self.named(&request.workload)?;
-        let answer = self.attestor.process(request.pid, named.as_ref()).await;
+        let answer = self.attestor.asked(&who(request)?, named.as_ref()).await;
         Ok(Response::new((&answer).into()))
     }
 

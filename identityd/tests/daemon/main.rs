@@ -7,6 +7,7 @@
 mod connectors;
 mod forgeries;
 mod listeners;
+mod lookups;
 mod namespaces;
 mod node;
 mod policies;

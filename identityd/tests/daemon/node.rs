@@ -80,6 +80,19 @@ impl Node {
         self.client.clone().attest_process(request).await.unwrap().into_inner().try_into().unwrap()
     }
 
+    /// As [`Node::flow`], about whoever has a socket with this local address.
+    pub(crate) async fn socket(&self, local: SocketAddr) -> Result<Attestation, AttestRefusal> {
+        let request = wire::AttestProcessRequest { socket: Some(local.into()), ..Default::default() };
+        let ask = async || self.client.clone().attest_process(request.clone()).await.unwrap().into_inner();
+        for _ in 0..20 {
+            match ask().await.try_into().unwrap() {
+                Err(AttestRefusal { reason: AttestReason::GenerationGone | AttestReason::ProcessGone, .. }) => {}
+                answer => return answer,
+            }
+        }
+        ask().await.try_into().unwrap()
+    }
+
     pub(crate) async fn refusal(&self, key: FlowKey) -> AttestReason {
         self.flow(key).await.unwrap_err().reason
     }
