@@ -59,7 +59,7 @@ fn os(what: impl Into<String>) -> impl FnOnce(io::Error) -> DaemonError {
 
 /// Runs until SIGTERM or SIGINT.
 ///
-/// Stopping in observe mode removes the capture rules; in enforce mode they stay, so that a stopped enforcer
+/// Stopping removes the capture rules, but in enforce mode they stay, so that a stopped enforcer
 /// means no traffic rather than plaintext (`bonafide-enforcer remove-capture` takes them away).
 ///
 /// # Errors

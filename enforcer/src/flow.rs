@@ -147,13 +147,13 @@ impl Grant {
         }
     }
 
-    /// Observe mode: the other end's program cannot be known in the clear.
+    /// Shadow mode: the other end's program cannot be known in the clear.
     pub fn undecided() -> Self {
         Self { outcome: Outcome::Undecided, rule: None, why: None }
     }
 }
 
-/// The decision, in the mode in force: observe lets everything through and writes down what enforce would do.
+/// The decision, in the mode in force: shadow lets everything through and writes down what enforce would do.
 pub(crate) fn judge(mode: Mode, verdict: Result<Verdict, Why>) -> Result<Grant, Why> {
     let refusal = match verdict {
         Ok(Verdict::Allow(allowed)) => {

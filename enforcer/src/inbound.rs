@@ -109,7 +109,7 @@ impl<S: Abort> Captured<S> {
         let attested = node.identity.attest(key).await;
         match &attested {
             Ok(attested) => node.describe(self.account.destination(), attested),
-            // Observe mode refuses nothing: a listener bound to a device is not found this way, and serves all the same.
+            // Shadow mode refuses nothing: a listener bound to a device is not found this way, and serves all the same.
             Err(AttestRefusal { reason: AttestReason::NoSocket, .. }) if self.policy.mode() == Mode::Enforce => {
                 let why = Why::new(Reason::Unreachable, format!("nobody listens on {}", canonical(self.dialled)));
                 return Err(refuse(self.far, self.account, &why));
@@ -207,7 +207,7 @@ where
         }
     }
 
-    /// An outside client by a rule, or anybody in observe mode.
+    /// An outside client by a rule, or anybody in shadow mode.
     async fn in_the_clear(self, speaks: Speaks, node: &Arc<Node>) -> Ended {
         let Self { far, reserved, mut known } = self;
         match known.authorize_clear(speaks, reserved, node).await {
@@ -248,21 +248,21 @@ impl Known {
         node: &Arc<Node>,
     ) -> Result<(TcpStream, Grant, Seat), Why> {
         let source = canonical(self.from).ip();
-        let observe = self.policy.mode() != Mode::Enforce;
+        let shadow = self.policy.mode() != Mode::Enforce;
         self.account.source().outside = self.policy.outside_source(source).map(ToOwned::to_owned);
-        let grant = match (observe && self.policy.place(source) == Place::Mesh, &self.program) {
+        let grant = match (shadow && self.policy.place(source) == Place::Mesh, &self.program) {
             // In the clear the source's program is not known.
             (true, Ok(_)) => Grant::undecided(),
-            (true, Err(why)) => judge(Mode::Observe, Err(why.clone()))?,
+            (true, Err(why)) => judge(Mode::Shadow, Err(why.clone()))?,
             (false, _) => judge(self.policy.mode(), self.clear_verdict()).map_err(|why| unheard(why, speaks))?,
         };
         let app = reserved.connect(self.dialled, CONNECT_TIMEOUT).await;
         let app = app.map_err(|e| unreachable(self.dialled, &e))?;
-        if !observe {
+        if !shadow {
             self.listens_still(node).await?;
         }
         let seat = match self.clear_question() {
-            Ok(question) if !observe => node.live.enter(Some(question))?,
+            Ok(question) if !shadow => node.live.enter(Some(question))?,
             _ => node.live.enter(None)?,
         };
         Ok((app, grant, seat))

@@ -53,7 +53,7 @@ enum Way {
     SameHostTls,
     /// Another host of the mesh.
     Mesh,
-    /// Outside the mesh, or observe mode.
+    /// Outside the mesh, or anywhere unless it enforces: whether the far end is captured is not known yet.
     Clear,
 }
 
@@ -300,7 +300,7 @@ impl Attributed {
         Ok((destination, grant, seat))
     }
 
-    /// Outside the mesh by a rule, or anywhere in observe mode.
+    /// Outside the mesh by a rule, or anywhere in shadow mode.
     async fn in_the_clear(mut self, node: &Arc<Node>) -> Ended {
         match self.authorize_clear(node).await {
             Ok((destination, grant, mut seat)) => {
@@ -334,7 +334,7 @@ impl Attributed {
                 .and_then(|question| if known { Ok(question.ask(&policy)) } else { Err(unknown_address(dialled)) });
             (judge(policy.mode(), verdict)?, question.ok())
         } else {
-            // Observe mode towards the mesh: who listens there is not known in the clear.
+            // Shadow mode towards the mesh: who listens there is not known in the clear.
             match self.may_try() {
                 Ok(()) => (Grant::undecided(), None),
                 Err(why) => (judge(policy.mode(), Err(why))?, None),

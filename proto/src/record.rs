@@ -45,7 +45,7 @@ pub enum Outcome {
 pub enum Transport {
     /// `bonafide/1` over mutual TLS 1.3.
     Mtls,
-    /// In the clear: an `outside` peer, or observe mode.
+    /// In the clear: an `outside` peer, or shadow mode.
     Clear,
     /// Both programs are on this host; nothing left it.
     SameHost,

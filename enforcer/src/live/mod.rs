@@ -26,7 +26,7 @@ pub use question::{Judged, Peer, Program, Question};
 
 #[derive(Debug)]
 struct Entry {
-    /// `None`: let through unjudged in observe mode; nothing ends it but the enforcer's own end.
+    /// `None`: let through unjudged in shadow mode; nothing ends it but the enforcer's own end.
     question: Option<Question>,
     /// Taken when the flow is told to end; the entry itself stays until its record is written.
     end: Option<oneshot::Sender<Why>>,
@@ -88,7 +88,7 @@ impl Live {
     ///
     /// That policy is read under the same lock under which [`Live::judge_again`] asks: a flow that was decided
     /// under an older one cannot slip between. So it is with the quarantine, and with what lapsed since its programs
-    /// were attested. `None` is a flow that observe mode let through unjudged.
+    /// were attested. `None` is a flow that shadow mode let through unjudged.
     ///
     /// # Errors
     /// Why it may not live.

@@ -160,13 +160,13 @@ fn a_flow_decided_under_an_older_policy_is_asked_again_when_it_enters() {
 }
 
 #[test]
-fn observe_mode_ends_nothing() {
-    let observe = policy(&OPEN.replace("enforce", "observe"));
-    let world = world(&observe);
+fn other_modes_end_nothing() {
+    let shadow = policy(&OPEN.replace("enforce", "shadow"));
+    let world = world(&shadow);
     let seats = (world.enter(1), world.live.enter(None).unwrap());
-    assert_eq!(world.live.judge_again(&observe), 0);
+    assert_eq!(world.live.judge_again(&shadow), 0);
     world.quarantine.send_replace(Arc::new([Digest::of(b"a")].into()));
-    assert_eq!(world.live.judge_again(&observe), 0);
+    assert_eq!(world.live.judge_again(&shadow), 0);
     assert_eq!(world.lapse(Lapsed::Socket(socket(1))), 0);
     world.lapse(Lapsed::Process(process(1)));
     let doubt = world.live.next_doubt().unwrap();

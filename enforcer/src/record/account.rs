@@ -160,7 +160,7 @@ impl Account {
         self.records.draft(self.number, &self.draft, &self.ends);
     }
 
-    /// It is let through in observe mode only: enforce would have refused it for `why`, or could not tell yet.
+    /// It is let through because nothing is refused in this mode: enforce would have refused it for `why`, or could not tell yet.
     pub fn observed(&mut self, outcome: Outcome, why: Option<&Why>) {
         self.allowed(None);
         self.draft.verdict = outcome;

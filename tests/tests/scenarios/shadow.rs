@@ -1,4 +1,4 @@
-//! Observe mode refuses nothing, writes down what enforce would refuse, and cannot take a host down.
+//! Shadow mode refuses nothing, writes down what enforce would refuse, and cannot take a host down.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use bonafide_tests::wait::wait_until;
 use bonafide_tests::world::{BareWorld, World};
 
 on_each_backend! {
-    observing_breaks_nothing,
+    shadowing_breaks_nothing,
 }
 
-fn observing_breaks_nothing(backend: Backend) {
+fn shadowing_breaks_nothing(backend: Backend) {
     let bare = BareWorld::create();
     let (good, bad) = (script_as(&bare, "say.py", "good.py"), script_as(&bare, "say.py", "bad.py"));
-    let policy = Policy::observe()
+    let policy = Policy::shadow()
         .script("test/good", &good)
         .script("test/echo", &script(&bare, "echo_server.py"))
         .allow("good to echo", "test/good", "test/echo");
@@ -34,7 +34,7 @@ fn observing_breaks_nothing(backend: Backend) {
         for record in ends.both() {
             // Who is at the other end is not known in the clear.
             assert_eq!((record.verdict, record.transport), (Outcome::Undecided, Transport::Clear), "{record:#?}");
-            assert_eq!(record.mode, "observe");
+            assert_eq!(record.mode, "shadow");
             assert_eq!((record.bytes_sent, record.bytes_received), (5, 5));
         }
         works(&world, Site::A, &bad, Site::B.at(family, 7));
