@@ -9,10 +9,15 @@
 //! callers = [74703]   # uids that may ask, besides root; default: the enforcer's
 //! log = "info"        # off, error, warn, info, debug or trace
 //! ```
+//!
+//! and, for container runtimes elsewhere than usual, any number of `[[runtime]]`; see [`RuntimeConfig`].
 
 use std::path::{Path, PathBuf};
 
 use bonafide_proto::name::NodeName;
+
+use crate::container::config::{RawRuntime, well_known};
+pub use crate::container::config::{RuntimeConfig, RuntimeKind};
 use serde::Deserialize;
 use tracing::level_filters::LevelFilter;
 
@@ -39,6 +44,8 @@ pub struct Config {
     pub callers: Vec<u32>,
     /// How much is logged.
     pub log: LevelFilter,
+    /// Container runtimes that are asked; by default those at the usual sockets.
+    pub runtimes: Vec<RuntimeConfig>,
 }
 
 /// What is wrong with the configuration.
@@ -86,6 +93,7 @@ struct RawConfig {
     callers: RawCallers,
     #[serde(default = "info")]
     log: String,
+    runtime: Option<Vec<RawRuntime>>,
 }
 
 /// A list; what is none is answered with one.
@@ -149,7 +157,14 @@ impl Config {
         callers.push(0);
         callers.sort_unstable();
         callers.dedup();
-        Ok(Self { node, socket, ca_socket, policy, state, callers, log })
+        let runtimes = match raw.runtime {
+            None => well_known(),
+            Some(listed) => listed
+                .into_iter()
+                .map(|runtime| RuntimeConfig::try_from(runtime).map_err(|e| wrong(e.field, e.value, e.expected)))
+                .collect::<Result<_, _>>()?,
+        };
+        Ok(Self { node, socket, ca_socket, policy, state, callers, log, runtimes })
     }
 }
 
@@ -173,6 +188,37 @@ policy = "/etc/p.toml"
         assert_eq!((config.callers, config.log, config.state), (vec![0, 74703], LevelFilter::INFO, None));
         let config = Config::parse(Path::new("x"), &format!("{GOOD}callers = [7, 0]\nlog = \"debug\"")).unwrap();
         assert_eq!((config.callers, config.log), (vec![0, 7], LevelFilter::DEBUG));
+    }
+
+    #[test]
+    fn runtimes_are_the_usual_ones_unless_some_are_named() {
+        let runtimes = |more: &str| Config::parse(Path::new("x"), &format!("{GOOD}{more}")).unwrap().runtimes;
+        let kinds: Vec<RuntimeKind> = runtimes("").iter().map(|runtime| runtime.kind).collect();
+        assert_eq!(kinds, [RuntimeKind::Containerd, RuntimeKind::Docker, RuntimeKind::Podman]);
+        assert!(runtimes("").iter().all(|runtime| runtime.usual));
+        assert_eq!(runtimes("runtime = []"), []);
+        let named = runtimes("[[runtime]]\nkind = \"podman\"\nsocket = \"/run/user/7/p.sock\"\nuser = 7");
+        assert_eq!((named.len(), named[0].user, named[0].usual), (1, 7, false));
+        assert_eq!(
+            runtimes("[[runtime]]\nkind = \"containerd\"\nsocket = \"/c\"")[0].namespaces,
+            ["k8s.io", "default"]
+        );
+    }
+
+    #[test]
+    fn each_mistake_about_a_runtime_is_named() {
+        let said = |more: &str| error(&format!("{GOOD}[[runtime]]\n{more}"));
+        assert!(
+            said("kind = \"docker\"\nsocket = \"d.sock\"")
+                .contains("runtime.socket = \"d.sock\" is not an absolute path")
+        );
+        assert!(said("kind = \"rkt\"\nsocket = \"/d\"").contains("rkt"));
+        let containerd = "kind = \"containerd\"\nsocket = \"/c\"\n";
+        assert!(said(&format!("{containerd}namespaces = [\"moby\"]")).contains("Docker's own"));
+        assert!(said(&format!("{containerd}namespaces = [\"a b\"]")).contains("a b"));
+        assert!(said(&format!("{containerd}user = 7")).contains("runtime.user = \"7\""));
+        assert!(said("kind = \"docker\"\nsocket = \"/d\"\nnamespaces = [\"x\"]").contains("containerd only"));
+        assert!(said("kind = \"docker\"\nsocket = \"/d\"\nservice_account = \"x\"").contains("containerd only"));
     }
 
     #[test]

@@ -125,8 +125,13 @@ pub async fn run(config: Config, clock: SharedClock, stop: impl Future<Output = 
         tracing::warn!("this is not the initial user namespace: programs that share it can forge their executable");
     }
     let source = ProcSource::open()?;
-    let witness =
-        Witness::new(host::read(config.node), Arc::clone(&clock), Arc::new(NoExecs), config.state.as_deref())?;
+    let witness = Witness::new(
+        host::read(config.node),
+        Arc::clone(&clock),
+        Arc::new(NoExecs),
+        config.state.as_deref(),
+        &config.runtimes,
+    )?;
     let (file, policy) = PolicyFile::open(config.policy, clock);
     let authority = Authority::follow(config.ca_socket);
     let service = Service::new(Attestor::new(source, witness, policy.clone()), policy, authority, Lapses::new());

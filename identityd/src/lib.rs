@@ -20,6 +20,7 @@ pub mod daemon;
 
 mod attest;
 mod bundle;
+mod container;
 mod events;
 mod execs;
 mod hash;
@@ -35,6 +36,7 @@ mod script;
 mod serve;
 mod source;
 mod sys;
+mod unit;
 mod version;
 mod walks;
 mod witness;

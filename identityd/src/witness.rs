@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bonafide_proto::clock::SharedClock;
+use bonafide_proto::container::Container;
 use bonafide_proto::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Script, Unit};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::taint::Taints;
@@ -13,15 +14,19 @@ use bonafide_proto::taint::Taints;
 use rustix::process::Resource;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::config::RuntimeConfig;
+use crate::container::Containers;
 use crate::execs::Execs;
 use crate::hash::{Digests, HashError};
-use crate::parse::cgroup::Placement;
+use crate::parse::cgroup::{NamedUnit, Placement};
 use crate::refuse::{refuse, unread};
 use crate::script;
 use crate::sys::executable::FileId;
+use crate::sys::hierarchy::Hierarchies;
 use crate::sys::namespace::Home;
 use crate::sys::process::{Look, Process};
 use crate::sys::regular;
+use crate::unit;
 use crate::version::FileVersion;
 
 /// Takes fingerprints.
@@ -31,6 +36,8 @@ pub(crate) struct Witness {
     host: Host,
     home: Home,
     execs: Arc<dyn Execs>,
+    hierarchies: Hierarchies,
+    containers: Containers,
     /// Executions that may be examined at once.
     room: Semaphore,
     room_max: usize,
@@ -75,7 +82,8 @@ struct Seen {
 type Files = HashMap<FileVersion, (Arc<File>, u32)>;
 
 impl Witness {
-    /// A witness on this host, in this daemon's own namespaces, that keeps digests in the directory `state`.
+    /// A witness on this host, in this daemon's own namespaces, that keeps digests in the directory `state`, and asks
+    /// these container runtimes.
     ///
     /// # Errors
     /// `/proc` is not mounted.
@@ -84,10 +92,12 @@ impl Witness {
         clock: SharedClock,
         execs: Arc<dyn Execs>,
         state: Option<&Path>,
+        runtimes: &[RuntimeConfig],
     ) -> std::io::Result<Self> {
         let room_max = room();
         let at_once = std::thread::available_parallelism().map_or(1, usize::from).min(4);
         let digests = Digests::new(at_once, clock, Arc::default())?;
+        let hierarchies = Hierarchies::read();
         Ok(Self {
             digests: match state {
                 Some(directory) => digests.kept_in(directory),
@@ -96,6 +106,8 @@ impl Witness {
             host,
             home: Home::own()?,
             execs,
+            containers: Containers::new(runtimes, hierarchies.clone()),
+            hierarchies,
             room: Semaphore::new(room_max),
             room_max,
         })
@@ -115,8 +127,28 @@ impl Witness {
         let (executions, home) = (executions.to_vec(), self.home);
         let (seen, files) = blocking(move || first_look(&executions, home)).await?;
         let digests = self.hash(files).await?;
+        let containers = self.containers(&seen).await;
         let seen = blocking(move || second_look(seen, home)).await?;
-        seen.iter().map(|seen| self.fingerprint(seen, &digests)).collect()
+        let each = seen.iter().zip(containers);
+        each.map(|(seen, container)| self.fingerprint(seen, container, &digests)).collect()
+    }
+
+    /// The container of each. The second look tells whether they still are the same processes, in the same cgroups.
+    async fn containers(&self, seen: &[Seen]) -> Vec<Evidence<Container>> {
+        let mut containers = Vec::with_capacity(seen.len());
+        for one in seen {
+            let execution = one.process.execution();
+            containers.push(self.containers.of(execution.pid, execution.start_ticks, &one.look.cgroup).await);
+        }
+        containers
+    }
+
+    fn unit(&self, named: &Evidence<NamedUnit>) -> Evidence<Unit> {
+        match named {
+            Evidence::Known(named) => unit::unit(&self.hierarchies, named),
+            Evidence::Absent(why) => Evidence::Absent(why.clone()),
+            Evidence::Unavailable(why) => Evidence::Unavailable(why.clone()),
+        }
     }
 
     /// Waits until there are descriptors for so many executions.
@@ -138,7 +170,12 @@ impl Witness {
         Ok(digests)
     }
 
-    fn fingerprint(&self, seen: &Seen, digests: &HashMap<FileVersion, Digest>) -> Result<Witnessed, AttestRefusal> {
+    fn fingerprint(
+        &self,
+        seen: &Seen,
+        container: Evidence<Container>,
+        digests: &HashMap<FileVersion, Digest>,
+    ) -> Result<Witnessed, AttestRefusal> {
         let hashed = |path: &String, version: &FileVersion| match digests.get(version) {
             Some(digest) => Ok(HashedFile { path: path.clone(), digest: *digest }),
             None => refuse(AttestReason::Unreadable, format!("{path} was not hashed")),
@@ -155,9 +192,9 @@ impl Witness {
             uid: seen.look.owner.uid,
             gid: seen.look.owner.gid,
             cgroup: placement.cgroup,
-            unit: placement.unit.map(|name| Unit { name: name.clone(), invocation: None }),
+            unit: self.unit(&placement.unit),
             libraries: Evidence::Absent("not looked at yet".to_owned()),
-            container: Evidence::Absent("not looked at yet".to_owned()),
+            container,
             taints: Taints::new(),
             host: self.host.clone(),
         };

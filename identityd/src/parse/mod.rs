@@ -1,7 +1,9 @@
 //! Everything that reads text a process may have chosen. Pure: no I/O, and no input makes it panic.
 
 pub(crate) mod cgroup;
+pub(crate) mod cgroup_mounts;
 pub(crate) mod cmdline;
+pub(crate) mod container_id;
 pub(crate) mod grammar;
 pub(crate) mod interpreter;
 pub(crate) mod mountinfo;
