@@ -31,7 +31,7 @@ pub use printable::{printable, printable_json};
 pub use quarantine::QuarantineArgs;
 pub use run::{BackendChoice, RunArgs};
 pub use screen::ColourWhen;
-pub use whois::WhoisArgs;
+pub use whois::{Who, WhoisArgs};
 
 use args::{Args, Verb};
 use exit::Failure;

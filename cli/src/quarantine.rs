@@ -25,7 +25,7 @@ Examples:
   bonafide quarantine sha256:0f343b0931126a20f133d67c2b018a3b... --lift")]
 pub struct QuarantineArgs {
     /// SHA-256 of an executable, a script, a set of libraries or an image's config: 64 hex digits
-        #[arg(required_unless_present = "list")]
+    #[arg(required_unless_present = "list")]
     pub digest: Option<Digest>,
     /// Lift it
     #[arg(long, conflicts_with = "reason", requires = "digest")]

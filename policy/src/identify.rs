@@ -8,6 +8,7 @@ use bonafide_proto::record::NearMiss;
 use bonafide_proto::taint::Taints;
 
 use crate::evidence::seen;
+use crate::explain::{Compare, Fit};
 use crate::selector::{ALLOW_TAINTS, Demand, Field, Selectors};
 use crate::workload::Workload;
 
@@ -100,8 +101,18 @@ impl Compared {
         Self { field: ALLOW_TAINTS, outcome, expected: listed(allowed) }
     }
 
-    fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         self.outcome == Outcome::Holds
+    }
+
+    /// The same, for a person.
+    pub(crate) fn explained(self) -> Compare {
+        let fit = match self.outcome {
+            Outcome::Holds => Fit::Holds,
+            Outcome::Fails(seen) => Fit::Fails(seen),
+            Outcome::Unavailable(why) => Fit::Unavailable(why),
+        };
+        Compare { field: self.field, expected: self.expected, fit }
     }
 
     fn miss(&self, of: &WorkloadName) -> Option<NearMiss> {
@@ -139,9 +150,9 @@ fn unavailable(compared: &[Compared], workload: &WorkloadName) -> Option<Identif
 
 /// Greater is nearer: the same script, then the same executable, then the same image or container, then, for a process
 /// that runs a script, that the workload is one too, then more selectors that hold and fewer that do not.
-type Nearness = (bool, bool, bool, bool, usize, Reverse<usize>);
+pub(crate) type Nearness = (bool, bool, bool, bool, usize, Reverse<usize>);
 
-fn nearness(compared: &[Compared], of: &Fingerprint) -> Nearness {
+pub(crate) fn nearness(compared: &[Compared], of: &Fingerprint) -> Nearness {
     let holds = |field: Field| compared.iter().any(|c| c.holds() && c.field == field.name());
     let asks = |fields: &[Field]| compared.iter().any(|c| fields.iter().any(|field| c.field == field.name()));
     let code = matches!(of.script, Evidence::Known(_));
@@ -165,7 +176,7 @@ fn nearest(mut missing: Vec<(Nearness, NearMiss)>) -> Vec<NearMiss> {
 }
 
 /// Every selector that is given, in the order in which a person would look; then the taints.
-fn compare(selectors: &Selectors, of: &Fingerprint) -> Vec<Compared> {
+pub(crate) fn compare(selectors: &Selectors, of: &Fingerprint) -> Vec<Compared> {
     let demands = selectors.demands.iter().map(|(field, demand)| Compared::with(*field, demand, &seen(*field, of)));
     demands.chain([Compared::with_taints(&selectors.allow_taints, &of.taints)]).collect()
 }

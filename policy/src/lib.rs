@@ -8,6 +8,7 @@ mod compile;
 mod decide;
 mod demand;
 mod evidence;
+mod explain;
 mod fault;
 mod identify;
 mod language;
@@ -24,6 +25,7 @@ mod workload;
 
 pub use certified::Certified;
 pub use decide::{Allowed, Denied, Subject, Verdict};
+pub use explain::{Compare, Explained, Fit};
 pub use fault::{ERRORS_MAX, PolicyError, PolicyErrors};
 pub use identify::{Identified, NEAR_MAX};
 pub use language::{LANGUAGE, TableKind};

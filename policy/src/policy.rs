@@ -11,6 +11,7 @@ use toml::de::DeTable;
 use crate::certified::{self, Certified};
 use crate::compile::{Tables, compile};
 use crate::decide::{Subject, Verdict};
+use crate::explain::{Explained, explain};
 use crate::fault::{Faults, PolicyError, PolicyErrors, quoted};
 use crate::identify::{Identified, identify, miss};
 use crate::language::{OUTSIDE, RULE, TOP, WORKLOAD};
@@ -125,6 +126,12 @@ impl Policy {
     #[must_use]
     pub fn miss_of(&self, name: &WorkloadName, fingerprint: &Fingerprint) -> Option<NearMiss> {
         self.workloads.iter().find(|workload| workload.name == *name).and_then(|workload| miss(workload, fingerprint))
+    }
+
+    /// Every workload beside this evidence, nearest first: which selectors hold, and what was seen where one does not.
+    #[must_use]
+    pub fn explain(&self, fingerprint: &Fingerprint) -> Vec<Explained> {
+        explain(&self.workloads, fingerprint)
     }
 
     /// Whether what a peer's certificate says about its program is what this policy demands of the workload: its
