@@ -154,6 +154,8 @@ codes! {
         Stopping = 4 "the enforcer is being stopped",
         /// Something inside the enforcer failed.
         Internal = 5 "something inside the enforcer failed",
+        /// A program at its end is no longer what it was.
+        Identity = 6 "its program is no longer what it was",
     }
 }
 
