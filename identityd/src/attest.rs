@@ -7,6 +7,7 @@ use bonafide_policy::{Identified, Policy};
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::{Execution, Fingerprint};
 use bonafide_proto::flow::{FlowKey, SocketRole};
+use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
@@ -55,28 +56,37 @@ impl<S: SocketSource> Attestor<S> {
         self.source.name()
     }
 
+    /// Why they come from nowhere better; empty: there is nothing better.
+    pub(crate) fn source_reason(&self) -> &str {
+        self.source.reason()
+    }
+
     /// Who looks at processes.
     pub(crate) fn witness(&self) -> &Witness {
         &self.witness
     }
 
-    /// Whose socket is it?
+    /// Whose socket is it? By the kernel's record of a connection, where the socket that accepted it has one.
     ///
     /// # Errors
     /// Any doubt, by name.
-    pub(crate) async fn flow(&self, key: FlowKey) -> Result<Attestation, AttestRefusal> {
+    pub(crate) async fn flow(&self, key: FlowKey, record: Option<ConnectRecord>) -> Result<Attestation, AttestRefusal> {
         self.policy.get()?;
+        self.holders(key, record).await
+    }
+
+    async fn holders(&self, key: FlowKey, record: Option<ConnectRecord>) -> Result<Attestation, AttestRefusal> {
         let mut retries = RETRIES.iter();
         loop {
-            match (self.flow_once(key).await, retries.next()) {
+            match (self.holders_now(key, record).await, retries.next()) {
                 (Err(refusal), Some(wait)) if may_heal(refusal.reason) => tokio::time::sleep(*wait).await,
                 (answer, _) => return answer,
             }
         }
     }
 
-    async fn flow_once(&self, key: FlowKey) -> Result<Attestation, AttestRefusal> {
-        let held = self.source.holders(key).await?;
+    async fn holders_now(&self, key: FlowKey, record: Option<ConnectRecord>) -> Result<Attestation, AttestRefusal> {
+        let held = self.source.holders(key, record).await?;
         let witnessed = self.witness.examine(held.executions()).await?;
         self.source.still_held(&held).await?;
         one_program(&witnessed, key.role)?;
@@ -111,7 +121,7 @@ impl<S: SocketSource> Attestor<S> {
         let keys = keys.unwrap_or_else(|e| refuse(AttestReason::Unavailable, format!("sock_diag: {e}")))?;
         let mut all: Option<Attestation> = None;
         for key in keys {
-            let one = self.flow(key).await?;
+            let one = self.holders(key, None).await?;
             match &mut all {
                 None => all = Some(one),
                 Some(all) if all.fingerprint == one.fingerprint => {

@@ -7,6 +7,7 @@
 //! policy = "/etc/bonafide/policy.toml"
 //! state = "/var/lib/bonafide/identityd"   # where digests of files outlive a restart; default: nowhere
 //! callers = [74703]   # uids that may ask, besides root; default: the enforcer's
+//! source = "auto"     # or "kernel": refuse to start where the kernel programs cannot run; or "proc": without them
 //! log = "info"        # off, error, warn, info, debug or trace
 //! ```
 //!
@@ -42,6 +43,8 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// Uids that may ask; root is always among them.
     pub callers: Vec<u32>,
+    /// Where answers come from.
+    pub source: SourceChoice,
     /// How much is logged.
     pub log: LevelFilter,
     /// Container runtimes that are asked; by default those at the usual sockets.
@@ -81,6 +84,19 @@ pub enum ConfigError {
     },
 }
 
+/// Which source of evidence answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceChoice {
+    /// The kernel programs where they can run, else `/proc`.
+    #[default]
+    Auto,
+    /// The kernel programs, or the daemon does not start.
+    Kernel,
+    /// sock_diag and `/proc`, which see less.
+    Proc,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawConfig {
@@ -91,6 +107,8 @@ struct RawConfig {
     state: Option<PathBuf>,
     #[serde(default = "enforcer")]
     callers: RawCallers,
+    #[serde(default)]
+    source: SourceChoice,
     #[serde(default = "info")]
     log: String,
     runtime: Option<Vec<RawRuntime>>,
@@ -153,7 +171,7 @@ impl Config {
                 return Err(wrong(field, path.display().to_string(), "is not an absolute path".to_owned()));
             }
         }
-        let RawConfig { socket, ca_socket, policy, state, callers: RawCallers::Listed(mut callers), .. } = raw;
+        let RawConfig { socket, ca_socket, policy, state, source, callers: RawCallers::Listed(mut callers), .. } = raw;
         callers.push(0);
         callers.sort_unstable();
         callers.dedup();
@@ -164,7 +182,7 @@ impl Config {
                 .map(|runtime| RuntimeConfig::try_from(runtime).map_err(|e| wrong(e.field, e.value, e.expected)))
                 .collect::<Result<_, _>>()?,
         };
-        Ok(Self { node, socket, ca_socket, policy, state, callers, log, runtimes })
+        Ok(Self { node, socket, ca_socket, policy, state, callers, source, log, runtimes })
     }
 }
 
@@ -219,6 +237,16 @@ policy = "/etc/p.toml"
         assert!(said(&format!("{containerd}user = 7")).contains("runtime.user = \"7\""));
         assert!(said("kind = \"docker\"\nsocket = \"/d\"\nnamespaces = [\"x\"]").contains("containerd only"));
         assert!(said("kind = \"docker\"\nsocket = \"/d\"\nservice_account = \"x\"").contains("containerd only"));
+    }
+
+    #[test]
+    fn the_source_of_evidence_is_chosen_by_name() {
+        let source = |text: &str| Config::parse(Path::new("x"), &format!("{GOOD}{text}")).unwrap().source;
+        assert_eq!(source(""), SourceChoice::Auto);
+        assert_eq!(source("source = \"kernel\""), SourceChoice::Kernel);
+        assert_eq!(source("source = \"proc\""), SourceChoice::Proc);
+        let said = error(&format!("{GOOD}source = \"guess\""));
+        assert!(said.contains("line 5") && said.contains("`auto`, `kernel`"), "{said}");
     }
 
     #[test]

@@ -16,13 +16,15 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::attest::Attestor;
 use crate::bundle::Authority;
-use crate::config::Config;
-use crate::execs::NoExecs;
+use crate::config::{Config, SourceChoice};
+use crate::execs::{Execs, NoExecs};
 use crate::host;
+use crate::kernel::Kernel;
 use crate::lapse::Lapses;
 use crate::policy_file::PolicyFile;
 use crate::proc_source::ProcSource;
 use crate::serve::Service;
+use crate::source::SocketSource;
 use crate::sys::namespace::{INITIAL_USER_NAMESPACE, Namespace};
 use crate::witness::Witness;
 
@@ -52,6 +54,9 @@ pub enum RunError {
         /// Why.
         error: io::Error,
     },
+    /// The kernel programs, where the configuration demands them.
+    #[error("{0}; source = \"kernel\" demands the kernel programs, \"auto\" does not")]
+    Source(String),
     /// sock_diag, `/proc`, or a signal.
     #[error("the kernel: {0}")]
     Kernel(#[from] io::Error),
@@ -124,14 +129,40 @@ pub async fn run(config: Config, clock: SharedClock, stop: impl Future<Output = 
     if Namespace::own("user")?.ino != INITIAL_USER_NAMESPACE {
         tracing::warn!("this is not the initial user namespace: programs that share it can forge their executable");
     }
-    let source = ProcSource::open()?;
-    let witness = Witness::new(
-        host::read(config.node),
-        Arc::clone(&clock),
-        Arc::new(NoExecs),
-        config.state.as_deref(),
-        &config.runtimes,
-    )?;
+    match load(config.source).await? {
+        Ok(kernel) => {
+            let source = kernel.source()?;
+            Box::pin(serve(config, clock, source, kernel.execs(), stop)).await
+        }
+        Err(reason) => {
+            tracing::warn!("without the kernel programs, sock_diag and /proc answer, which see less: {reason}");
+            Box::pin(serve(config, clock, ProcSource::open(reason)?, Arc::new(NoExecs), stop)).await
+        }
+    }
+}
+
+/// The kernel programs, or why they do not run.
+async fn load(choice: SourceChoice) -> Result<Result<Kernel, String>, RunError> {
+    if choice == SourceChoice::Proc {
+        return Ok(Err("the configuration says source = \"proc\"".to_owned()));
+    }
+    let loaded = tokio::task::spawn_blocking(Kernel::load).await.map_err(io::Error::other)?;
+    match (loaded, choice) {
+        (Ok((kernel, _events)), _) => Ok(Ok(kernel)),
+        (Err(e), SourceChoice::Kernel) => Err(RunError::Source(e.to_string())),
+        (Err(e), _) => Ok(Err(e.to_string())),
+    }
+}
+
+async fn serve<S: SocketSource>(
+    config: Config,
+    clock: SharedClock,
+    source: S,
+    execs: Arc<dyn Execs>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let (state, runtimes) = (config.state.as_deref(), &config.runtimes);
+    let witness = Witness::new(host::read(config.node), Arc::clone(&clock), execs, state, runtimes)?;
     let (file, policy) = PolicyFile::open(config.policy, clock);
     let authority = Authority::follow(config.ca_socket);
     let service = Service::new(Attestor::new(source, witness, policy.clone()), policy, authority, Lapses::new());

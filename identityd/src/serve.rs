@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bonafide_proto::convert::Malformed;
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::flow::FlowKey;
+use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node as wire;
@@ -91,6 +92,13 @@ fn who(request: wire::AttestProcessRequest) -> Result<Who, Malformed> {
     }
 }
 
+fn record(wire: &[u8]) -> Result<Option<ConnectRecord>, Malformed> {
+    if wire.is_empty() {
+        return Ok(None);
+    }
+    ConnectRecord::parse(wire).map(Some).map_err(|e| Malformed(e.to_string()))
+}
+
 fn executions(wire: Vec<wire::Execution>) -> Result<Vec<Execution>, Malformed> {
     if wire.is_empty() || wire.len() > HOLDERS_MAX {
         return Err(Malformed(format!("{} executions; 1 to {HOLDERS_MAX} are read", wire.len())));
@@ -109,8 +117,10 @@ impl<S: SocketSource> Attestation for Service<S> {
         &self,
         request: Request<wire::AttestFlowRequest>,
     ) -> Result<Response<wire::AttestResponse>, Status> {
-        let key = FlowKey::try_from(request.into_inner())?;
-        let answer = self.attestor.flow(key).await;
+        let request = request.into_inner();
+        let record = record(&request.kernel)?;
+        let key = FlowKey::try_from(request)?;
+        let answer = self.attestor.flow(key, record).await;
         if let Err(refusal) = &answer {
             tracing::debug!(local = %key.local, remote = %key.remote, %refusal, "not attested");
         }
@@ -198,7 +208,7 @@ impl<S: SocketSource> Attestation for Service<S> {
             policy_error: state.error.unwrap_or_default(),
             host: Some(self.attestor.witness().host().into()),
             ca_connected: self.authority.connected(),
-            source_reason: String::new(),
+            source_reason: self.attestor.source_reason().to_owned(),
         }))
     }
 }

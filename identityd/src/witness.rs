@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::RuntimeConfig;
 use crate::container::Containers;
-use crate::execs::Execs;
+use crate::execs::{self, AtExec, Execs};
 use crate::hash::{Digests, HashError};
 use crate::parse::cgroup::{NamedUnit, Placement};
 use crate::refuse::{refuse, unread};
@@ -71,6 +71,7 @@ impl Witnessed {
 struct Seen {
     process: Process,
     look: Look,
+    last: Option<AtExec>,
     exe_path: String,
     exe: FileVersion,
     script: Evidence<(String, FileVersion)>,
@@ -124,11 +125,12 @@ impl Witness {
     /// The first doubt about any of them, by name.
     pub(crate) async fn examine(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
         let _room = self.enter(executions.len()).await?;
-        let (executions, home) = (executions.to_vec(), self.home);
-        let (seen, files) = blocking(move || first_look(&executions, home)).await?;
+        let (executions, home, execs) = (executions.to_vec(), self.home, Arc::clone(&self.execs));
+        let (seen, files) = blocking(move || first_look(&executions, home, &*execs)).await?;
         let digests = self.hash(files).await?;
         let containers = self.containers(&seen).await;
-        let seen = blocking(move || second_look(seen, home)).await?;
+        let execs = Arc::clone(&self.execs);
+        let seen = blocking(move || second_look(seen, home, &*execs)).await?;
         let each = seen.iter().zip(containers);
         each.map(|(seen, container)| self.fingerprint(seen, container, &digests)).collect()
     }
@@ -199,7 +201,9 @@ impl Witness {
             host: self.host.clone(),
         };
         let files = seen.open.values().cloned().collect();
-        Ok(Witnessed { execution: seen.process.execution(), exe: seen.look.exe.id, fingerprint, files })
+        let image = seen.last.as_ref().map_or(0, |last| last.image);
+        let execution = Execution { image, ..seen.process.execution() };
+        Ok(Witnessed { execution, exe: seen.look.exe.id, fingerprint, files })
     }
 }
 
@@ -234,15 +238,17 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn first_look(executions: &[Execution], home: Home) -> Result<(Vec<Seen>, Files), AttestRefusal> {
+fn first_look(executions: &[Execution], home: Home, execs: &dyn Execs) -> Result<(Vec<Seen>, Files), AttestRefusal> {
     let mut files = Files::new();
-    let seen = executions.iter().map(|execution| see(*execution, home, &mut files)).collect::<Result<_, _>>()?;
+    let seen = executions.iter().map(|execution| see(*execution, home, execs, &mut files)).collect::<Result<_, _>>()?;
     Ok((seen, files))
 }
 
-fn see(execution: Execution, home: Home, files: &mut Files) -> Result<Seen, AttestRefusal> {
+fn see(execution: Execution, home: Home, execs: &dyn Execs, files: &mut Files) -> Result<Seen, AttestRefusal> {
     let process = Process::pin_execution(execution)?;
+    let last = execs::executed(execs, execution, &process)?;
     let look = process.look(home)?;
+    execs::unreplaced(execs, process.execution(), last.as_ref(), look.exe.id)?;
     let exe_path = script::printable(&look.exe_path, "the executable's path")?;
     let exe = process.open_exe()?;
     regular::stored(&exe).or_else(|e| refuse(AttestReason::Unhashable, format!("the executable {exe_path}: {e}")))?;
@@ -258,7 +264,7 @@ fn see(execution: Execution, home: Home, files: &mut Files) -> Result<Seen, Atte
     };
     let versions = std::iter::once(exe).chain(script.known().map(|(_, version)| *version));
     let open = versions.filter_map(|version| Some((version, Arc::clone(&files.get(&version)?.0)))).collect();
-    Ok(Seen { process, look, exe_path, exe, script, open })
+    Ok(Seen { process, look, last, exe_path, exe, script, open })
 }
 
 fn keep(file: File, pid: u32, user: u32, files: &mut Files) -> Result<FileVersion, AttestRefusal> {
@@ -268,10 +274,12 @@ fn keep(file: File, pid: u32, user: u32, files: &mut Files) -> Result<FileVersio
 }
 
 /// Everything must be as it was, and alive.
-fn second_look(seen: Vec<Seen>, home: Home) -> Result<Vec<Seen>, AttestRefusal> {
+fn second_look(seen: Vec<Seen>, home: Home, execs: &dyn Execs) -> Result<Vec<Seen>, AttestRefusal> {
     for one in &seen {
         let pid = one.process.execution().pid;
-        if one.process.look(home)? != one.look {
+        let image = |last: &Option<AtExec>| last.as_ref().map(|last| last.image);
+        let last = execs::executed(execs, one.process.execution(), &one.process)?;
+        if image(&last) != image(&one.last) || one.process.look(home)? != one.look {
             return refuse(AttestReason::GenerationGone, format!("process {pid} changed while it was looked at"));
         }
         let script = match script::open(&one.process, &one.exe_path)? {

@@ -89,9 +89,7 @@ impl Process {
     pub(crate) fn look(&self, home: Home) -> Result<Look, AttestRefusal> {
         let pid = self.execution.pid;
         self.alive()?;
-        if self.stat()?.kernel_thread {
-            return refuse(AttestReason::KernelTask, format!("process {pid} is a kernel thread"));
-        }
+        self.is_no_kernel_thread()?;
         let user = Namespace::at(&self.dir, "ns/user").map_err(|e| unread(pid, "the user namespace", &e))?;
         if user != home.user {
             let detail = format!("process {pid} is in another user namespace, where /proc/{pid}/exe can be forged");
@@ -138,6 +136,18 @@ impl Process {
             Ok(0) => Ok(()),
             Ok(_) => refuse(AttestReason::ProcessGone, format!("process {pid} ended")),
             Err(e) => Err(unread(pid, "the state", &e.into())),
+        }
+    }
+
+    /// Whether it is a program of userland.
+    ///
+    /// # Errors
+    /// `kernel-task`, `process-gone`.
+    pub(crate) fn is_no_kernel_thread(&self) -> Result<(), AttestRefusal> {
+        let pid = self.execution.pid;
+        match self.stat()?.kernel_thread {
+            true => refuse(AttestReason::KernelTask, format!("process {pid} is a kernel thread")),
+            false => Ok(()),
         }
     }
 

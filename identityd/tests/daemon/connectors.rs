@@ -34,7 +34,7 @@ async fn a_connection_is_its_holder_s_on_both_families() {
         assert_eq!(attested.fingerprint.exe.digest, digest_of(own_exe()));
         assert_eq!(attested.fingerprint.uid, rustix::process::geteuid().as_raw());
         assert_eq!(attested.fingerprint.script.known(), None);
-        assert_eq!(attested.source, "proc");
+        assert_eq!(attested.source, "kernel");
         assert_eq!((attested.workload, attested.near_misses[0].of.as_str()), (None, "nobody"));
     }
     node.stop().await;

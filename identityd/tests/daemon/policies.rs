@@ -19,7 +19,7 @@ async fn without_a_policy_nobody_is_anybody() {
     let status = node.status().await;
     assert!(status.policy_sha256.is_empty() && status.policy_error.contains("policy.toml:1:"), "{status:?}");
     assert!(!status.ca_connected);
-    assert_eq!((status.source.as_str(), status.host.unwrap().node.as_str()), ("proc", "a"));
+    assert_eq!((status.source.as_str(), status.host.unwrap().node.as_str()), ("kernel", "a"));
 }
 
 #[tokio::test]
