@@ -229,7 +229,7 @@ impl NodeCa {
         let validity = member.signer().validity.within(now, i64::from(self.setup.leaf_ttl));
         let order = Order {
             trust_domain: member.bundle().trust_domain().clone(),
-            holder: Holder::Workload(workload.clone(), certified(fingerprint, &self.machine)),
+            holder: Holder::Workload(workload.clone(), Box::new(certified(fingerprint, &self.machine))),
             validity,
         };
         let leaf = member.signer().issue(&order, &key, None, self.store.as_ref(), now).map_err(refusal)?;

@@ -12,6 +12,7 @@ use crate::quarantine::QuarantineArgs;
 use crate::run::RunArgs;
 use crate::screen::ColourWhen;
 use crate::whois::WhoisArgs;
+use crate::workload::WorkloadCommand;
 
 /// Bonafide: a mesh in which a rule names programs, not addresses.
 #[derive(Debug, clap::Parser)]
@@ -41,6 +42,9 @@ pub enum Verb {
     /// Works with policy files
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Works with the workloads of a policy
+    #[command(subcommand)]
+    Workload(WorkloadCommand),
     /// Makes join tokens (where the authority runs)
     #[command(subcommand)]
     Token(TokenCommand),
@@ -105,7 +109,7 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "bonafide", &mut script);
             let script = String::from_utf8(script).unwrap();
-            for verb in ["status", "flows", "whois", "policy", "token", "quarantine", "run"] {
+            for verb in ["status", "flows", "whois", "policy", "token", "quarantine", "workload", "run"] {
                 assert!(script.contains(verb), "{shell} does not know {verb}");
             }
         }

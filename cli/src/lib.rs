@@ -18,6 +18,7 @@ mod run;
 mod screen;
 mod status;
 mod whois;
+mod workload;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,7 @@ pub use quarantine::QuarantineArgs;
 pub use run::{BackendChoice, RunArgs};
 pub use screen::ColourWhen;
 pub use whois::{Who, WhoisArgs};
+pub use workload::{AddArgs, Pin, WorkloadCommand};
 
 use args::{Args, Verb};
 use exit::Failure;
@@ -65,6 +67,7 @@ fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
         Verb::Token(TokenCommand::Create(create)) => admission::create_token(&create, &layout, screen),
         Verb::Node(NodeCommand::List) => admission::list_nodes(&layout, screen),
         Verb::Quarantine(args) => quarantine::quarantine(&args, &layout, screen),
+        Verb::Workload(WorkloadCommand::Add(add)) => workload::add(&add, &layout, screen),
         Verb::Run(run) => run::run(&run, &args.dir, screen),
         Verb::Launch(launch) => match launch::launch(&launch.into()) {
             Ok(never) => match never {},

@@ -87,7 +87,7 @@ impl<'a> Rest<'a> {
     fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
         let (&seen, after) = self.0.split_first()?;
         let (&first, after) = after.split_first()?;
-        let more = usize::from(first).checked_sub(0x80).unwrap_or(0);
+        let more = usize::from(first).saturating_sub(0x80);
         let (digits, after) = after.split_at_checked(more).filter(|_| more <= 2)?;
         let length = match more {
             0 => usize::from(first),

@@ -45,7 +45,7 @@ fn program() -> CertifiedProgram {
 }
 
 fn workload() -> Holder {
-    Holder::Workload("shop/web".parse().unwrap(), program())
+    Holder::Workload("shop/web".parse().unwrap(), Box::new(program()))
 }
 
 fn intermediate() -> Holder {
@@ -333,7 +333,8 @@ fn the_issuer_is_the_one_that_should_have_signed() {
 fn the_fingerprint_is_the_ordered_one_on_workloads_and_nowhere_else() {
     let bench = Bench::new();
     let honest = template::template(&order(workload())).unwrap().custom_extensions[0].clone();
-    let other = Holder::Workload("shop/web".parse().unwrap(), CertifiedProgram { exe: Digest([9; 32]), ..program() });
+    let other =
+        Holder::Workload("shop/web".parse().unwrap(), Box::new(CertifiedProgram { exe: Digest([9; 32]), ..program() }));
     let other = template::template(&order(other)).unwrap().custom_extensions[0].clone();
     for wrong in [
         vec![],
@@ -385,7 +386,7 @@ fn programs() -> Vec<CertifiedProgram> {
 }
 
 fn holding(program: CertifiedProgram) -> Holder {
-    Holder::Workload("shop/web".parse().unwrap(), program)
+    Holder::Workload("shop/web".parse().unwrap(), Box::new(program))
 }
 
 fn extension(program: CertifiedProgram) -> CustomExtension {
