@@ -10,6 +10,7 @@ mod listeners;
 mod lookups;
 mod namespaces;
 mod node;
+mod odd_files;
 mod policies;
 mod programs;
 mod svids;

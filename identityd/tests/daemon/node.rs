@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,17 +101,27 @@ impl Node {
         self.client.clone().status(wire::StatusRequest {}).await.unwrap().into_inner()
     }
 
-    pub(crate) async fn stop(mut self) {
+    pub(crate) async fn stop(self) {
+        drop(self.stopped().await);
+    }
+
+    /// Another daemon in the place of this one.
+    pub(crate) async fn restart(self) -> Self {
+        Self::start_in(self.stopped().await).await
+    }
+
+    async fn stopped(mut self) -> tempfile::TempDir {
         self.stop.take().unwrap().send(()).unwrap();
         self.running.await.unwrap().unwrap();
         assert!(!self.dir.path().join("i.sock").exists());
+        self.dir
     }
 }
 
 pub(crate) fn config(dir: &Path) -> String {
     let dir = dir.display();
     format!(
-        "node = \"a\"\nsocket = \"{dir}/i.sock\"\nca_socket = \"{dir}/ca.sock\"\npolicy = \"{dir}/policy.toml\"\ncallers = []\n"
+        "node = \"a\"\nsocket = \"{dir}/i.sock\"\nca_socket = \"{dir}/ca.sock\"\npolicy = \"{dir}/policy.toml\"\nstate = \"{dir}\"\ncallers = []\n"
     )
 }
 
@@ -153,6 +163,11 @@ impl Program {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Where it reads from, if that was piped.
+    pub(crate) fn stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
     }
 
     /// What it says next: every program that is asked has something to say.
