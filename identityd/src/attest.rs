@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bonafide_policy::{Identified, Policy};
 use bonafide_proto::convert::Attestation;
-use bonafide_proto::fingerprint::{Execution, Fingerprint};
+use bonafide_proto::fingerprint::{Evidence, Execution, Fingerprint};
 use bonafide_proto::flow::{FlowKey, SocketRole};
 use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::name::WorkloadName;
@@ -37,6 +37,8 @@ pub(crate) enum Who {
     Process(u32),
     /// Whoever has a socket with this local address.
     Socket(SocketAddr),
+    /// The first process of a container, by its name, or the beginning of its ID.
+    Container(String),
 }
 
 /// What the evidence earned.
@@ -102,6 +104,7 @@ impl<S: SocketSource> Attestor<S> {
         let mut attestation = match who {
             Who::Process(pid) => self.process(*pid).await?,
             Who::Socket(local) => self.socket(*local).await?,
+            Who::Container(named) => self.container(named).await?,
         };
         if let Some(name) = named {
             let miss = self.policy.get()?.policy.miss_of(name, &attestation.fingerprint);
@@ -124,7 +127,7 @@ impl<S: SocketSource> Attestor<S> {
             let one = self.holders(key, None).await?;
             match &mut all {
                 None => all = Some(one),
-                Some(all) if all.fingerprint == one.fingerprint => {
+                Some(all) if same_program(all, &one) => {
                     let new = one.executions.into_iter().filter(|e| !all.executions.contains(e));
                     let new: Vec<Execution> = new.collect();
                     all.executions.extend(new);
@@ -135,6 +138,19 @@ impl<S: SocketSource> Attestor<S> {
             }
         }
         all.map_or_else(|| refuse(AttestReason::NoSocket, format!("no socket has the address {local}")), Ok)
+    }
+
+    /// The container's first process, if its runtime confirms that it is in that one.
+    async fn container(&self, named: &str) -> Result<Attestation, AttestRefusal> {
+        let (id, first) = self.witness.runtimes().first_process(named).await?;
+        let attestation = self.process(first).await?;
+        match &attestation.fingerprint.container {
+            Evidence::Known(container) if container.id == id => Ok(attestation),
+            Evidence::Known(_) => refuse(AttestReason::GenerationGone, format!("process {first} went elsewhere")),
+            Evidence::Absent(why) | Evidence::Unavailable(why) => {
+                refuse(AttestReason::EvidenceUnavailable, format!("nobody confirms the container {id}: {why}"))
+            }
+        }
     }
 
     /// The fingerprint of executions that were attested before, if all of them still earn this workload.
@@ -192,6 +208,12 @@ impl<S: SocketSource> Attestor<S> {
 /// A child between fork and exec holds all its parent's sockets, and for an instant it does so as its new program:
 /// close-on-exec comes after the executable has changed (`begin_new_exec`, fs/exec.c). And some other process of the
 /// host that is just ending or changing its user can be unreadable for an instant.
+/// As of the holders of one socket: users may differ, but what they earn may not.
+fn same_program(a: &Attestation, b: &Attestation) -> bool {
+    let (x, y) = (&a.fingerprint, &b.fingerprint);
+    x.exe == y.exe && x.script == y.script && a.workload == b.workload
+}
+
 fn may_heal(reason: AttestReason) -> bool {
     use AttestReason::{AmbiguousListener, GenerationGone, HolderUnseen, ProcessGone, TwoPrograms, Unreadable};
     matches!(reason, HolderUnseen | ProcessGone | GenerationGone | TwoPrograms | AmbiguousListener | Unreadable)

@@ -124,6 +124,11 @@ impl Witness {
         &self.host
     }
 
+    /// Who knows containers.
+    pub(crate) fn runtimes(&self) -> &Containers {
+        &self.containers
+    }
+
     /// The evidence about each execution, in their order.
     ///
     /// # Errors

@@ -80,6 +80,15 @@ impl Node {
         self.client.clone().attest_process(request).await.unwrap().into_inner().try_into().unwrap()
     }
 
+    /// An operator's question, as it is.
+    pub(crate) async fn asked(
+        &self,
+        question: wire::AttestProcessRequest,
+    ) -> Result<Result<Attestation, AttestRefusal>, tonic::Status> {
+        let answer = self.client.clone().attest_process(question).await?;
+        Ok(answer.into_inner().try_into().unwrap())
+    }
+
     /// As [`Node::flow`], about whoever has a socket with this local address.
     pub(crate) async fn socket(&self, local: SocketAddr) -> Result<Attestation, AttestRefusal> {
         let request = wire::AttestProcessRequest { socket: Some(local.into()), ..Default::default() };
