@@ -1,6 +1,7 @@
 //! The story of one question: whose socket is it, what does that program run, and which workload has it earned?
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bonafide_policy::{Identified, Policy};
@@ -17,6 +18,7 @@ use crate::policy_file::InForce;
 use crate::refuse::refuse;
 use crate::source::{Held as _, SocketSource};
 use crate::sys::process::Process;
+use crate::watch::Watch;
 use crate::witness::{Witness, Witnessed};
 
 /// Waits before the next attempt where a moment may heal the doubt: a fork or a hand-over was under way.
@@ -26,8 +28,9 @@ const RETRIES: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis
 #[derive(Debug)]
 pub(crate) struct Attestor<S> {
     source: S,
-    witness: Witness,
+    witness: Arc<Witness>,
     policy: InForce,
+    watch: Watch,
 }
 
 /// Whom an operator asks about.
@@ -48,9 +51,9 @@ struct Earned {
 }
 
 impl<S: SocketSource> Attestor<S> {
-    /// Answers by this source, this witness, and whatever policy is in force when asked.
-    pub(crate) fn new(source: S, witness: Witness, policy: InForce) -> Self {
-        Self { source, witness, policy }
+    /// Answers by this source, this witness, and whatever policy is in force when asked; what it answers is watched.
+    pub(crate) fn new(source: S, witness: Arc<Witness>, policy: InForce, watch: Watch) -> Self {
+        Self { source, witness, policy, watch }
     }
 
     /// Where the answers come from.
@@ -92,6 +95,7 @@ impl<S: SocketSource> Attestor<S> {
         let witnessed = self.witness.examine(held.executions()).await?;
         self.source.still_held(&held).await?;
         one_program(&witnessed, key.role)?;
+        self.watch.attested(&witnessed)?;
         self.attestation(witnessed)
     }
 
@@ -115,7 +119,10 @@ impl<S: SocketSource> Attestor<S> {
 
     async fn process(&self, pid: u32) -> Result<Attestation, AttestRefusal> {
         let execution = Process::pin(pid)?.execution();
-        self.attestation(self.witness.examine(&[execution]).await?)
+        let witnessed = self.witness.examine(&[execution]).await?;
+        // People ask this: nobody remembers the answer, so it is not watched.
+        self.watch.unquarantined(&witnessed)?;
+        self.attestation(witnessed)
     }
 
     /// Every socket with this local address must be one program's.
@@ -165,6 +172,7 @@ impl<S: SocketSource> Attestor<S> {
         self.policy.get()?;
         let witnessed = self.witness.examine(executions).await?;
         one_program(&witnessed, SocketRole::Connector)?;
+        self.watch.attested(&witnessed)?;
         let attestation = self.attestation(witnessed)?;
         match attestation.workload {
             Some(earned) if earned == *workload => Ok(attestation.fingerprint),
@@ -185,6 +193,7 @@ impl<S: SocketSource> Attestor<S> {
         }
         let witnessed = self.witness.examine(&alive).await?;
         one_program(&witnessed, SocketRole::Connector)?;
+        self.watch.attested(&witnessed)?;
         self.attestation(witnessed)
     }
 

@@ -12,11 +12,13 @@ use bonafide_proto::wire::node::attestation_server::AttestationServer;
 use clap::Parser;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::attest::Attestor;
 use crate::bundle::Authority;
 use crate::config::{Config, SourceChoice};
+use crate::events::{Event, Sentry};
 use crate::execs::{Execs, NoExecs};
 use crate::host;
 use crate::kernel::Kernel;
@@ -26,6 +28,8 @@ use crate::proc_source::ProcSource;
 use crate::serve::Service;
 use crate::source::SocketSource;
 use crate::sys::namespace::{INITIAL_USER_NAMESPACE, Namespace};
+use crate::watch::proc_sentry::ProcSentry;
+use crate::watch::{Parts, Watch};
 use crate::witness::Witness;
 
 /// Printed below `--help`.
@@ -130,42 +134,56 @@ pub async fn run(config: Config, clock: SharedClock, stop: impl Future<Output = 
         tracing::warn!("this is not the initial user namespace: programs that share it can forge their executable");
     }
     match load(config.source).await? {
-        Ok(kernel) => {
+        Ok((kernel, events)) => {
             let source = kernel.source()?;
-            Box::pin(serve(config, clock, source, kernel.execs(), stop)).await
+            let ears = Ears { execs: kernel.execs(), sentry: kernel.sentry(), events };
+            Box::pin(serve(config, clock, source, ears, stop)).await
         }
         Err(reason) => {
             tracing::warn!("without the kernel programs, sock_diag and /proc answer, which see less: {reason}");
-            Box::pin(serve(config, clock, ProcSource::open(reason)?, Arc::new(NoExecs), stop)).await
+            let (sentry, events) = ProcSentry::start()?;
+            let ears = Ears { execs: Arc::new(NoExecs), sentry, events };
+            Box::pin(serve(config, clock, ProcSource::open(reason)?, ears, stop)).await
         }
     }
 }
 
-/// The kernel programs, or why they do not run.
-async fn load(choice: SourceChoice) -> Result<Result<Kernel, String>, RunError> {
+/// The kernel programs and what they tell, or why they do not run.
+async fn load(choice: SourceChoice) -> Result<Result<(Kernel, mpsc::Receiver<Event>), String>, RunError> {
     if choice == SourceChoice::Proc {
         return Ok(Err("the configuration says source = \"proc\"".to_owned()));
     }
     let loaded = tokio::task::spawn_blocking(Kernel::load).await.map_err(io::Error::other)?;
     match (loaded, choice) {
-        (Ok((kernel, _events)), _) => Ok(Ok(kernel)),
+        (Ok(loaded), _) => Ok(Ok(loaded)),
         (Err(e), SourceChoice::Kernel) => Err(RunError::Source(e.to_string())),
         (Err(e), _) => Ok(Err(e.to_string())),
     }
+}
+
+/// How it is heard what processes do.
+struct Ears {
+    execs: Arc<dyn Execs>,
+    sentry: Arc<dyn Sentry>,
+    events: mpsc::Receiver<Event>,
 }
 
 async fn serve<S: SocketSource>(
     config: Config,
     clock: SharedClock,
     source: S,
-    execs: Arc<dyn Execs>,
+    Ears { execs, sentry, events }: Ears,
     stop: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     let (state, runtimes) = (config.state.as_deref(), &config.runtimes);
-    let witness = Witness::new(host::read(config.node), Arc::clone(&clock), execs, state, runtimes)?;
+    let witness = Witness::new(host::read(config.node), Arc::clone(&clock), Arc::clone(&execs), state, runtimes)?;
+    let witness = Arc::new(witness);
     let (file, policy) = PolicyFile::open(config.policy, clock);
     let authority = Authority::follow(config.ca_socket);
-    let service = Service::new(Attestor::new(source, witness, policy.clone()), policy, authority, Lapses::new());
+    let (lapses, quarantined) = (Lapses::new(), authority.quarantine());
+    let parts = Parts { witness: Arc::clone(&witness), sentry, events, execs, lapses: lapses.clone(), quarantined };
+    let (watch, _watching) = Watch::start(parts)?;
+    let service = Service::new(Attestor::new(source, witness, policy.clone(), watch), policy, authority, lapses);
 
     let socket = |error| RunError::Socket { path: config.socket.clone(), error };
     let listener = endpoint::bind(&config.socket).map_err(socket)?;

@@ -43,4 +43,5 @@ mod sys;
 mod unit;
 mod version;
 mod walks;
+mod watch;
 mod witness;

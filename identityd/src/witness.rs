@@ -56,7 +56,7 @@ pub(crate) struct Witnessed {
     /// The evidence.
     pub(crate) fingerprint: Fingerprint,
     /// Every file whose content is evidence, each once and still open, so that it can be watched.
-    pub(crate) files: Vec<Arc<File>>,
+    pub(crate) files: HashMap<FileVersion, Arc<File>>,
 }
 
 impl Witnessed {
@@ -245,9 +245,9 @@ impl Witness {
             taints: Taints::new(),
             host: self.host.clone(),
         };
-        let files = seen.open.values().cloned().collect();
         let image = seen.last.as_ref().map_or(0, |last| last.image);
         let execution = Execution { image, ..seen.process.execution() };
+        let files = seen.open.clone();
         Ok(Witnessed { execution, exe: seen.look.exe.id, fingerprint, files })
     }
 }

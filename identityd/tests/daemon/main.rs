@@ -6,6 +6,7 @@
 
 mod connectors;
 mod forgeries;
+mod lapses;
 mod listeners;
 mod lookups;
 mod namespaces;

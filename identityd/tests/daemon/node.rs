@@ -187,6 +187,12 @@ impl Program {
         line.trim_end().to_owned()
     }
 
+    /// Says something to a program that was started with a pipe for it.
+    pub(crate) fn tell(&mut self, line: &str) {
+        use std::io::Write as _;
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
     /// Its local address, which it says once it is connected or listens.
     pub(crate) fn address(&mut self) -> SocketAddr {
         self.line().parse().unwrap()
