@@ -8,12 +8,12 @@ use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::flow::SocketRole;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::flow::listener_now;
-use crate::identity::{About, AsOf, Identity};
+use crate::identity::{About, AsOf, Identity, Quarantine};
 use crate::live::{Doubt, Live, is_no_answer, is_no_doubt};
 
 /// Questions on their way to identityd at once.
@@ -23,32 +23,40 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// The longest such pause.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Runs as long as the enforcer.
-pub(crate) async fn run(live: Arc<Live>, identity: Identity) {
-    let memory = identity.memory();
-    let (mut heard, mut quarantine, policy) = (memory.heard(), identity.quarantine(), identity.policy());
-    let mut asking = Asking::new(Arc::clone(&live), identity);
-    let mut seen = AsOf::default();
+/// Hears every lapse from now on; runs as long as the enforcer.
+pub(crate) fn run(live: Arc<Live>, identity: Identity) -> impl Future<Output = ()> + Send {
+    let heard = identity.memory().heard();
+    let seen = identity.memory().as_of();
+    let quarantine = identity.quarantine();
+    follow(Asking::new(live, identity), heard, seen, quarantine)
+}
+
+async fn follow(
+    mut asking: Asking,
+    mut heard: watch::Receiver<u64>,
+    mut seen: AsOf,
+    mut quarantine: watch::Receiver<Arc<Quarantine>>,
+) {
+    let (memory, policy) = (asking.identity.memory(), asking.identity.policy());
+    let live = Arc::clone(&asking.live);
     loop {
         let ended = tokio::select! {
-            changed = heard.changed() => match changed {
-                Ok(()) => {
-                    let (now, lapses) = memory.since(seen);
-                    seen = now;
-                    lapses.iter().map(|lapse| live.hear(lapse)).sum()
-                }
-                Err(_) => return,
-            },
-            changed = quarantine.changed() => match (changed, policy.borrow().as_ref()) {
-                (Ok(()), Some(policy)) => live.judge_again(policy),
-                (Ok(()), None) => 0,
-                (Err(_), _) => return,
-            },
-            Some(answered) = asking.next() => asking.settle(answered),
-            () = live.doubted() => 0,
+            changed = heard.changed() => {
+                let (now, lapses) = memory.since(seen);
+                seen = now;
+                changed.map(|()| lapses.iter().map(|lapse| live.hear(lapse)).sum())
+            }
+            changed = quarantine.changed() => {
+                let policy = policy.borrow().clone();
+                changed.map(|()| policy.map_or(0, |policy| live.judge_again(&policy)))
+            }
+            Some(answered) = asking.next() => Ok(asking.settle(answered)),
+            () = live.doubted() => Ok(0),
         };
-        if ended > 0 {
-            tracing::info!(ended, "flows ended: their programs are not what they were");
+        match ended {
+            Ok(0) => {}
+            Ok(ended) => tracing::info!(ended, "flows ended: their programs are not what they were"),
+            Err(_) => return,
         }
         while let Some(doubt) = live.next_doubt() {
             asking.ask(doubt);
