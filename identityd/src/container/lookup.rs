@@ -35,7 +35,8 @@ impl Containers {
     /// The container's ID and its first process, by its ID, at least the first 12 digits of it, or its name.
     ///
     /// # Errors
-    /// `process-gone` if nobody is in such a container, `bad-request` if there are several, `unavailable`.
+    /// `process-gone` if nobody is in such a container, `bad-request` if there are several, `evidence-unavailable` if a
+    /// runtime does not say how its containers are called, `unavailable`.
     pub(crate) async fn first_process(&self, asked: &str) -> Result<(String, u32), AttestRefusal> {
         if asked.is_empty() || asked.len() > ASKED_MAX {
             return refuse(AttestReason::BadRequest, format!("a container is named by 1 to {ASKED_MAX} bytes"));
@@ -49,7 +50,7 @@ impl Containers {
         if meant.is_empty() {
             let silent =
                 |_| AttestRefusal::new(AttestReason::Unavailable, "the container runtimes do not answer in time");
-            meant = tokio::time::timeout(PATIENCE, self.called(asked, &first)).await.map_err(silent)?;
+            meant = tokio::time::timeout(PATIENCE, self.called(asked, &first)).await.map_err(silent)??;
         }
         match meant.as_slice() {
             [(id, inmate)] => Ok(((*id).clone(), inmate.pid)),
@@ -62,16 +63,24 @@ impl Containers {
         }
     }
 
-    /// Those of this name, as their runtimes say.
-    async fn called<'a>(&self, name: &str, first: &'a BTreeMap<String, Inmate>) -> Vec<(&'a String, &'a Inmate)> {
+    /// Those of this name, as their runtimes say. One that cannot be asked about might be called so, too.
+    async fn called<'a>(
+        &self,
+        name: &str,
+        first: &'a BTreeMap<String, Inmate>,
+    ) -> Result<Vec<(&'a String, &'a Inmate)>, AttestRefusal> {
         let mut called = Vec::new();
         for (id, inmate) in first {
-            let container = self.of(inmate.pid, inmate.start_ticks, &inmate.cgroup).await;
-            if matches!(&container, Evidence::Known(container) if container.name.as_deref() == Some(name)) {
-                called.push((id, inmate));
+            match self.of(inmate.pid, inmate.start_ticks, &inmate.cgroup).await {
+                Evidence::Known(container) if container.name.as_deref() == Some(name) => called.push((id, inmate)),
+                Evidence::Known(_) | Evidence::Absent(_) => {}
+                Evidence::Unavailable(why) => {
+                    let detail = format!("the container {id} might be called so, too: {why}; ask by the ID");
+                    return refuse(AttestReason::EvidenceUnavailable, detail);
+                }
             }
         }
-        called
+        Ok(called)
     }
 }
 

@@ -11,7 +11,7 @@ use bonafide_proto::container::Container;
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::endpoint;
 use bonafide_proto::fingerprint::Evidence;
-use bonafide_proto::refusal::AttestRefusal;
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node as wire;
 use bonafide_proto::wire::node::attestation_client::AttestationClient;
 use tokio::task::JoinHandle;
@@ -49,6 +49,21 @@ impl Node {
     pub(crate) async fn process(&self, pid: u32) -> Result<Attestation, AttestRefusal> {
         let request = wire::AttestProcessRequest { pid, ..Default::default() };
         self.client.clone().attest_process(request).await.unwrap().into_inner().try_into().unwrap()
+    }
+
+    /// As [`Node::process`], of the first process of a container that is called so.
+    pub(crate) async fn called(&self, container: &str) -> Result<Attestation, AttestRefusal> {
+        let request = wire::AttestProcessRequest { container: container.to_owned(), ..Default::default() };
+        let begun = Instant::now();
+        loop {
+            let answer = self.client.clone().attest_process(request.clone()).await.unwrap().into_inner();
+            match answer.try_into().unwrap() {
+                // On a busy machine a runtime may take longer than identityd waits.
+                Err(AttestRefusal { reason: AttestReason::EvidenceUnavailable, .. }) if begun.elapsed() < PATIENCE => {}
+                answer => return answer,
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Asks again while the process only begins to run what it was started for: `runc` does so from memory.
