@@ -11,16 +11,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     container_runtimes()
 }
 
-/// `bpf/attribution.bpf.c`, for every kernel that describes its own structures (CO-RE).
+/// For every kernel that describes its own structures (CO-RE).
 fn kernel_programs() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=bpf");
-    let object = PathBuf::from(std::env::var("OUT_DIR")?).join("attribution.bpf.o");
+    ["attribution", "observe"].into_iter().try_for_each(kernel_program)
+}
+
+/// `bpf/NAME.bpf.c`.
+fn kernel_program(name: &str) -> Result<(), Box<dyn Error>> {
+    let object = PathBuf::from(std::env::var("OUT_DIR")?).join(format!("{name}.bpf.o"));
     let mut clang = Command::new("clang");
     clang
         .args(["-target", "bpf", "-mcpu=v3", "-g", "-O2", "-Wall", "-Werror"])
         // The path of the sources would be different on every machine.
         .arg("-fdebug-prefix-map=bpf=.")
-        .args(["-c", "bpf/attribution.bpf.c", "-o"])
+        .args(["-c", &format!("bpf/{name}.bpf.c"), "-o"])
         .arg(&object);
     for directory in system_headers()? {
         clang.arg("-idirafter").arg(directory);

@@ -15,8 +15,6 @@
 //!   its own that has as many open files as the process's main one.
 //! * Libraries, `LD_PRELOAD`, and variables such as `PYTHONPATH` or `NODE_OPTIONS`.
 
-#[doc(hidden)]
-pub mod bench;
 pub mod config;
 pub mod daemon;
 
@@ -30,6 +28,7 @@ mod host;
 mod kernel;
 mod lapse;
 mod lookup;
+mod observe;
 mod parse;
 mod patience;
 mod policy_file;
@@ -43,5 +42,4 @@ mod sys;
 mod unit;
 mod version;
 mod walks;
-mod watch;
 mod witness;

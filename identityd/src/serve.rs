@@ -11,13 +11,14 @@ use bonafide_proto::name::WorkloadName;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node as wire;
 use bonafide_proto::wire::node::attestation_server::Attestation;
-use tokio_stream::wrappers::WatchStream;
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
 use crate::attest::{Attestor, Who};
 use crate::bundle::Authority;
 use crate::lapse::Lapses;
+use crate::observe::Observatory;
 use crate::policy_file::{InForce, Loaded, State};
 use crate::refuse::refuse;
 use crate::source::{HOLDERS_MAX, SocketSource};
@@ -30,16 +31,23 @@ type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// Answers the enforcer and root.
 #[derive(Debug)]
 pub(crate) struct Service<S> {
-    attestor: Attestor<S>,
+    attestor: Arc<Attestor<S>>,
     policy: InForce,
     authority: Authority,
     lapses: Lapses,
+    flows: Result<Observatory, String>,
 }
 
 impl<S: SocketSource> Service<S> {
-    /// A service of these parts.
-    pub(crate) fn new(attestor: Attestor<S>, policy: InForce, authority: Authority, lapses: Lapses) -> Self {
-        Self { attestor, policy, authority, lapses }
+    /// A service of these parts; instead of an observatory, why there is none.
+    pub(crate) fn new(
+        attestor: Arc<Attestor<S>>,
+        policy: InForce,
+        authority: Authority,
+        lapses: Lapses,
+        flows: Result<Observatory, String>,
+    ) -> Self {
+        Self { attestor, policy, authority, lapses, flows }
     }
 
     /// The workload that a question names, if it names one.
@@ -88,8 +96,7 @@ fn who(request: wire::AttestProcessRequest) -> Result<Who, Malformed> {
     match (request.pid, request.socket, request.container.as_str()) {
         (pid, None, "") => Ok(Who::Process(pid)),
         (0, Some(socket), "") => Ok(Who::Socket(socket.try_into()?)),
-        (0, None, _) => Ok(Who::Container(request.container)),
-        _ => Err(Malformed("name one of process, socket and container".to_owned())),
+        _ => Err(Malformed("name a process, or a socket".to_owned())),
     }
 }
 
@@ -194,9 +201,13 @@ impl<S: SocketSource> Attestation for Service<S> {
 
     async fn watch_flows(
         &self,
-        _: Request<wire::WatchFlowsRequest>,
+        request: Request<wire::WatchFlowsRequest>,
     ) -> Result<Response<Self::WatchFlowsStream>, Status> {
-        Err(Status::unimplemented("this source of evidence sees no flows"))
+        let flows =
+            self.flows.as_ref().map_err(|why| Status::failed_precondition(format!("no flow is seen: {why}")))?;
+        let told = flows.listen(request.into_inner().connections).await;
+        let told = told.map_err(|why| Status::failed_precondition(format!("no flow is seen: {why}")))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(told).map(Ok))))
     }
 
     async fn status(&self, _: Request<wire::StatusRequest>) -> Result<Response<wire::AttestationStatus>, Status> {

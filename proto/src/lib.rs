@@ -11,6 +11,7 @@ pub mod fingerprint;
 pub mod flow;
 pub mod kernel;
 pub mod name;
+pub mod observed;
 pub mod program;
 pub mod record;
 pub mod refusal;

@@ -15,7 +15,6 @@ mod dial;
 mod docker;
 mod http;
 mod image;
-mod lookup;
 mod remembered;
 mod rootless;
 mod runtime;

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use libbpf_rs::btf::Btf;
 use libbpf_rs::btf::types::{Func, Typedef};
 use libbpf_rs::{
-    ErrorKind, Link, MapCore as _, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel, ProgramInput, ProgramMut,
+    ErrorKind, Link, MapCore as _, MapFlags, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel, ProgramInput,
+    ProgramMut,
 };
 use rustix::fs::{Mode, OFlags};
 
@@ -78,6 +79,17 @@ fn remedy(e: &libbpf_rs::Error) -> &'static str {
     }
 }
 
+/// What other programs of this daemon stand on.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    /// Thread group to what it executed last.
+    pub(crate) processes: MapHandle,
+    /// Cookie of this daemon's network namespace.
+    pub(crate) netns: u64,
+    /// The root of the cgroup2 hierarchy.
+    pub(crate) cgroup: File,
+}
+
 /// A file that is recorded of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Recorded {
@@ -108,6 +120,17 @@ pub(super) struct Programs {
 }
 
 impl Programs {
+    /// For programs that are loaded later.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub(super) fn ground(&self) -> Result<Ground, LoadError> {
+        let home = map(&self.object, "home")?.lookup(&[0; 4], MapFlags::ANY).map_err(LoadError::Refused)?;
+        let netns = home.as_deref().and_then(|home| home.first_chunk()).map(|netns| u64::from_ne_bytes(*netns));
+        let processes = MapHandle::try_from(&self.processes).map_err(LoadError::Refused)?;
+        Ok(Ground { processes, netns: netns.ok_or(LoadError::Lacks("home"))?, cgroup: cgroup2()? })
+    }
+
     /// Loads and attaches them, and enters every process that runs already.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ mod source;
 mod sweep;
 mod walk;
 
-pub(crate) use load::LoadError;
+pub(crate) use load::{Ground, LoadError};
 pub(crate) use source::KernelSource;
 
 use execs::KernelExecs;
@@ -61,6 +61,14 @@ impl Kernel {
     /// Knows what processes executed.
     pub(crate) fn execs(&self) -> Arc<dyn Execs> {
         Arc::<KernelExecs>::clone(&self.execs)
+    }
+
+    /// What other programs of this daemon stand on.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub(crate) fn ground(&self) -> Result<Ground, LoadError> {
+        self.programs.ground()
     }
 
     /// Watches processes for what changes in place.

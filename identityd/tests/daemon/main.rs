@@ -5,13 +5,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "this is a test")]
 
 mod connectors;
+mod flows;
 mod forgeries;
-mod lapses;
 mod listeners;
 mod lookups;
 mod namespaces;
 mod node;
-mod odd_files;
 mod policies;
 mod programs;
 mod svids;

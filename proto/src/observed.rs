@@ -1,0 +1,205 @@
+//! A flow that nobody stood in, as the kernel told of it; and the other end's half of it, where its node shared that.
+
+use std::net::SocketAddr;
+
+use crate::convert::{Attestation, Malformed};
+use crate::flow::canonical;
+use crate::name::NodeName;
+use crate::refusal::AttestRefusal;
+use crate::wire::node as wire;
+
+/// The longest ID, in bytes.
+const ID_MAX: usize = 64;
+
+/// What was found out about the program at one end.
+pub type Attested = Result<Attestation, AttestRefusal>;
+
+/// The protocol of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Connections.
+    Tcp,
+    /// Datagrams between a socket and a remote.
+    Udp,
+}
+
+/// How a flow ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ending {
+    /// In order, or silent for long.
+    Closed,
+    /// Broken off by this end.
+    ResetHere,
+    /// Broken off by the other end, or by silence.
+    ResetThere,
+    /// Nobody listens there, or there is no way there.
+    Refused,
+    /// Nobody answered.
+    Unanswered,
+}
+
+/// The other end, as its own node knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct There {
+    /// That node, as the authority knows it.
+    pub node: NodeName,
+    /// The program there.
+    pub attested: Attested,
+}
+
+/// One end of a flow that is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedFlow {
+    /// Unique on its node, and the same at both ends of a flow whose halves met.
+    pub id: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The program here connected, or sent first.
+    pub source: bool,
+    /// The address here.
+    pub local: SocketAddr,
+    /// The address there.
+    pub remote: SocketAddr,
+    /// Nanoseconds since 1970.
+    pub started_ns: i64,
+    /// Likewise.
+    pub ended_ns: i64,
+    /// Payload bytes from the source to the destination.
+    pub sent: u64,
+    /// Payload bytes from the destination to the source.
+    pub received: u64,
+    /// How it ended.
+    pub ending: Ending,
+    /// The program here.
+    pub here: Attested,
+    /// The program there, if its node shared what it knows.
+    pub there: Option<There>,
+}
+
+impl From<&ObservedFlow> for wire::ObservedFlow {
+    fn from(flow: &ObservedFlow) -> Self {
+        use wire::observed_flow::{Ending as Ended, Transport};
+        let transport = match flow.protocol {
+            Protocol::Tcp => Transport::Tcp,
+            Protocol::Udp => Transport::Udp,
+        };
+        let ending = match flow.ending {
+            Ending::Closed => Ended::Closed,
+            Ending::ResetHere | Ending::ResetThere => Ended::Reset,
+            Ending::Refused => Ended::Refused,
+            Ending::Unanswered => Ended::Unanswered,
+        };
+        Self {
+            id: flow.id.clone(),
+            transport: transport.into(),
+            source: flow.source,
+            local: Some(flow.local.into()),
+            remote: Some(flow.remote.into()),
+            started_ns: flow.started_ns,
+            ended_ns: flow.ended_ns,
+            sent: flow.sent,
+            received: flow.received,
+            ending: ending.into(),
+            here: Some((&flow.here).into()),
+            there: flow.there.as_ref().map(|there| (&there.attested).into()),
+            there_node: flow.there.as_ref().map(|there| there.node.to_string()).unwrap_or_default(),
+            reset_here: flow.ending == Ending::ResetHere,
+            missed: 0,
+        }
+    }
+}
+
+impl TryFrom<wire::ObservedFlow> for ObservedFlow {
+    type Error = Malformed;
+
+    fn try_from(w: wire::ObservedFlow) -> Result<Self, Malformed> {
+        let (protocol, ending) = (protocol(&w)?, ending(&w)?);
+        if w.id.is_empty() || w.id.len() > ID_MAX || !w.id.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Malformed(format!("a flow's id is not 1 to {ID_MAX} hex digits")));
+        }
+        let (Some(local), Some(remote), Some(here)) = (w.local, w.remote, w.here) else {
+            return Err(Malformed("a flow without address or program".to_owned()));
+        };
+        let there = match w.there {
+            None => None,
+            Some(there) => {
+                let node = w.there_node.parse().map_err(|e| Malformed(format!("node name {e}")))?;
+                Some(There { node, attested: there.try_into()? })
+            }
+        };
+        Ok(Self {
+            id: w.id,
+            protocol,
+            source: w.source,
+            local: canonical(local.try_into()?),
+            remote: canonical(remote.try_into()?),
+            started_ns: w.started_ns,
+            ended_ns: w.ended_ns.max(w.started_ns),
+            sent: w.sent,
+            received: w.received,
+            ending,
+            here: here.try_into()?,
+            there,
+        })
+    }
+}
+
+fn protocol(w: &wire::ObservedFlow) -> Result<Protocol, Malformed> {
+    use wire::observed_flow::Transport;
+    match w.transport() {
+        Transport::Tcp => Ok(Protocol::Tcp),
+        Transport::Udp => Ok(Protocol::Udp),
+        Transport::Unspecified => Err(Malformed("a flow of no known protocol".to_owned())),
+    }
+}
+
+fn ending(w: &wire::ObservedFlow) -> Result<Ending, Malformed> {
+    use wire::observed_flow::Ending as Ended;
+    match (w.ending(), w.reset_here) {
+        (Ended::Closed, _) => Ok(Ending::Closed),
+        (Ended::Reset, true) => Ok(Ending::ResetHere),
+        (Ended::Reset, false) => Ok(Ending::ResetThere),
+        (Ended::Refused, _) => Ok(Ending::Refused),
+        (Ended::Unanswered, _) => Ok(Ending::Unanswered),
+        (Ended::Lives | Ended::Unspecified, _) => Err(Malformed("a flow that did not end".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::refusal::AttestReason;
+
+    #[test]
+    fn a_flow_survives_the_wire() {
+        for (ending, protocol) in [
+            (Ending::Closed, Protocol::Udp),
+            (Ending::ResetHere, Protocol::Tcp),
+            (Ending::ResetThere, Protocol::Tcp),
+            (Ending::Refused, Protocol::Udp),
+            (Ending::Unanswered, Protocol::Tcp),
+        ] {
+            let refused = || Err(AttestRefusal::new(AttestReason::ProcessGone, "it ended"));
+            let flow = ObservedFlow {
+                id: "00ff".to_owned(),
+                protocol,
+                source: true,
+                local: "10.0.0.1:4711".parse().unwrap(),
+                remote: "[fd00::1]:53".parse().unwrap(),
+                started_ns: 1,
+                ended_ns: 2,
+                sent: 3,
+                received: 4,
+                ending,
+                here: refused(),
+                there: Some(There { node: "b".parse().unwrap(), attested: refused() }),
+            };
+            assert_eq!(ObservedFlow::try_from(wire::ObservedFlow::from(&flow)).unwrap(), flow);
+        }
+    }
+
+    #[test]
+    fn what_is_no_flow_is_refused() {
+        assert!(ObservedFlow::try_from(wire::ObservedFlow::default()).is_err());
+    }
+}
