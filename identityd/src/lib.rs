@@ -23,6 +23,8 @@ mod bundle;
 mod container;
 mod events;
 mod execs;
+#[cfg(test)]
+mod fuzz;
 mod hash;
 mod host;
 mod kernel;

@@ -7,7 +7,7 @@
 
 pub(crate) mod config;
 
-mod bounded;
+pub(crate) mod bounded;
 mod channel;
 mod circuit;
 mod containerd;
