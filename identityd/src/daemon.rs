@@ -133,6 +133,9 @@ pub async fn run(config: Config, clock: SharedClock, stop: impl Future<Output = 
     match load(config.source).await? {
         Ok(kernel) => {
             let source = kernel.source()?;
+            let _handover = kernel
+                .hand_over(&config.socket, &config.callers)
+                .map_err(|error| RunError::Socket { path: config.socket.with_added_extension("map"), error })?;
             let ground = kernel.ground().map_err(|e| e.to_string());
             Box::pin(serve(config, clock, source, kernel.execs(), ground, stop)).await
         }

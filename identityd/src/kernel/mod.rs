@@ -5,6 +5,8 @@
 //! `handover` gives the enforcer the map it reads.
 
 use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -14,12 +16,14 @@ use crate::execs::Execs;
 
 mod events;
 mod execs;
+mod handover;
 mod layout;
 mod load;
 mod source;
 mod sweep;
 mod walk;
 
+pub(crate) use handover::Handover;
 pub(crate) use load::{Ground, LoadError};
 pub(crate) use source::KernelSource;
 
@@ -56,6 +60,15 @@ impl Kernel {
     /// The kernel has no sock_diag, or `/proc` is not mounted.
     pub(crate) fn source(&self) -> io::Result<KernelSource> {
         KernelSource::open(&self.programs, Arc::clone(&self.execs))
+    }
+
+    /// Hands the enforcer the map that it reads, at a socket beside this one, if it has one of these uids.
+    ///
+    /// # Errors
+    /// The socket cannot be bound, or there are no descriptors left.
+    pub(crate) fn hand_over(&self, socket: &Path, uids: &[u32]) -> io::Result<Handover> {
+        let map = self.programs.accepted.as_fd().try_clone_to_owned()?;
+        Handover::start(Handover::path(socket), uids.to_vec(), map)
     }
 
     /// Knows what processes executed.

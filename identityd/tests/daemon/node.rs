@@ -41,8 +41,19 @@ impl Node {
         Self::start_in(dir).await
     }
 
+    /// With more in its configuration than it needs.
+    pub(crate) async fn start_with(policy: &str, more: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("policy.toml"), policy).unwrap();
+        Self::run(dir, more).await
+    }
+
     pub(crate) async fn start_in(dir: tempfile::TempDir) -> Self {
-        let config = Config::parse(Path::new("test"), &config(dir.path())).unwrap();
+        Self::run(dir, "").await
+    }
+
+    async fn run(dir: tempfile::TempDir, more: &str) -> Self {
+        let config = Config::parse(Path::new("test"), &format!("{}{more}\n", config(dir.path()))).unwrap();
         let (stop, stopped) = oneshot::channel();
         let stopping = async {
             let _ = stopped.await;
