@@ -4,7 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bonafide_policy::Policy;
 use bonafide_proto::clock::{SharedClock, SystemClock};
@@ -235,11 +235,12 @@ async fn accept(listener: TcpListener, direction: Direction, node: Arc<Node>, sl
                 continue;
             }
         };
+        let accepted = Instant::now();
         let node = Arc::clone(&node);
         match Arc::clone(&slots).try_acquire_owned() {
             Ok(slot) => {
                 tokio::spawn(async move {
-                    carry(stream, direction, &node).await;
+                    carry(stream, direction, accepted, &node).await;
                     drop(slot);
                 });
             }
@@ -262,13 +263,13 @@ fn refuse_for_want_of_slots(stream: TcpStream, direction: Direction, node: &Node
     let _ended = refuse(stream, account, &Why::new(Reason::Limit, "too many connections are carried already"));
 }
 
-async fn carry(stream: TcpStream, direction: Direction, node: &Arc<Node>) {
+async fn carry(stream: TcpStream, direction: Direction, accepted: Instant, node: &Arc<Node>) {
     // Small writes must not wait for each other; a socket that refuses the option works all the same.
     let _ = stream.set_nodelay(true);
     stream.arm();
     match direction {
         Direction::Out => {
-            let _ended = outbound::carry(stream, node).await;
+            let _ended = outbound::carry(stream, accepted, node).await;
         }
         Direction::In => {
             let _ended = inbound::accepted(stream, node).await;

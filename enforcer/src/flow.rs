@@ -3,12 +3,13 @@
 //! A flow walks Captured → Attributed → Authorized → Tunnel → Ended. Each stage owns the one before it, so a
 //! failing step can always reset the program's connection and close the account with its reason.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bonafide_policy::{Denied, Mode, Policy, Verdict};
-use bonafide_proto::flow::NetNs;
+use bonafide_proto::flow::{FlowKey, NetNs};
 use bonafide_proto::name::{SpiffeId, WorkloadName};
 use bonafide_proto::record::{Outcome, Party, Reason};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use crate::identity::{Attested, Identity, NodeTrust};
 use crate::live::{Live, Peer, Program};
 use crate::record::{Account, Records, Why, describe_attested};
+use crate::sys::dial::Reserved;
 use crate::sys::locality::Locality;
 use crate::tunnel::TunnelError;
 use crate::tunnel::sniff::Rewind;
@@ -118,6 +120,14 @@ pub(crate) fn program(attested: Result<Attested, AttestRefusal>) -> Result<Progr
         }
         (None, None) => Err(Why::new(Reason::NoWorkload, format!("{path} fits no workload"))),
     }
+}
+
+/// The question who listens now where this one was asked before. It is asked from a port of its own, to be held until
+/// the answer is there: by now the pair of the first question is connected.
+pub(crate) fn listener_now(key: FlowKey) -> io::Result<(Reserved, FlowKey)> {
+    let spare = Reserved::bind(key.remote.ip(), scope(key.remote))?;
+    let remote = spare.local();
+    Ok((spare, FlowKey { remote, ..key }))
 }
 
 /// A doubt about a program in the words of the record.

@@ -16,8 +16,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::flow::{
-    Abort, CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, finish, judge, program, refuse, scope, why_late,
-    why_tunnel,
+    Abort, CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, finish, judge, listener_now, program, refuse, scope,
+    why_late, why_tunnel,
 };
 use crate::live::{Judged, Peer, Program, Question, Seat};
 use crate::record::{Account, Why, describe_peer};
@@ -226,13 +226,12 @@ where
 
 impl Known {
     /// Does the program still listen that was named before the handshake? Its port may have changed hands while
-    /// the peer took its time. Asked from a port of its own: the delivery's own pair is connected by now.
+    /// the peer took its time.
     async fn listens_still(&self, node: &Node) -> Result<(), Why> {
         let Ok(before) = &self.program else { return Ok(()) };
         let changed = |detail: String| Why::new(Reason::Unattributed, detail);
-        let spare = Reserved::bind(self.from.ip(), scope(self.from));
-        let spare = spare.map_err(|e| Why::new(Reason::Limit, format!("no port to ask from: {e}")))?;
-        let key = FlowKey { netns: node.netns, local: self.dialled, remote: spare.local(), role: SocketRole::Listener };
+        let (_spare, key) =
+            listener_now(before.about.key).map_err(|e| Why::new(Reason::Limit, format!("no port to ask from: {e}")))?;
         let now = program(node.identity.attest(key).await)
             .map_err(|why| changed(format!("looked at again, the listener is in doubt: {}", why.detail)))?;
         match before.changed(&now.attestation) {

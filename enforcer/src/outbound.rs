@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bonafide_policy::{Mode, Place, Policy, SameHost, Subject, Verdict};
 use bonafide_proto::flow::{FlowKey, SocketRole, canonical};
@@ -25,17 +26,21 @@ use crate::tunnel::frame::{EndCode, Open};
 use crate::tunnel::{self, Tunnel};
 use crate::{inbound, sys};
 
+/// Where it is told how long after it was accepted a connection was attributed, well or not.
+const ATTRIBUTION: &str = "bonafide_enforcer::attribution";
+
 /// One connection, from capture to record.
-pub(crate) async fn carry(app: TcpStream, node: &Arc<Node>) -> Ended {
+pub(crate) async fn carry(app: TcpStream, accepted: Instant, node: &Arc<Node>) -> Ended {
     let captured = match Captured::new(app, node) {
         Ok(captured) => captured,
         Err(ended) => return ended,
     };
-    let way = match captured.way(node) {
-        Ok(way) => way,
-        Err(why) => return captured.refuse(&why),
-    };
     let attributed = captured.attribute(node).await;
+    tracing::trace!(target: ATTRIBUTION, nanos = accepted.elapsed().as_nanos(), "attributed");
+    let way = match attributed.captured.way(node) {
+        Ok(way) => way,
+        Err(why) => return attributed.refuse(&why),
+    };
     match way {
         Way::SameHost => attributed.deliver_here(node).await,
         Way::SameHostTls => attributed.deliver_here_by_tls(node).await,

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::Execution;
+use bonafide_proto::flow::SocketRole;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::identity::{AsOf, Identity};
-use crate::live::{Doubt, Live, is_no_answer};
+use crate::flow::listener_now;
+use crate::identity::{About, AsOf, Identity, Quarantine};
+use crate::live::{Doubt, Live, is_no_answer, is_no_doubt};
 
 /// Questions on their way to identityd at once.
 const ASKING_MAX: usize = 32;
@@ -21,32 +23,40 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// The longest such pause.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Runs as long as the enforcer.
-pub(crate) async fn run(live: Arc<Live>, identity: Identity) {
-    let memory = identity.memory();
-    let (mut heard, mut quarantine, policy) = (memory.heard(), identity.quarantine(), identity.policy());
-    let mut asking = Asking::new(Arc::clone(&live), identity);
-    let mut seen = AsOf::default();
+/// Hears every lapse from now on; runs as long as the enforcer.
+pub(crate) fn run(live: Arc<Live>, identity: Identity) -> impl Future<Output = ()> + Send {
+    let heard = identity.memory().heard();
+    let seen = identity.memory().as_of();
+    let quarantine = identity.quarantine();
+    follow(Asking::new(live, identity), heard, seen, quarantine)
+}
+
+async fn follow(
+    mut asking: Asking,
+    mut heard: watch::Receiver<u64>,
+    mut seen: AsOf,
+    mut quarantine: watch::Receiver<Arc<Quarantine>>,
+) {
+    let (memory, policy) = (asking.identity.memory(), asking.identity.policy());
+    let live = Arc::clone(&asking.live);
     loop {
         let ended = tokio::select! {
-            changed = heard.changed() => match changed {
-                Ok(()) => {
-                    let (now, lapses) = memory.since(seen);
-                    seen = now;
-                    lapses.iter().map(|lapse| live.hear(lapse)).sum()
-                }
-                Err(_) => return,
-            },
-            changed = quarantine.changed() => match (changed, policy.borrow().as_ref()) {
-                (Ok(()), Some(policy)) => live.judge_again(policy),
-                (Ok(()), None) => 0,
-                (Err(_), _) => return,
-            },
-            Some(answered) = asking.next() => asking.settle(&answered),
-            () = live.doubted() => 0,
+            changed = heard.changed() => {
+                let (now, lapses) = memory.since(seen);
+                seen = now;
+                changed.map(|()| lapses.iter().map(|lapse| live.hear(lapse)).sum())
+            }
+            changed = quarantine.changed() => {
+                let policy = policy.borrow().clone();
+                changed.map(|()| policy.map_or(0, |policy| live.judge_again(&policy)))
+            }
+            Some(answered) = asking.next() => Ok(asking.settle(answered)),
+            () = live.doubted() => Ok(0),
         };
-        if ended > 0 {
-            tracing::info!(ended, "flows ended: their programs are not what they were");
+        match ended {
+            Ok(0) => {}
+            Ok(ended) => tracing::info!(ended, "flows ended: their programs are not what they were"),
+            Err(_) => return,
         }
         while let Some(doubt) = live.next_doubt() {
             asking.ask(doubt);
@@ -54,11 +64,13 @@ pub(crate) async fn run(live: Arc<Live>, identity: Identity) {
     }
 }
 
-/// A doubt, and what identityd said.
+/// A doubt, when it was asked, and what identityd said.
+type Settled = (Doubt, AsOf, Result<Arc<Attestation>, AttestRefusal>);
+
+/// All that was asked about the same executions.
 struct Answered {
-    doubt: Doubt,
-    asked: AsOf,
-    answer: Result<Arc<Attestation>, AttestRefusal>,
+    executions: Vec<Execution>,
+    settled: Vec<Settled>,
 }
 
 /// Questions under way: one at a time about the same executions, and not too many of them.
@@ -83,8 +95,9 @@ impl Asking {
             Some(meanwhile) => *meanwhile = Some(doubt),
             None => {
                 self.about.insert(doubt.executions.clone(), None);
-                let (live, identity, room) = (Arc::clone(&self.live), self.identity.clone(), Arc::clone(&self.room));
-                self.running.spawn(answered(doubt, live, identity, room));
+                let (live, identity) = (Arc::clone(&self.live), self.identity.clone());
+                let asker = Asker { live, identity, room: Arc::clone(&self.room) };
+                self.running.spawn(asker.answered(doubt));
             }
         }
     }
@@ -95,35 +108,82 @@ impl Asking {
         self.running.join_next().await?.ok()
     }
 
-    fn settle(&mut self, answered: &Answered) -> usize {
-        let Answered { doubt, asked, answer } = answered;
-        if let Some(Some(meanwhile)) = self.about.remove(&doubt.executions) {
+    fn settle(&mut self, answered: Answered) -> usize {
+        if let Some(Some(meanwhile)) = self.about.remove(&answered.executions) {
             self.ask(meanwhile);
         }
-        self.live.settle(doubt, *asked, answer)
+        answered.settled.iter().map(|(doubt, asked, answer)| self.live.settle(doubt, *asked, answer)).sum()
     }
 }
 
-/// Asks until there is an answer, or nobody waits for it any more.
-async fn answered(doubt: Doubt, live: Arc<Live>, identity: Identity, room: Arc<Semaphore>) -> Answered {
-    let memory = identity.memory();
-    let mut pause = PAUSE_MIN;
-    loop {
-        let asked = memory.as_of();
+/// Asks one question.
+struct Asker {
+    live: Arc<Live>,
+    identity: Identity,
+    room: Arc<Semaphore>,
+}
+
+impl Asker {
+    /// Asks until there is an answer, or nobody waits for it any more.
+    async fn answered(self, doubt: Doubt) -> Answered {
+        let memory = self.identity.memory();
+        let mut pause = PAUSE_MIN;
+        loop {
+            let settled = self.attempt(&doubt).await;
+            if doubt.raised.is_of_another_session(memory.as_of()) {
+                // Another identityd does not know these executions by their numbers. With it comes another doubt.
+                return Answered { executions: doubt.executions, settled: Vec::new() };
+            }
+            let is_open = |(_, _, answer): &Settled| matches!(answer, Err(e) if is_no_answer(e.reason));
+            if !settled.iter().any(is_open) || self.live.doubted_program(&doubt).is_none() {
+                return Answered { executions: doubt.executions, settled };
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn attempt(&self, doubt: &Doubt) -> Vec<Settled> {
+        let asked = self.identity.memory().as_of();
         let answer = {
-            let _room = room.acquire().await;
-            identity.reattest(&doubt.executions).await.map(Arc::new)
+            let _room = self.room.acquire().await;
+            self.identity.reattest(&doubt.executions).await
         };
-        if doubt.raised.is_of_another_session(memory.as_of()) {
-            // Another identityd does not know these executions by their numbers. With it comes another doubt.
-            let away = AttestRefusal::new(AttestReason::Unavailable, "identityd was away meanwhile");
-            return Answered { doubt, asked, answer: Err(away) };
+        match answer {
+            Err(refusal) if doubt.executions.len() > 1 && !is_no_doubt(refusal.reason) => {
+                self.socket_by_socket(doubt, &refusal).await
+            }
+            answer => vec![(doubt.clone(), asked, answer)],
         }
-        let again = answer.as_ref().is_err_and(|refusal| is_no_answer(refusal.reason));
-        if !again || !live.still_waits(&doubt) {
-            return Answered { doubt, asked, answer };
+    }
+
+    /// One of several executions is another now. It may have been a child between fork and exec, which had the socket
+    /// in common with its parent for that moment: whoever has it now is whom it is about.
+    async fn socket_by_socket(&self, doubt: &Doubt, refusal: &AttestRefusal) -> Vec<Settled> {
+        let mut settled = Vec::new();
+        for part in doubt.split() {
+            let Some(program) = self.live.doubted_program(&part) else { continue };
+            let _room = self.room.acquire().await;
+            let asked = self.identity.memory().as_of();
+            let answer = if program.as_of.is_of_another_session(asked) {
+                // Nor does another identityd know the kernel's record of that socket.
+                Err(refusal.clone())
+            } else {
+                self.who_has(program.about).await
+            };
+            settled.push((part, asked, answer));
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(PAUSE_MAX);
+        settled
+    }
+
+    async fn who_has(&self, about: About) -> Result<Arc<Attestation>, AttestRefusal> {
+        let attested = match about.key.role {
+            SocketRole::Connector => self.identity.ask(about).await,
+            SocketRole::Listener => match listener_now(about.key) {
+                Ok((_spare, key)) => self.identity.ask(About::key(key)).await,
+                Err(e) => Err(AttestRefusal::new(AttestReason::Unavailable, format!("no port to ask from: {e}"))),
+            },
+        };
+        attested.map(|attested| attested.attestation)
     }
 }

@@ -1,11 +1,12 @@
 //! The story of one question: whose socket is it, what does that program run, and which workload has it earned?
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bonafide_policy::{Identified, Policy};
 use bonafide_proto::convert::Attestation;
-use bonafide_proto::fingerprint::{Execution, Fingerprint};
+use bonafide_proto::fingerprint::{Evidence, Execution, Fingerprint};
 use bonafide_proto::flow::{FlowKey, SocketRole};
 use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::name::WorkloadName;
@@ -18,6 +19,7 @@ use crate::policy_file::InForce;
 use crate::refuse::refuse;
 use crate::source::{Held as _, SocketSource};
 use crate::sys::process::Process;
+use crate::watch::Watch;
 use crate::witness::{Witness, Witnessed};
 
 /// Waits before the next attempt where a moment may heal the doubt: a fork or a hand-over was under way.
@@ -27,8 +29,9 @@ const RETRIES: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis
 #[derive(Debug)]
 pub(crate) struct Attestor<S> {
     source: S,
-    witness: Witness,
+    witness: Arc<Witness>,
     policy: InForce,
+    watch: Watch,
 }
 
 /// Whom an operator asks about.
@@ -38,6 +41,8 @@ pub(crate) enum Who {
     Process(u32),
     /// Whoever has a socket with this local address.
     Socket(SocketAddr),
+    /// The first process of a container, by its name, or the beginning of its ID.
+    Container(String),
 }
 
 /// What the evidence earned.
@@ -47,9 +52,9 @@ struct Earned {
 }
 
 impl<S: SocketSource> Attestor<S> {
-    /// Answers by this source, this witness, and whatever policy is in force when asked.
-    pub(crate) fn new(source: S, witness: Witness, policy: InForce) -> Self {
-        Self { source, witness, policy }
+    /// Answers by this source, this witness, and whatever policy is in force when asked; what it answers is watched.
+    pub(crate) fn new(source: S, witness: Arc<Witness>, policy: InForce, watch: Watch) -> Self {
+        Self { source, witness, policy, watch }
     }
 
     /// Where the answers come from.
@@ -91,6 +96,7 @@ impl<S: SocketSource> Attestor<S> {
         let witnessed = self.witness.examine(held.executions()).await?;
         self.source.still_held(&held).await?;
         one_program(&witnessed, key.role)?;
+        self.watch.attested(&witnessed)?;
         self.attestation(witnessed)
     }
 
@@ -103,6 +109,7 @@ impl<S: SocketSource> Attestor<S> {
         let mut attestation = match who {
             Who::Process(pid) => self.process(*pid).await?,
             Who::Socket(local) => self.socket(*local).await?,
+            Who::Container(named) => self.container(named).await?,
         };
         if let Some(name) = named {
             let miss = self.policy.get()?.policy.miss_of(name, &attestation.fingerprint);
@@ -113,7 +120,10 @@ impl<S: SocketSource> Attestor<S> {
 
     async fn process(&self, pid: u32) -> Result<Attestation, AttestRefusal> {
         let execution = Process::pin(pid)?.execution();
-        self.attestation(self.witness.examine(&[execution]).await?)
+        let witnessed = self.witness.examine(&[execution]).await?;
+        // People ask this: nobody remembers the answer, so it is not watched.
+        self.watch.unquarantined(&witnessed)?;
+        self.attestation(witnessed)
     }
 
     /// Every socket with this local address must be one program's.
@@ -125,7 +135,7 @@ impl<S: SocketSource> Attestor<S> {
             let one = self.holders(key, None).await?;
             match &mut all {
                 None => all = Some(one),
-                Some(all) if all.fingerprint == one.fingerprint => {
+                Some(all) if same_program(all, &one) => {
                     let new = one.executions.into_iter().filter(|e| !all.executions.contains(e));
                     let new: Vec<Execution> = new.collect();
                     all.executions.extend(new);
@@ -136,6 +146,19 @@ impl<S: SocketSource> Attestor<S> {
             }
         }
         all.map_or_else(|| refuse(AttestReason::NoSocket, format!("no socket has the address {local}")), Ok)
+    }
+
+    /// The container's first process, if its runtime confirms that it is in that one.
+    async fn container(&self, named: &str) -> Result<Attestation, AttestRefusal> {
+        let (id, first) = self.witness.runtimes().first_process(named).await?;
+        let attestation = self.process(first).await?;
+        match &attestation.fingerprint.container {
+            Evidence::Known(container) if container.id == id => Ok(attestation),
+            Evidence::Known(_) => refuse(AttestReason::GenerationGone, format!("process {first} went elsewhere")),
+            Evidence::Absent(why) | Evidence::Unavailable(why) => {
+                refuse(AttestReason::EvidenceUnavailable, format!("nobody confirms the container {id}: {why}"))
+            }
+        }
     }
 
     /// The fingerprint of executions that were attested before, if all of them still earn this workload.
@@ -150,6 +173,7 @@ impl<S: SocketSource> Attestor<S> {
         self.policy.get()?;
         let witnessed = self.witness.examine(executions).await?;
         one_program(&witnessed, SocketRole::Connector)?;
+        self.watch.attested(&witnessed)?;
         let attestation = self.attestation(witnessed)?;
         match attestation.workload {
             Some(earned) if earned == *workload => Ok(attestation.fingerprint),
@@ -170,6 +194,7 @@ impl<S: SocketSource> Attestor<S> {
         }
         let witnessed = self.witness.examine(&alive).await?;
         one_program(&witnessed, SocketRole::Connector)?;
+        self.watch.attested(&witnessed)?;
         self.attestation(witnessed)
     }
 
@@ -199,6 +224,12 @@ impl<S: SocketSource> Attests for Attestor<S> {
 /// A child between fork and exec holds all its parent's sockets, and for an instant it does so as its new program:
 /// close-on-exec comes after the executable has changed (`begin_new_exec`, fs/exec.c). And some other process of the
 /// host that is just ending or changing its user can be unreadable for an instant.
+/// As of the holders of one socket: users may differ, but what they earn may not.
+fn same_program(a: &Attestation, b: &Attestation) -> bool {
+    let (x, y) = (&a.fingerprint, &b.fingerprint);
+    x.exe == y.exe && x.script == y.script && a.workload == b.workload
+}
+
 fn may_heal(reason: AttestReason) -> bool {
     use AttestReason::{AmbiguousListener, GenerationGone, HolderUnseen, ProcessGone, TwoPrograms, Unreadable};
     matches!(reason, HolderUnseen | ProcessGone | GenerationGone | TwoPrograms | AmbiguousListener | Unreadable)

@@ -53,8 +53,9 @@ pub(crate) enum Change {
 
 /// Tells events; and of watched processes also changes in place, within 50 ms.
 pub(crate) trait Sentry: Debug + Send + Sync {
-    /// From now on changes in place are told of it. Watching twice is watching once; it ends with the process.
-    fn watch(&self, execution: Execution);
+    /// From now on changes in place are told of them. Watching twice is watching once; it ends with the process. May
+    /// block for a moment.
+    fn watch(&self, executions: &[Execution]);
 
     /// No longer.
     fn forget(&self, execution: Execution);

@@ -373,6 +373,64 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_restart_hashes_nothing_again_but_what_does_not_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let ((open, digest), (_kept, others)) = (system_file(), anybodys(b"content"));
+        let before = digests(true).kept_in(dir.path());
+        assert_eq!(before.digest(&open, 1000).await.unwrap(), digest);
+        before.digest(&others, 1000).await.unwrap();
+        let kept = before.reader.kept.clone().unwrap();
+        while kept.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        drop((before, kept));
+        // A thread that kept something may have the store for a moment longer.
+        let after = loop {
+            let after = digests(true).kept_in(dir.path());
+            if after.reader.kept.is_some() {
+                break after;
+            }
+        };
+        assert_eq!(after.digest(&open, 1000).await.unwrap(), digest);
+        assert_eq!(hashed(&after), 0);
+        after.digest(&others, 1000).await.unwrap();
+        assert_eq!(hashed(&after), 1);
+    }
+
+    #[tokio::test]
+    async fn what_another_program_may_serve_is_not_read() {
+        let (open, _) = system_file();
+        let digests = digests(true);
+        let version = FileVersion::of(&open).unwrap();
+        let no_device = crate::sys::executable::FileId { dev: u64::MAX, ino: 7 };
+        let foreign = FileVersion { id: no_device, storage: Storage::Overlay, layered_on_disk: false, ..version };
+        for odd in [FileVersion { storage: Storage::Elsewhere, ..version }, foreign] {
+            let refused = digests.digest_version(odd, &open, 1000).await;
+            assert!(matches!(refused, Err(HashError::Unhashable(_))), "{refused:?}");
+        }
+        assert_eq!(hashed(&digests), 0);
+        // An overlay of somebody else's over a disk of ours is hashed, and never remembered.
+        let disk = FileVersion { layered_on_disk: true, ..foreign };
+        assert!(disk.lasts(digests.clock.now()) && !digests.hashable(disk).unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_user_who_had_too_much_hashed_is_refused_before_anything_is_read() {
+        let (_kept, open) = anybodys(b"content");
+        let digests = digests(true);
+        while digests.reader.allowances.take(1000, OTHERS_MAX, Instant::now()).is_ok() {}
+        while digests.reader.allowances.take(1000, 1 << 20, Instant::now()).is_ok() {}
+        let version = FileVersion { size: OTHERS_MAX, ..FileVersion::of(&open).unwrap() };
+        let refused = digests.digest_version(version, &open, 1000).await;
+        assert!(matches!(refused, Err(HashError::RateLimited(_))), "{refused:?}");
+        assert_eq!(hashed(&digests), 0);
+        // Another user's account, and what is hashed once for all.
+        assert_eq!(digests.digest(&open, 1001).await.unwrap(), Digest::of(b"content"));
+        let (open, digest) = system_file();
+        assert_eq!(digests.digest(&open, 1000).await.unwrap(), digest);
+    }
+
+    #[tokio::test]
     async fn what_others_can_write_is_read_for_each_question_and_not_remembered() {
         let (_kept, open) = anybodys(b"content");
         let digests = digests(true);

@@ -15,6 +15,8 @@
 //!   its own that has as many open files as the process's main one.
 //! * Libraries, `LD_PRELOAD`, and variables such as `PYTHONPATH` or `NODE_OPTIONS`.
 
+#[doc(hidden)]
+pub mod bench;
 pub mod config;
 pub mod daemon;
 
@@ -44,4 +46,5 @@ mod sys;
 mod unit;
 mod version;
 mod walks;
+mod watch;
 mod witness;

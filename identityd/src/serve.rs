@@ -96,7 +96,8 @@ fn who(request: wire::AttestProcessRequest) -> Result<Who, Malformed> {
     match (request.pid, request.socket, request.container.as_str()) {
         (pid, None, "") => Ok(Who::Process(pid)),
         (0, Some(socket), "") => Ok(Who::Socket(socket.try_into()?)),
-        _ => Err(Malformed("name a process, or a socket".to_owned())),
+        (0, None, _) => Ok(Who::Container(request.container)),
+        _ => Err(Malformed("name one of process, socket and container".to_owned())),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::container::Container;
@@ -19,6 +20,7 @@ use crate::container::Containers;
 use crate::execs::{self, AtExec, Execs};
 use crate::hash::{Digests, HashError};
 use crate::parse::cgroup::{NamedUnit, Placement};
+use crate::patience::Patience;
 use crate::refuse::{refuse, unread};
 use crate::script;
 use crate::sys::executable::FileId;
@@ -33,6 +35,7 @@ use crate::version::FileVersion;
 #[derive(Debug)]
 pub(crate) struct Witness {
     digests: Digests,
+    patience: Arc<Patience>,
     host: Host,
     home: Home,
     execs: Arc<dyn Execs>,
@@ -53,7 +56,7 @@ pub(crate) struct Witnessed {
     /// The evidence.
     pub(crate) fingerprint: Fingerprint,
     /// Every file whose content is evidence, each once and still open, so that it can be watched.
-    pub(crate) files: Vec<Arc<File>>,
+    pub(crate) files: HashMap<FileVersion, Arc<File>>,
 }
 
 impl Witnessed {
@@ -97,13 +100,15 @@ impl Witness {
     ) -> std::io::Result<Self> {
         let room_max = room();
         let at_once = std::thread::available_parallelism().map_or(1, usize::from).min(4);
-        let digests = Digests::new(at_once, clock, Arc::default())?;
+        let patience = Arc::new(Patience::default());
+        let digests = Digests::new(at_once, clock, Arc::clone(&patience))?;
         let hierarchies = Hierarchies::read();
         Ok(Self {
             digests: match state {
                 Some(directory) => digests.kept_in(directory),
                 None => digests,
             },
+            patience,
             host,
             home: Home::own()?,
             execs,
@@ -119,20 +124,47 @@ impl Witness {
         &self.host
     }
 
+    /// Who knows containers.
+    pub(crate) fn runtimes(&self) -> &Containers {
+        &self.containers
+    }
+
     /// The evidence about each execution, in their order.
     ///
     /// # Errors
     /// The first doubt about any of them, by name.
     pub(crate) async fn examine(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
         let _room = self.enter(executions.len()).await?;
-        let (executions, home, execs) = (executions.to_vec(), self.home, Arc::clone(&self.execs));
-        let (seen, files) = blocking(move || first_look(&executions, home, &*execs)).await?;
+        let (seen, files) = self.first_looks(executions).await?;
         let digests = self.hash(files).await?;
         let containers = self.containers(&seen).await;
-        let execs = Arc::clone(&self.execs);
-        let seen = blocking(move || second_look(seen, home, &*execs)).await?;
+        let seen = self.second_looks(seen).await?;
         let each = seen.iter().zip(containers);
         each.map(|(seen, container)| self.fingerprint(seen, container, &digests)).collect()
+    }
+
+    async fn first_looks(&self, executions: &[Execution]) -> Result<(Vec<Seen>, Files), AttestRefusal> {
+        let asked = executions.to_vec();
+        let users = blocking(move || users(&asked)).await?;
+        let (mut all, mut files) = (Vec::with_capacity(executions.len()), Files::new());
+        for (execution, user) in executions.iter().copied().zip(users) {
+            let (home, execs) = (self.home, Arc::clone(&self.execs));
+            let first = move || first_look(&[execution], home, &*execs);
+            let (seen, its_files) = self.look(user, execution, first).await?;
+            all.extend(seen);
+            files.extend(its_files);
+        }
+        Ok((all, files))
+    }
+
+    async fn second_looks(&self, seen: Vec<Seen>) -> Result<Vec<Seen>, AttestRefusal> {
+        let mut all = Vec::with_capacity(seen.len());
+        for one in seen {
+            let (home, execs) = (self.home, Arc::clone(&self.execs));
+            let (user, execution) = (one.look.owner.uid, one.process.execution());
+            all.extend(self.look(user, execution, move || second_look(vec![one], home, &*execs)).await?);
+        }
+        Ok(all)
     }
 
     /// The container of each. The second look tells whether they still are the same processes, in the same cgroups.
@@ -150,6 +182,19 @@ impl Witness {
             Evidence::Known(named) => unit::unit(&self.hierarchies, named),
             Evidence::Absent(why) => Evidence::Absent(why.clone()),
             Evidence::Unavailable(why) => Evidence::Unavailable(why.clone()),
+        }
+    }
+
+    /// Looks at a process, and is not kept waiting by it: its files can be served by a program, its memory too.
+    async fn look<T: Send + 'static>(
+        &self,
+        user: u32,
+        execution: Execution,
+        work: impl FnOnce() -> Result<T, AttestRefusal> + Send + 'static,
+    ) -> Result<T, AttestRefusal> {
+        match self.patience.wait(user, LOOK_MAX, move |_| work()).await {
+            Ok(looked) => looked,
+            Err(e) => refuse(AttestReason::Unhashable, format!("looking at process {}: {e}", execution.pid)),
         }
     }
 
@@ -200,12 +245,15 @@ impl Witness {
             taints: Taints::new(),
             host: self.host.clone(),
         };
-        let files = seen.open.values().cloned().collect();
         let image = seen.last.as_ref().map_or(0, |last| last.image);
         let execution = Execution { image, ..seen.process.execution() };
+        let files = seen.open.clone();
         Ok(Witnessed { execution, exe: seen.look.exe.id, fingerprint, files })
     }
 }
+
+/// How long one look at a process may take. Only a hostile process takes longer, or a machine that stands still.
+const LOOK_MAX: Duration = Duration::from_secs(3);
 
 /// For how many executions there are descriptors: directory, pidfd and files of each; and some for all else.
 fn room() -> usize {
@@ -236,6 +284,11 @@ async fn blocking<T: Send + 'static>(
         Ok(done) => done,
         Err(e) => refuse(AttestReason::Unavailable, format!("looking at processes failed: {e}")),
     }
+}
+
+/// On whose account each of them is looked at. Nothing that is read here depends on the process.
+fn users(executions: &[Execution]) -> Result<Vec<u32>, AttestRefusal> {
+    executions.iter().map(|execution| Ok(Process::pin_execution(*execution)?.owner()?.uid)).collect()
 }
 
 fn first_look(executions: &[Execution], home: Home, execs: &dyn Execs) -> Result<(Vec<Seen>, Files), AttestRefusal> {

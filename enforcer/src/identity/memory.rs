@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::Execution;
-use bonafide_proto::kernel::ConnectRecord;
+use bonafide_proto::kernel::{ConnectRecord, Doubts};
 use tokio::sync::watch;
 
 use super::lapse::{Lapse, Lapsed, Process};
@@ -180,8 +180,10 @@ struct Asked {
 
 impl Asked {
     /// None if the record leaves a doubt: then only identityd can tell, who looks at everybody who holds the socket.
+    /// (Whether it is content with a program that ran before the kernel programs did is in its answer already.)
     fn of(record: &ConnectRecord) -> Option<Self> {
-        if !record.doubts.is_empty() || record.image == 0 || record.pid == 0 {
+        let doubts = record.doubts.0 & !Doubts::UNWITNESSED.0;
+        if doubts != 0 || record.image == 0 || record.pid == 0 {
             return None;
         }
         let execution = Execution { pid: record.pid, start_ticks: record.start_ticks(), image: record.image };
@@ -232,7 +234,6 @@ impl Answers {
 mod tests {
     use super::*;
     use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host};
-    use bonafide_proto::kernel::Doubts;
 
     fn record(pid: u32) -> ConnectRecord {
         ConnectRecord {
@@ -307,8 +308,9 @@ mod tests {
         for other in others {
             assert!(!remembers(&memory, &other), "{other:?}");
         }
-        for doubt in 0..8 {
-            assert!(!remembers(&memory, &ConnectRecord { doubts: Doubts(1 << doubt), ..record(1) }));
+        for doubt in (0..32).map(|bit| Doubts(1 << bit)) {
+            let doubtful = ConnectRecord { doubts: doubt, ..record(1) };
+            assert_eq!(remembers(&memory, &doubtful), doubt == Doubts::UNWITNESSED);
         }
         assert!(memory.recall(None).1.is_none());
         assert!(remembers(&memory, &record(1)));

@@ -66,8 +66,24 @@ pub struct Attested {
     pub attestation: Arc<Attestation>,
     /// When it was asked: what lapsed since then may concern it.
     pub(crate) as_of: AsOf,
-    /// The program's socket.
-    pub(crate) socket: Socket,
+    /// What was asked.
+    pub(crate) about: About,
+}
+
+/// A socket that was asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct About {
+    /// The program's socket, or for a listener the one that it will accept.
+    pub(crate) key: FlowKey,
+    /// What the kernel wrote down when it connected.
+    record: Option<ConnectRecord>,
+}
+
+impl About {
+    /// A socket without a record.
+    pub(crate) fn key(key: FlowKey) -> Self {
+        Self { key, record: None }
+    }
 }
 
 #[derive(Debug)]
@@ -109,21 +125,15 @@ impl Identity {
     /// As [`Identity::attest`].
     pub async fn attest_accepted(&self, accepted: &impl AsRawFd, key: FlowKey) -> Result<Attested, AttestRefusal> {
         let record = self.shared.kernel.record(accepted).await;
-        self.attest_recorded(record.as_ref(), key).await
+        self.attest_recorded(About { key, record }).await
     }
 
-    async fn attest_recorded(&self, record: Option<&ConnectRecord>, key: FlowKey) -> Result<Attested, AttestRefusal> {
-        let Shared { daemon, memory, .. } = &*self.shared;
-        let (as_of, remembered) = memory.recall(record);
-        let attestation = match remembered {
-            Some(attestation) => attestation,
-            None => {
-                let answer = Arc::new(daemon.attest(key, record).await?);
-                memory.remember(as_of, record, &answer);
-                answer
-            }
-        };
-        Ok(Attested { attestation, as_of, socket: key.into() })
+    async fn attest_recorded(&self, about: About) -> Result<Attested, AttestRefusal> {
+        let (as_of, remembered) = self.shared.memory.recall(about.record.as_ref());
+        match remembered {
+            Some(attestation) => Ok(Attested { attestation, as_of, about }),
+            None => self.ask(about).await,
+        }
     }
 
     /// Asks who is behind a socket. Answers in bounded time.
@@ -131,15 +141,27 @@ impl Identity {
     /// # Errors
     /// identityd's refusal; [`AttestReason::Unavailable`](bonafide_proto::refusal::AttestReason) if there is no answer.
     pub async fn attest(&self, key: FlowKey) -> Result<Attested, AttestRefusal> {
-        self.attest_recorded(None, key).await
+        self.ask(About::key(key)).await
+    }
+
+    /// Asks whose socket that is now.
+    ///
+    /// # Errors
+    /// As [`Identity::attest`].
+    pub(crate) async fn ask(&self, about: About) -> Result<Attested, AttestRefusal> {
+        let Shared { daemon, memory, .. } = &*self.shared;
+        let (as_of, record) = (memory.as_of(), about.record.as_ref());
+        let attestation = Arc::new(daemon.attest(about.key, record).await?);
+        memory.remember(as_of, record, &attestation);
+        Ok(Attested { attestation, as_of, about })
     }
 
     /// Who are these executions now, that were attested before? Those that ended are left out.
     ///
     /// # Errors
     /// As [`Identity::attest`]; `process-gone` if all of them ended.
-    pub(crate) async fn reattest(&self, executions: &[Execution]) -> Result<Attestation, AttestRefusal> {
-        self.shared.daemon.reattest(executions).await
+    pub(crate) async fn reattest(&self, executions: &[Execution]) -> Result<Arc<Attestation>, AttestRefusal> {
+        self.shared.daemon.reattest(executions).await.map(Arc::new)
     }
 
     /// What is known of lapses.

@@ -27,14 +27,14 @@ impl Stakes {
         for execution in &program.attestation.executions {
             self.of_process.entry((*execution).into()).or_default().insert(stake);
         }
-        self.of_socket.entry(program.socket).or_default().insert(stake);
+        self.of_socket.entry(program.socket()).or_default().insert(stake);
     }
 
     pub(super) fn remove(&mut self, stake: Stake, program: &Program) {
         for execution in &program.attestation.executions {
             take(&mut self.of_process, &(*execution).into(), stake);
         }
-        take(&mut self.of_socket, &program.socket, stake);
+        take(&mut self.of_socket, &program.socket(), stake);
     }
 
     pub(super) fn of_process(&self, process: Process) -> Vec<Stake> {
@@ -61,7 +61,7 @@ fn take<K: Eq + Hash>(index: &mut HashMap<K, BTreeSet<Stake>>, key: &K, stake: S
 }
 
 /// One question that settles the doubt about all stakes in the same executions.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Doubt {
     /// Who they were.
     pub(crate) executions: Vec<Execution>,
@@ -76,6 +76,17 @@ impl Doubt {
     /// One question for both.
     pub(crate) fn join(&mut self, other: Self) {
         self.stakes.extend(other.stakes);
+    }
+
+    /// A question for each flow.
+    pub(crate) fn split(&self) -> Vec<Self> {
+        let of = |stake: &Stake| Self {
+            executions: self.executions.clone(),
+            stakes: [*stake].into(),
+            why: self.why.clone(),
+            ..*self
+        };
+        self.stakes.iter().map(of).collect()
     }
 }
 

@@ -125,7 +125,7 @@ impl Live {
     fn lapsed(&self, question: &Question) -> Vec<(question::Side, Arc<Lapse>)> {
         let of = |(side, program): (question::Side, &Program)| {
             let concerns = |lapse: &Arc<Lapse>| {
-                lapse.what == Lapsed::Socket(program.socket) || lapse.concerns(&program.attestation.executions)
+                lapse.what == Lapsed::Socket(program.socket()) || lapse.concerns(&program.attestation.executions)
             };
             let lapses = self.memory.since(program.as_of).1;
             lapses.into_iter().filter(concerns).map(|lapse| (side, lapse)).collect::<Vec<_>>()
@@ -207,10 +207,10 @@ impl Live {
         self.table().doubts.pop()
     }
 
-    /// Whether any flow still waits for the answer.
-    pub(crate) fn still_waits(&self, doubt: &Doubt) -> bool {
+    /// A program that the doubt is about; none, if no flow waits for the answer any more.
+    pub(crate) fn doubted_program(&self, doubt: &Doubt) -> Option<Program> {
         let table = self.table();
-        doubt.stakes.iter().any(|stake| table.program(*stake).is_some())
+        doubt.stakes.iter().find_map(|stake| table.program(*stake)).cloned()
     }
 
     /// Takes the answer to a doubt, which was asked for then, and ends the flows that it does not justify.
@@ -262,7 +262,7 @@ fn why_changed(detail: &str) -> Why {
 }
 
 /// Refusals that say nothing about a program: it ended, or nobody could be asked.
-fn is_no_doubt(reason: AttestReason) -> bool {
+pub(crate) fn is_no_doubt(reason: AttestReason) -> bool {
     reason == AttestReason::ProcessGone || is_no_answer(reason)
 }
 

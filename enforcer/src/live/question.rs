@@ -12,7 +12,7 @@ use bonafide_proto::record::Reason;
 use bonafide_proto::svid::PeerSvid;
 
 use crate::flow::why_denied;
-use crate::identity::{AsOf, Attested, Quarantine, Socket};
+use crate::identity::{About, AsOf, Attested, Quarantine, Socket};
 use crate::record::Why;
 
 /// A program of this host that earned a workload.
@@ -23,15 +23,19 @@ pub struct Program {
     /// By which evidence.
     pub attestation: Arc<Attestation>,
     /// What lapsed since then may be about it.
-    pub(super) as_of: AsOf,
+    pub(crate) as_of: AsOf,
     /// Its socket.
-    pub(super) socket: Socket,
+    pub(crate) about: About,
 }
 
 impl Program {
     pub(crate) fn new(workload: WorkloadName, attested: Attested) -> Self {
-        let Attested { attestation, as_of, socket } = attested;
-        Self { workload, attestation, as_of, socket }
+        let Attested { attestation, as_of, about } = attested;
+        Self { workload, attestation, as_of, about }
+    }
+
+    pub(super) fn socket(&self) -> Socket {
+        self.about.key.into()
     }
 
     /// As a party of a verdict.

@@ -1,12 +1,13 @@
 use std::net::SocketAddr;
 
 use bonafide_proto::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host};
+use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::program::CertifiedProgram;
 use bonafide_proto::taint::Taints;
 
 use super::*;
-use crate::identity::{Attested, Process, Socket};
+use crate::identity::{About, Attested, Process, Socket};
 
 const OPEN: &str = "mode = 'enforce'\nmesh = ['10.0.0.0/8']\n[[workload]]\nname = 'a'\nexe = '/a'\n[[workload]]\nname = 'b'\nexe = '/b'\n";
 const RULE: &str = "[[rule]]\nname = 'r'\nfrom = 'a'\nto = 'b'\naction = 'allow'\n";
@@ -40,8 +41,9 @@ fn world(first: &Arc<Policy>) -> World {
 impl World {
     fn program(&self, pid: u32) -> Program {
         let as_of = self.memory.as_of();
-        let socket = socket(pid);
-        Program::new(name("a"), Attested { attestation: attestation(pid, |_| ()), as_of, socket })
+        let (local, remote) = addresses(pid);
+        let key = FlowKey { netns: NetNs(1), local, remote, role: SocketRole::Connector };
+        Program::new(name("a"), Attested { attestation: attestation(pid, |_| ()), as_of, about: About::key(key) })
     }
 
     /// A flow of the program `a` in that process.
@@ -73,9 +75,13 @@ fn process(pid: u32) -> Process {
     execution(pid).into()
 }
 
+fn addresses(pid: u32) -> (SocketAddr, SocketAddr) {
+    (SocketAddr::from(([10, 0, 0, 1], u16::try_from(pid).unwrap())), "10.0.0.2:80".parse().unwrap())
+}
+
 fn socket(pid: u32) -> Socket {
-    let local = SocketAddr::from(([10, 0, 0, 1], u16::try_from(pid).unwrap()));
-    Socket::new(local, "10.0.0.2:80".parse().unwrap())
+    let (local, remote) = addresses(pid);
+    Socket::new(local, remote)
 }
 
 fn attestation(pid: u32, but: impl FnOnce(&mut Attestation)) -> Arc<Attestation> {
@@ -339,9 +345,9 @@ fn nothing_is_kept_about_flows_that_are_gone() {
     let seat = world.enter(1);
     world.lapse(Lapsed::Everything);
     let doubt = world.live.next_doubt().unwrap();
-    assert!(world.live.still_waits(&doubt));
+    assert!(world.live.doubted_program(&doubt).is_some());
     drop(seat);
-    assert!(!world.live.still_waits(&doubt));
+    assert!(world.live.doubted_program(&doubt).is_none());
     assert_eq!(world.settle(&doubt, Err(AttestReason::GenerationGone)), 0);
     assert!(world.live.table().stakes.is_empty());
 }

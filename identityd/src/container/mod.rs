@@ -15,6 +15,7 @@ mod dial;
 mod docker;
 mod http;
 mod image;
+mod lookup;
 mod remembered;
 mod rootless;
 mod runtime;

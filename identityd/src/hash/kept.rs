@@ -170,6 +170,13 @@ fn record(key: &[u8], value: &[u8]) -> Option<(FileVersion, Digest)> {
 }
 
 #[cfg(test)]
+impl Kept {
+    pub(super) fn is_empty(&self) -> bool {
+        self.digests.is_empty()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

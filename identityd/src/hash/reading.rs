@@ -15,7 +15,7 @@ use crate::version::FileVersion;
 /// Read at once, in bytes: it stays in the processor's cache until it is hashed.
 const READ: usize = 256 << 10;
 /// How long a reading may take at least, however small the file.
-const LEAST: Duration = Duration::from_secs(10);
+const LEAST: Duration = Duration::from_secs(4);
 /// And how many bytes it has to read a second beyond that. What a slow disk has read is in memory for the next attempt.
 const PACE: u64 = 16 << 20;
 

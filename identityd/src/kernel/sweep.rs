@@ -60,26 +60,10 @@ impl Sweeper {
 }
 
 impl Sentry for Sweeper {
-    fn watch(&self, execution: Execution) {
-        let key = execution.pid.to_ne_bytes();
-        let Ok(Some(bytes)) = self.programs.processes.lookup(&key, MapFlags::ANY) else { return };
-        let Some(process) = Process::read(&bytes) else { return };
-        if process.start_ticks() != execution.start_ticks || process.image != execution.image {
-            return;
-        }
-        match self.programs.watched.update(&key, &unseen(process.start_ns, process.image), MapFlags::NO_EXIST) {
-            Ok(()) => {}
-            // It is watched already, or what had its number before is.
-            Err(_) if self.watched(execution) == Some(execution.image) => return,
-            Err(_) => {
-                let again = self.programs.watched.update(&key, &unseen(process.start_ns, process.image), MapFlags::ANY);
-                if let Err(e) = again {
-                    tracing::warn!(error = %e, pid = execution.pid, "a process cannot be watched");
-                }
-            }
-        }
+    fn watch(&self, executions: &[Execution]) {
+        executions.iter().for_each(|execution| self.add(*execution));
         self.watches.store(true, Ordering::Relaxed);
-        // What it is compared with is what it is now, not in 50 ms.
+        // What they are compared with is what they are now, not in 50 ms.
         self.sweep();
     }
 
@@ -92,6 +76,26 @@ impl Sentry for Sweeper {
 }
 
 impl Sweeper {
+    fn add(&self, execution: Execution) {
+        let key = execution.pid.to_ne_bytes();
+        let Ok(Some(bytes)) = self.programs.processes.lookup(&key, MapFlags::ANY) else { return };
+        let Some(process) = Process::read(&bytes) else { return };
+        if process.start_ticks() != execution.start_ticks || process.image != execution.image {
+            return;
+        }
+        match self.programs.watched.update(&key, &unseen(process.start_ns, process.image), MapFlags::NO_EXIST) {
+            Ok(()) => {}
+            // It is watched already, or what had its number before is.
+            Err(_) if self.watched(execution) == Some(execution.image) => {}
+            Err(_) => {
+                let again = self.programs.watched.update(&key, &unseen(process.start_ns, process.image), MapFlags::ANY);
+                if let Err(e) = again {
+                    tracing::warn!(error = %e, pid = execution.pid, "a process cannot be watched");
+                }
+            }
+        }
+    }
+
     /// The image of the process that is watched under this number.
     fn watched(&self, execution: Execution) -> Option<u64> {
         let bytes = self.programs.watched.lookup(&execution.pid.to_ne_bytes(), MapFlags::ANY).ok()??;

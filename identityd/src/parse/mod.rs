@@ -6,6 +6,7 @@ pub(crate) mod cmdline;
 pub(crate) mod container_id;
 pub(crate) mod grammar;
 pub(crate) mod interpreter;
+pub(crate) mod layout;
 pub(crate) mod mountinfo;
 pub(crate) mod stat;
 pub(crate) mod status;

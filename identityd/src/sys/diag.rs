@@ -83,7 +83,7 @@ impl Diag {
         Ok(all)
     }
 
-    /// Every connection from a port, of both families.
+    /// Every connection from a port, or (0) from all, of both families.
     pub(crate) fn connections(&mut self, port: u16) -> io::Result<Vec<Found>> {
         self.dump(port, connected())
     }

@@ -188,7 +188,11 @@ impl Process {
         }
     }
 
-    fn owner(&self) -> Result<Owner, AttestRefusal> {
+    /// Who it runs as.
+    ///
+    /// # Errors
+    /// `process-gone`, `evidence-unreadable`.
+    pub(crate) fn owner(&self) -> Result<Owner, AttestRefusal> {
         let pid = self.execution.pid;
         Owner::parse(&self.content("status", FILE_MAX)?)
             .ok_or_else(|| AttestRefusal::new(AttestReason::Unreadable, format!("/proc/{pid}/status is malformed")))

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
 use bonafide_proto::refusal::AttestReason;
+use bonafide_proto::wire::node::AttestProcessRequest;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::node::{CONNECTS, NOBODY, Node, Program, own_exe, python};
@@ -82,4 +83,25 @@ async fn nobody_s_address_is_refused_by_name() {
     let (accepted, _) = server.accept().unwrap();
     drop(accepted);
     assert_eq!(node.socket(address).await.unwrap_err().reason, AttestReason::NoSocket);
+}
+
+#[tokio::test]
+async fn a_container_that_nobody_is_in_is_refused_by_name_and_two_questions_at_once_are_none() {
+    let node = Node::start(NOBODY).await;
+    for (named, reason) in [
+        ("0123456789ab", AttestReason::ProcessGone),
+        ("no-such-container", AttestReason::ProcessGone),
+        (&"x".repeat(129), AttestReason::BadRequest),
+    ] {
+        let refused = node.asked(AttestProcessRequest { container: named.into(), ..Default::default() }).await.unwrap();
+        assert_eq!(refused.unwrap_err().reason, reason, "{named}");
+    }
+    let socket = Some("127.0.0.1:1".parse::<SocketAddr>().unwrap().into());
+    for both in [
+        AttestProcessRequest { pid: 1, container: "c".into(), ..Default::default() },
+        AttestProcessRequest { pid: 1, socket: socket.clone(), ..Default::default() },
+        AttestProcessRequest { socket, container: "c".into(), ..Default::default() },
+    ] {
+        assert_eq!(node.asked(both).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    }
 }

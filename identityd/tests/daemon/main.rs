@@ -7,10 +7,12 @@
 mod connectors;
 mod flows;
 mod forgeries;
+mod lapses;
 mod listeners;
 mod lookups;
 mod namespaces;
 mod node;
+mod odd_files;
 mod policies;
 mod programs;
 mod svids;

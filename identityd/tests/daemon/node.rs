@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,6 +91,15 @@ impl Node {
         self.client.clone().attest_process(request).await.unwrap().into_inner().try_into().unwrap()
     }
 
+    /// An operator's question, as it is.
+    pub(crate) async fn asked(
+        &self,
+        question: wire::AttestProcessRequest,
+    ) -> Result<Result<Attestation, AttestRefusal>, tonic::Status> {
+        let answer = self.client.clone().attest_process(question).await?;
+        Ok(answer.into_inner().try_into().unwrap())
+    }
+
     /// As [`Node::flow`], about whoever has a socket with this local address.
     pub(crate) async fn socket(&self, local: SocketAddr) -> Result<Attestation, AttestRefusal> {
         let request = wire::AttestProcessRequest { socket: Some(local.into()), ..Default::default() };
@@ -112,17 +121,27 @@ impl Node {
         self.client.clone().status(wire::StatusRequest {}).await.unwrap().into_inner()
     }
 
-    pub(crate) async fn stop(mut self) {
+    pub(crate) async fn stop(self) {
+        drop(self.stopped().await);
+    }
+
+    /// Another daemon in the place of this one.
+    pub(crate) async fn restart(self) -> Self {
+        Self::start_in(self.stopped().await).await
+    }
+
+    async fn stopped(mut self) -> tempfile::TempDir {
         self.stop.take().unwrap().send(()).unwrap();
         self.running.await.unwrap().unwrap();
         assert!(!self.dir.path().join("i.sock").exists());
+        self.dir
     }
 }
 
 pub(crate) fn config(dir: &Path) -> String {
     let dir = dir.display();
     format!(
-        "node = \"a\"\nsocket = \"{dir}/i.sock\"\nca_socket = \"{dir}/ca.sock\"\npolicy = \"{dir}/policy.toml\"\ncallers = []\n"
+        "node = \"a\"\nsocket = \"{dir}/i.sock\"\nca_socket = \"{dir}/ca.sock\"\npolicy = \"{dir}/policy.toml\"\nstate = \"{dir}\"\ncallers = []\n"
     )
 }
 
@@ -166,12 +185,23 @@ impl Program {
         self.child.id()
     }
 
+    /// Where it reads from, if that was piped.
+    pub(crate) fn stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
     /// What it says next: every program that is asked has something to say.
     pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         let read = self.lines.as_mut().unwrap().read_line(&mut line).unwrap();
         assert!(read > 0, "the program ended without a word");
         line.trim_end().to_owned()
+    }
+
+    /// Says something to a program that was started with a pipe for it.
+    pub(crate) fn tell(&mut self, line: &str) {
+        use std::io::Write as _;
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
     /// Its local address, which it says once it is connected or listens.

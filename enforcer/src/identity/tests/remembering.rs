@@ -2,6 +2,7 @@ use bonafide_proto::kernel::{ConnectRecord, Doubts, RECORD_SIZE};
 use bonafide_proto::refusal::AttestReason;
 use bonafide_proto::wire::node::lapse::Of;
 
+use super::super::About;
 use super::fake::{Answers, Fake};
 use super::*;
 
@@ -23,6 +24,10 @@ fn record(doubts: Doubts) -> ConnectRecord {
     }
 }
 
+fn about(doubts: Doubts) -> About {
+    About { key: key(), record: Some(record(doubts)) }
+}
+
 fn execution() -> Execution {
     Execution { pid: 4711, start_ticks: 99, image: 5 }
 }
@@ -41,15 +46,15 @@ async fn listening() -> (Fake, Identity) {
 }
 
 async fn workload(identity: &Identity, doubts: Doubts) -> Option<String> {
-    let attested = identity.attest_recorded(Some(&record(doubts)), key()).await.unwrap();
+    let attested = identity.attest_recorded(about(doubts)).await.unwrap();
     attested.attestation.workload.as_ref().map(ToString::to_string)
 }
 
 #[tokio::test]
 async fn a_known_program_is_attested_without_a_question() {
     let (fake, identity) = listening().await;
-    let first = identity.attest_recorded(Some(&record(Doubts::default())), key()).await.unwrap();
-    let second = identity.attest_recorded(Some(&record(Doubts::default())), key()).await.unwrap();
+    let first = identity.attest_recorded(about(Doubts::default())).await.unwrap();
+    let second = identity.attest_recorded(about(Doubts::default())).await.unwrap();
     assert!(Arc::ptr_eq(&first.attestation, &second.attestation));
     let asked = fake.asked.lock().unwrap().clone();
     assert_eq!(asked.len(), 1);
@@ -65,7 +70,7 @@ async fn every_doubt_is_a_question_and_so_is_no_record() {
         workload(&identity, doubts).await;
         assert_eq!(fake.asked(), nth + 2);
     }
-    identity.attest_recorded(None, key()).await.unwrap();
+    identity.attest_recorded(About::key(key())).await.unwrap();
     assert!(fake.asked.lock().unwrap().last().unwrap().kernel.is_empty());
     assert_eq!(fake.asked(), 5);
 }
@@ -108,7 +113,7 @@ async fn when_the_stream_breaks_the_next_connection_asks_again() {
     let before = identity.memory().as_of();
     fake.stop();
     until("it is noticed", async || identity.memory().as_of() != before).await;
-    let refused = identity.attest_recorded(Some(&record(Doubts::default())), key()).await;
+    let refused = identity.attest_recorded(about(Doubts::default())).await;
     assert_eq!(refused.unwrap_err().reason, AttestReason::Unavailable);
     answer(&fake, "shop/db");
     fake.resume();

@@ -1,11 +1,11 @@
 use bonafide_policy::Policy;
 use bonafide_proto::record::Reason;
-use bonafide_proto::refusal::AttestReason;
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node::lapse::{Flow, Of};
 use bonafide_proto::wire::node::{Quarantine, ReattestRequest};
 use tokio::task::AbortHandle;
 
-use super::fake::Fake;
+use super::fake::{Answers, Fake};
 use super::*;
 use crate::live::{Judged, Live, Program, Question, Seat};
 use crate::reverify;
@@ -142,6 +142,44 @@ async fn flows_outlive_a_restart_and_are_asked_about_after_it() {
     world.fake.stop();
     world.fake.again(Ok(attestation(Some("shop/db"))));
     world.fake.resume();
+    assert_eq!(ended(&mut seat).await, Reason::IdentityChanged);
+}
+
+/// A child between fork and exec has the sockets of its parent for a moment.
+#[tokio::test]
+async fn when_one_of_several_holders_is_another_the_socket_is_asked_about() {
+    let world = world().await;
+    let parent = attestation(Some("shop/web"));
+    let child = Execution { pid: 4712, ..parent.executions[0] };
+    let both = Attestation { executions: vec![parent.executions[0], child], ..parent.clone() };
+    world.fake.answer(Answers::With(Box::new(Ok(both))));
+    let mut seat = world.enter().await;
+    world.fake.again(Err(AttestReason::GenerationGone));
+    world.fake.answer(Answers::With(Box::new(Ok(parent.clone()))));
+    world.fake.lapse(Of::Execution(child.into()));
+    until("the socket is asked about", async || world.fake.asked() == 2).await;
+    until("it is settled", async || Arc::strong_count(&world.live) == IDLE + 1).await;
+    assert!(seat.ended.try_recv().is_err(), "the parent alone has it");
+
+    world.fake.again(Ok(parent.clone()));
+    world.lapse_of_it();
+    until("the parent is asked about", async || world.fake.asked_again() == 2).await;
+    assert_eq!(world.fake.asked_again.lock().unwrap()[1].executions, [parent.executions[0].into()]);
+    assert!(seat.ended.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn when_another_holder_still_has_the_socket_the_flow_ends() {
+    let world = world().await;
+    let parent = attestation(Some("shop/web"));
+    let child = Execution { pid: 4712, ..parent.executions[0] };
+    let both = Attestation { executions: vec![parent.executions[0], child], ..parent };
+    world.fake.answer(Answers::With(Box::new(Ok(both))));
+    let mut seat = world.enter().await;
+    world.fake.again(Err(AttestReason::GenerationGone));
+    let two = AttestRefusal::new(AttestReason::TwoPrograms, "held by /a and by /b");
+    world.fake.answer(Answers::With(Box::new(Err(two))));
+    world.fake.lapse(Of::Execution(child.into()));
     assert_eq!(ended(&mut seat).await, Reason::IdentityChanged);
 }
 

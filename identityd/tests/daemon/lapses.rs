@@ -1,0 +1,237 @@
+//! What was attested is watched: each test has a program attested, makes something of it change, and hears of it.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use bonafide_proto::fingerprint::Execution;
+use bonafide_proto::refusal::AttestReason;
+use bonafide_proto::wire::node as wire;
+use bonafide_proto::wire::node::lapse::Of;
+use tonic::Streaming;
+
+use crate::node::{NOBODY, Node, PATIENCE, Program, connector, digest_of, python, sleep};
+use crate::svids::{Notary, serve};
+
+/// Python that connects, says its own address, and then does what it is told, line by line.
+const OBEYS: &str = r"
+import ctypes, os, socket, sys, time
+libc = ctypes.CDLL(None)
+host, port = sys.argv[-1].rsplit(':', 1)
+s = socket.create_connection((host, int(port)))
+print('%s:%d' % s.getsockname(), flush=True)
+for line in sys.stdin:
+    exec(line)
+    print('done', flush=True)
+";
+
+/// A program that was attested, with its connection, and who hears of its lapses.
+struct Attested {
+    node: Node,
+    program: Program,
+    execution: Execution,
+    local: SocketAddr,
+    remote: SocketAddr,
+    lapses: Streaming<wire::Lapse>,
+    _server: TcpListener,
+}
+
+impl Attested {
+    /// Runs this Python, as this script or else inline.
+    async fn start(python: &Path, script: Option<&str>) -> Self {
+        Self::start_on(Node::start(NOBODY).await, python, script).await
+    }
+
+    async fn start_on(node: Node, python: &Path, script: Option<&str>) -> Self {
+        let mut lapses = node.client.clone().watch_lapses(wire::WatchLapsesRequest {}).await.unwrap().into_inner();
+        assert_eq!(heard(&mut lapses).await.of, Some(Of::Ready(true)));
+        assert!(matches!(heard(&mut lapses).await.of, Some(Of::Quarantine(_))));
+
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let remote = server.local_addr().unwrap();
+        let mut command = Command::new(python);
+        match script {
+            Some(name) => {
+                fs::write(node.path(name), OBEYS).unwrap();
+                command.arg(node.path(name));
+            }
+            None => drop(command.args(["-c", OBEYS])),
+        }
+        let mut program =
+            Program::start(command.arg(remote.to_string()).stdin(Stdio::piped()).env("PYTHONHOME", "/usr"));
+        let local = program.address();
+        let execution = node.flow(connector(local, remote)).await.unwrap().executions[0];
+        assert_eq!(execution.pid, program.pid());
+        Self { node, program, execution, local, remote, lapses, _server: server }
+    }
+
+    /// Makes it do something, and waits until that is done.
+    fn does(&mut self, line: &str) {
+        self.program.tell(line);
+        assert_eq!(self.program.line(), "done");
+    }
+
+    async fn next(&mut self) -> wire::Lapse {
+        heard(&mut self.lapses).await
+    }
+
+    /// The next thing that is heard: this execution lapsed. Returns what changed.
+    async fn lapsed(&mut self, reason: AttestReason) -> String {
+        let lapse = self.next().await;
+        assert_eq!(lapse.of, Some(Of::Execution(self.execution.into())), "{lapse:?}");
+        assert_eq!(lapse.reason, reason.as_str(), "{lapse:?}");
+        lapse.detail
+    }
+
+    /// Nothing has lapsed so far: what is heard next is a change that is made now.
+    async fn nothing_lapsed(mut self) {
+        self.does("os.setuid(65534)");
+        let detail = self.lapsed(AttestReason::EvidenceChanged).await;
+        assert!(detail.starts_with("uid was 0 and is 65534"), "{detail}");
+    }
+}
+
+async fn heard(lapses: &mut Streaming<wire::Lapse>) -> wire::Lapse {
+    tokio::time::timeout(PATIENCE, lapses.message()).await.expect("nothing was heard").unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_program_executed_is_a_lapse() {
+    let mut attested = Attested::start(&python(), None).await;
+    attested.program.tell(&format!("os.execv({:?}, ['sleep', '1000'])", sleep()));
+    let lapse = attested.next().await;
+    assert_eq!(lapse.of, Some(Of::Execution(attested.execution.into())), "{lapse:?}");
+    // Where nobody tells of an exec, a look can be first to see what came of it.
+    let seen = attested.execution.image == 0 && lapse.detail.contains(&format!("and is {}", sleep().display()));
+    assert!(seen || lapse.reason == AttestReason::GenerationGone.as_str(), "{lapse:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_changed_in_place_is_a_lapse() {
+    let mut attested = Attested::start(&python(), Some("app.py")).await;
+    let script = attested.node.path("app.py");
+    let before = digest_of(&script);
+    fs::write(&script, format!("{OBEYS}\n# and more\n")).unwrap();
+    let detail = attested.lapsed(AttestReason::EvidenceChanged).await;
+    assert!(detail.contains(&before.to_string()) && detail.contains(&digest_of(&script).to_string()), "{detail}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_replaced_is_a_lapse_and_its_successor_is_watched_too() {
+    let mut attested = Attested::start(&python(), Some("app.py")).await;
+    let (script, new) = (attested.node.path("app.py"), attested.node.path("new.py"));
+    fs::write(&new, OBEYS).unwrap();
+    fs::rename(&new, &script).unwrap();
+    // That was the same content: no lapse. But the file that counts now is another one.
+    attested.node.flow(connector(attested.local, attested.remote)).await.unwrap();
+    fs::write(&new, "print()").unwrap();
+    fs::rename(&new, &script).unwrap();
+    let detail = attested.lapsed(AttestReason::EvidenceChanged).await;
+    assert!(detail.starts_with("the script") && detail.contains(&digest_of(&script).to_string()), "{detail}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_executable_replaced_or_moved_is_a_lapse() {
+    let changes: [fn(&Path); 3] = [
+        |exe| {
+            fs::copy(sleep(), exe.with_extension("new")).unwrap();
+            fs::rename(exe.with_extension("new"), exe).unwrap();
+        },
+        |exe| fs::remove_file(exe).unwrap(),
+        |exe| fs::rename(exe, exe.with_extension("old")).unwrap(),
+    ];
+    for change in changes {
+        let node = Node::start(NOBODY).await;
+        let copy = node.path("app");
+        fs::copy(python(), &copy).unwrap();
+        let mut attested = Attested::start_on(node, &copy, None).await;
+        change(&copy);
+        let lapse = attested.next().await;
+        assert_eq!(lapse.of, Some(Of::Execution(attested.execution.into())), "{lapse:?}");
+        assert!(lapse.detail.contains("app") || lapse.detail.contains("deleted"), "{lapse:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_user_or_group_is_a_lapse() {
+    let mut attested = Attested::start(&python(), None).await;
+    attested.does("os.setgid(65534)");
+    assert!(attested.lapsed(AttestReason::EvidenceChanged).await.starts_with("gid was 0 and is 65534"));
+    // What lapsed is watched again as soon as it is attested again.
+    attested.node.flow(connector(attested.local, attested.remote)).await.unwrap();
+    attested.does("os.setuid(65534)");
+    assert!(attested.lapsed(AttestReason::EvidenceChanged).await.starts_with("uid was 0 and is 65534"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_executes_another_program_and_keeps_the_socket_ends_the_flow() {
+    let mut attested = Attested::start(&python(), None).await;
+    attested.does("s.set_inheritable(True)");
+    // PR_SET_PDEATHSIG: it does not outlive the test.
+    let child = format!("libc.prctl(1, 9) or os.execv({:?}, ['sleep', '1000'])", sleep());
+    attested.program.tell(&format!("print(os.fork() or {child}, flush=True)"));
+    let child: u32 = attested.program.line().parse().unwrap();
+    let lapse = attested.next().await;
+    let Some(Of::Flow(flow)) = &lapse.of else { panic!("{lapse:?}") };
+    assert_eq!((flow.local.clone(), flow.remote.clone()), (Some(attested.local.into()), Some(attested.remote.into())));
+    assert_eq!(flow.used_by.unwrap().pid, child);
+    assert_eq!(lapse.reason, AttestReason::TwoPrograms.as_str());
+    attested.does(&format!("os.kill({child}, 9); os.wait()"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_nothing_is_no_lapse() {
+    let mut attested = Attested::start(&python(), Some("app.py")).await;
+    let script = attested.node.path("app.py");
+    fs::File::open(&script).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&script, OBEYS).unwrap();
+    // A child that executes something and keeps no socket.
+    attested.does("import subprocess; subprocess.run(['/bin/true'])");
+    attested.nothing_lapsed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_is_no_lapse() {
+    let node = Node::start(NOBODY).await;
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let attested = Attested::start_on(node, &python(), None).await;
+    let remote = server.local_addr().unwrap();
+    let mut ends =
+        Program::start(Command::new(python()).args(["-c", OBEYS, &remote.to_string()]).stdin(Stdio::piped()));
+    let local = ends.address();
+    attested.node.flow(connector(local, remote)).await.unwrap();
+    let ended = format!("/proc/{}", ends.pid());
+    drop(ends);
+    assert!(!Path::new(&ended).exists());
+    attested.nothing_lapsed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_put_in_quarantine_lapses_and_is_refused() {
+    let node = Node::start(NOBODY).await;
+    let notary = Notary::default();
+    let _serving = serve(&notary, &node.path("ca.sock"));
+    let mut attested = Attested::start_on(node, &python(), Some("app.py")).await;
+    let digest = digest_of(attested.node.path("app.py"));
+    notary.quarantine.send_replace(vec![digest.0.to_vec()]);
+
+    let told = attested.next().await;
+    assert_eq!(told.of, Some(Of::Quarantine(wire::Quarantine { sha256: vec![digest.0.to_vec()] })));
+    let detail = attested.lapsed(AttestReason::Quarantined).await;
+    assert!(detail.contains("app.py") && detail.contains(&digest.to_string()), "{detail}");
+
+    let refused = AttestReason::Quarantined;
+    assert_eq!(attested.node.refusal(connector(attested.local, attested.remote)).await, refused);
+    assert_eq!(attested.node.process(attested.program.pid()).await.unwrap_err().reason, refused);
+    // Who begins to listen now hears it at once.
+    let mut later = attested.node.client.clone().watch_lapses(wire::WatchLapsesRequest {}).await.unwrap().into_inner();
+    assert_eq!(heard(&mut later).await.of, Some(Of::Ready(true)));
+    assert_eq!(heard(&mut later).await.of, told.of);
+
+    notary.quarantine.send_replace(Vec::new());
+    assert_eq!(attested.next().await.of, Some(Of::Quarantine(wire::Quarantine { sha256: Vec::new() })));
+    attested.node.flow(connector(attested.local, attested.remote)).await.unwrap();
+}
