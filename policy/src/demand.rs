@@ -131,8 +131,14 @@ fn container(name: &str) -> Option<String> {
     (!fits).then(|| format!("is no name of a container; those are {rule}"))
 }
 
+/// Root's, or with a colon and a uid that user's own.
 fn runtime(name: &str) -> Option<String> {
-    (!RUNTIMES.contains(&name)).then(|| format!("is not known; write {}", RUNTIMES.map(quoted).join(" or ")))
+    let of_user = |(kind, user): (&str, &str)| {
+        let uid = user.parse::<u32>().is_ok_and(|uid| uid != 0 && uid <= ID_MAX && uid.to_string() == user);
+        uid && kind != "containerd" && RUNTIMES.contains(&kind)
+    };
+    let known = RUNTIMES.contains(&name) || name.split_once(':').is_some_and(of_user);
+    (!known).then(|| format!("is not known; write {}", RUNTIMES.map(quoted).join(" or ")))
 }
 
 fn dns_label(name: &str) -> Option<String> {

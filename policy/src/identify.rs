@@ -7,7 +7,7 @@ use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 use bonafide_proto::taint::Taints;
 
-use crate::evidence::seen;
+use crate::evidence::{Value, seen};
 use crate::explain::{Compare, Fit};
 use crate::selector::{ALLOW_TAINTS, Demand, Field, Selectors};
 use crate::workload::Workload;
@@ -84,7 +84,7 @@ enum Outcome {
 
 impl Compared {
     /// A demand beside what there is to see.
-    pub(crate) fn with(field: Field, demand: &Demand, seen: &Evidence<crate::evidence::Value>) -> Self {
+    pub(crate) fn with(field: Field, demand: &Demand, seen: &Evidence<Value>) -> Self {
         let outcome = match seen {
             Evidence::Known(value) if value.meets(demand) => Outcome::Holds,
             Evidence::Known(value) => Outcome::Fails(value.shown(demand)),
@@ -177,8 +177,19 @@ fn nearest(mut missing: Vec<(Nearness, NearMiss)>) -> Vec<NearMiss> {
 
 /// Every selector that is given, in the order in which a person would look; then the taints.
 pub(crate) fn compare(selectors: &Selectors, of: &Fingerprint) -> Vec<Compared> {
-    let demands = selectors.demands.iter().map(|(field, demand)| Compared::with(*field, demand, &seen(*field, of)));
+    let believed = |field: Field| disowned(selectors, field, of).unwrap_or_else(|| seen(field, of));
+    let demands = selectors.demands.iter().map(|(field, demand)| Compared::with(*field, demand, &believed(*field)));
     demands.chain([Compared::with_taints(&selectors.allow_taints, &of.taints)]).collect()
+}
+
+/// What a user's own runtime says is that user's word: nothing to a workload that does not name that runtime.
+fn disowned(selectors: &Selectors, field: Field, of: &Fingerprint) -> Option<Evidence<Value>> {
+    let runtime = &of.container.known().filter(|container| container.is_of_user())?.runtime;
+    let named = matches!(selectors.demands.get(&Field::Runtime), Some(Demand::Text(named)) if named == runtime);
+    if named || !Field::OF_CONTAINERS.contains(&field) {
+        return None;
+    }
+    Some(Evidence::Absent(format!("its container is only known to {runtime}, which the workload does not name")))
 }
 
 #[cfg(test)]
@@ -295,6 +306,27 @@ mod tests {
         ] {
             assert_eq!(identify(&[&selector], &app), earned("w0"), "{selector}");
         }
+    }
+
+    #[test]
+    fn a_users_own_runtime_convinces_only_who_names_it() {
+        let image = format!("image = \"{}\"", digest(20));
+        let mut theirs = contained();
+        if let Evidence::Known(container) = &mut theirs.container {
+            container.runtime = "podman:1000".into();
+        }
+        let missed = near(&[&image], &theirs);
+        assert_eq!(
+            missed[0].seen,
+            "nothing: its container is only known to podman:1000, which the workload does not name"
+        );
+        let named = |runtime: &str| format!("{image}\nruntime = \"{runtime}\"");
+        assert_eq!(identify(&[&named("podman:1000")], &theirs), earned("w0"));
+        for other in ["podman", "podman:1001", "docker:1000"] {
+            assert_eq!(near(&[&named(other)], &theirs)[0].field, "image", "{other}");
+            assert_eq!(near(&[&named(other)], &contained())[0].field, "runtime", "{other}");
+        }
+        assert_eq!(identify(&["exe = \"/usr/sbin/nginx\""], &theirs), earned("w0"));
     }
 
     #[test]

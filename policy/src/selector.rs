@@ -70,6 +70,19 @@ impl Field {
         Self::Unit,
     ];
 
+    /// Those that a container's runtime tells.
+    pub(crate) const OF_CONTAINERS: [Self; 9] = [
+        Self::Image,
+        Self::ImageName,
+        Self::Container,
+        Self::Runtime,
+        Self::Labels,
+        Self::PodNamespace,
+        Self::Pod,
+        Self::ServiceAccount,
+        Self::PodLabels,
+    ];
+
     /// As policies write it.
     pub(crate) fn name(self) -> &'static str {
         match self {

@@ -7,7 +7,7 @@ use crate::fingerprint::Digest;
 /// A container that its runtime confirmed to hold the process.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Container {
-    /// The runtime that confirmed it: `containerd`, `docker` or `podman`.
+    /// The runtime that confirmed it: `containerd`, `docker` or `podman`; or a user's own, with the uid: `podman:1000`.
     pub runtime: String,
     /// Its ID, as the runtime writes it: 1 to 128 of `[A-Za-z0-9_.-]`.
     pub id: String,
@@ -23,6 +23,14 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
     /// The pod it belongs to.
     pub pod: Option<Pod>,
+}
+
+impl Container {
+    /// Whether it is known only to a runtime that a user runs, and not root: all of it is that user's word.
+    #[must_use]
+    pub fn is_of_user(&self) -> bool {
+        self.runtime.contains(':')
+    }
 }
 
 /// A Kubernetes pod.

@@ -32,8 +32,14 @@ impl Cgroup {
 
     /// Starts a program that sleeps, in it.
     pub(crate) fn sleeper(&mut self) -> u32 {
+        self.sleeper_as(0)
+    }
+
+    /// The same as another user.
+    pub(crate) fn sleeper_as(&mut self, user: u32) -> u32 {
         let procs = self.directory(usize::MAX).join("cgroup.procs");
-        let script = format!("echo 0 >{} && exec sleep 1000", procs.display());
+        let sleeps = format!("exec setpriv --reuid={user} --clear-groups -- sleep 1000");
+        let script = format!("echo 0 >{} && {sleeps}", procs.display());
         let child = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).spawn().unwrap();
         let pid = child.id();
         self.children.push(child);

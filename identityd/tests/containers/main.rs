@@ -10,6 +10,7 @@ mod confirmed;
 mod cri;
 mod forged;
 mod node;
+mod rootless;
 mod runtimes;
 mod silent;
 mod units;

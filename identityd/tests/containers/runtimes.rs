@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -19,7 +19,9 @@ pub(crate) struct Runtimes {
     dir: PathBuf,
     tag: String,
     images: Vec<Image>,
+    /// Whose end it waits for.
     _until: ChildStdin,
+    _script: Child,
 }
 
 /// An image.
@@ -54,7 +56,7 @@ impl Runtimes {
         let mut line = String::new();
         BufReader::new(script.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n", "{}", std::fs::read_to_string(dir.join("log")).unwrap_or_default());
-        Self { dir, tag, images, _until: script.stdin.take().unwrap() }
+        Self { dir, tag, images, _until: script.stdin.take().unwrap(), _script: script }
     }
 
     /// The namespace of containerd, and the cgroup, below which everything of theirs is.
