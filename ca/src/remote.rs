@@ -31,8 +31,11 @@ use bonafide_proto::token::JoinToken;
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(20);
-/// How often a silent authority is asked whether it is still there, and how long it may take to say so.
-const ALIVE: Duration = Duration::from_secs(5);
+/// How often a silent authority is asked whether it is still there: what it tells must come within a second, so a
+/// connection that was cut off (capture that begins cuts off those that say nothing) has to be noticed as soon.
+const ALIVE: Duration = Duration::from_secs(1);
+/// How long it may take to say so.
+const SILENCE: Duration = Duration::from_secs(3);
 /// The largest answer that is read, in bytes.
 const ANSWER_MAX: usize = 256 * 1024;
 
@@ -180,7 +183,7 @@ async fn channel(stream: TlsStream<TcpStream>) -> Result<Channel, tonic::transpo
     });
     Endpoint::from_static("http://authority.invalid")
         .http2_keep_alive_interval(ALIVE)
-        .keep_alive_timeout(ALIVE)
+        .keep_alive_timeout(SILENCE)
         .keep_alive_while_idle(true)
         .connect_with_connector(once)
         .await

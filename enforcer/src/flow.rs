@@ -139,6 +139,15 @@ pub(crate) fn why_unattributed(refusal: &AttestRefusal) -> Why {
     Why::new(reason, refusal.to_string())
 }
 
+/// Why a program gets no certificate, in the words of the record.
+pub(crate) fn why_no_svid(refusal: &AttestRefusal) -> Why {
+    let reason = match refusal.reason {
+        AttestReason::Quarantined => Reason::Quarantined,
+        _ => Reason::NoSvid,
+    };
+    Why::new(reason, refusal.to_string())
+}
+
 /// A permission, and what its holder now must write down.
 #[derive(Debug)]
 #[must_use = "what was granted has to be entered into the account"]

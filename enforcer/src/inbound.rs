@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::flow::{
     Abort, CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, finish, judge, listener_now, program, refuse, scope,
-    why_late, why_tunnel,
+    why_late, why_no_svid, why_tunnel,
 };
 use crate::live::{Judged, Peer, Program, Question, Seat};
 use crate::record::{Account, Why, describe_peer};
@@ -273,7 +273,7 @@ impl Known {
     {
         let program = self.program.clone()?;
         let leaf = node.identity.leaf(&program.attestation).await;
-        let leaf = leaf.map_err(|e| Why::new(Reason::NoSvid, format!("{}: {}", e.reason, e.detail)))?;
+        let leaf = leaf.map_err(|e| why_no_svid(&e))?;
         let trust = node.trust()?;
         let handshake = timeout(HANDSHAKE_TIMEOUT, tunnel::server::handshake(far, &leaf, &trust.trust));
         let server = handshake.await.map_err(|_| why_late("the handshake", HANDSHAKE_TIMEOUT))?;

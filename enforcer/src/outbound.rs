@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use crate::flow::{
     CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, finish, judge, program, refuse, scope, why_denied,
-    why_late, why_tunnel,
+    why_late, why_no_svid, why_tunnel,
 };
 use crate::live::{Judged, Peer, Program, Question, Seat};
 use crate::record::{Account, Why, describe_peer};
@@ -218,7 +218,7 @@ impl Attributed {
         let program = self.program.clone()?;
         let workload = &program.workload;
         let leaf = node.identity.leaf(&program.attestation).await;
-        let leaf = leaf.map_err(|e| Why::new(Reason::NoSvid, format!("{}: {}", e.reason, e.detail)))?;
+        let leaf = leaf.map_err(|e| why_no_svid(&e))?;
         let trust = node.trust()?;
         let handshake = timeout(HANDSHAKE_TIMEOUT, tunnel::client::handshake(wire, &leaf, &trust.trust));
         let client = handshake.await.map_err(|_| why_late("the handshake", HANDSHAKE_TIMEOUT))?;

@@ -362,6 +362,12 @@ impl Authority {
         rpc::create_token(&self.prepared.admin_socket, node, ttl_seconds).expect("the authority gives tokens")
     }
 
+    /// Its directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.prepared.layout.dir()
+    }
+
     /// What it has logged.
     #[must_use]
     pub fn log(&self) -> String {
