@@ -41,7 +41,7 @@ async fn a_name_that_moved_since_says_nothing_about_a_containers_image() {
 
 #[tokio::test]
 async fn a_pod_is_confirmed_with_its_namespace_name_uid_and_service_account() {
-    let node = Node::start(&runtimes().all()).await;
+    let node = Node::start_as("kernel", &runtimes().all()).await;
     let (mut cri, name) = (Cri::connect(runtimes().socket("containerd")).await, unique());
     let pod = cri.run(&name, runtimes().tag(), ONE).await;
     let found = node.known(pod.pid).await;
@@ -58,7 +58,7 @@ async fn a_pod_is_confirmed_with_its_namespace_name_uid_and_service_account() {
 
 #[tokio::test]
 async fn a_container_of_docker_is_confirmed() {
-    let (node, name) = (Node::start(&runtimes().all()).await, unique());
+    let (node, name) = (Node::start_as("kernel", &runtimes().all()).await, unique());
     let (id, pid) = runtimes().start_docker(&["--name", &name, "--label", "tier=front"]);
     let found = node.known(pid).await;
     assert_eq!((found.runtime.as_str(), found.id, found.name), ("docker", id, Some(name)));

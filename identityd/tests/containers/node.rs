@@ -29,13 +29,18 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// Without the kernel programs: containers are the same either way, and the start is quicker.
     pub(crate) async fn start(runtimes: &str) -> Self {
+        Self::start_as("proc", runtimes).await
+    }
+
+    pub(crate) async fn start_as(source: &str, runtimes: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().display();
         std::fs::write(dir.path().join("policy.toml"), POLICY).unwrap();
         let config = format!(
             "node = \"a\"\nsocket = \"{at}/i.sock\"\nca_socket = \"{at}/ca.sock\"\npolicy = \"{at}/policy.toml\"\n\
-             callers = []\n{runtimes}"
+             callers = []\nsource = \"{source}\"\n{runtimes}"
         );
         let config = Config::parse(Path::new("test"), &config).unwrap();
         let running = tokio::spawn(async {
