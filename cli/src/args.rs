@@ -75,9 +75,12 @@ pub struct LaunchArgs {
     /// Its user
     #[arg(long)]
     pub uid: u32,
-    /// Its only group
+    /// Its group
     #[arg(long)]
     pub gid: u32,
+    /// A further group (repeatable)
+    #[arg(long = "group", value_name = "GID")]
+    pub groups: Vec<u32>,
     /// A capability to keep (repeatable)
     #[arg(long = "cap", value_name = "CAPABILITY")]
     pub capabilities: Vec<Capability>,
@@ -88,8 +91,8 @@ pub struct LaunchArgs {
 
 impl From<LaunchArgs> for Launch {
     fn from(args: LaunchArgs) -> Self {
-        let LaunchArgs { cgroup, uid, gid, capabilities, command } = args;
-        Self { cgroup, uid, gid, capabilities, command }
+        let LaunchArgs { cgroup, uid, gid, groups, capabilities, command } = args;
+        Self { cgroup, uid, gid, groups, capabilities, command }
     }
 }
 

@@ -30,8 +30,10 @@ pub struct Launch {
     pub cgroup: PathBuf,
     /// Its uid: real, effective, saved.
     pub uid: u32,
-    /// Its gid, and no supplementary groups.
+    /// Its gid.
     pub gid: u32,
+    /// Its supplementary groups, and no others.
+    pub groups: Vec<u32>,
     /// All it may do beyond an ordinary user.
     pub capabilities: Vec<Capability>,
     /// The program and its arguments.
@@ -68,7 +70,7 @@ pub fn launch(launch: &Launch) -> Result<Infallible, LaunchError> {
     enter(&launch.cgroup)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     bound(kept)?;
-    change_user(launch.uid, launch.gid)?;
+    change_user(launch)?;
     keep(kept)?;
     step("forbid new privileges", rustix::thread::set_no_new_privs(true))?;
     become_program(&launch.command)
@@ -105,10 +107,11 @@ fn bound(kept: CapabilitySet) -> Result<(), LaunchError> {
     Ok(())
 }
 
-fn change_user(uid: u32, gid: u32) -> Result<(), LaunchError> {
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+fn change_user(launch: &Launch) -> Result<(), LaunchError> {
+    let (uid, gid) = (Uid::from_raw(launch.uid), Gid::from_raw(launch.gid));
+    let groups: Vec<Gid> = launch.groups.iter().map(|group| Gid::from_raw(*group)).collect();
     step("keep capabilities", rustix::thread::set_keep_capabilities(true))?;
-    step("leave all groups", rustix::thread::set_thread_groups(&[]))?;
+    step("leave all other groups", rustix::thread::set_thread_groups(&groups))?;
     step("change the group", rustix::thread::set_thread_res_gid(gid, gid, gid))?;
     step("change the user", rustix::thread::set_thread_res_uid(uid, uid, uid))
 }

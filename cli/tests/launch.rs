@@ -67,6 +67,16 @@ fn it_keeps_its_capabilities_and_nothing_else() {
 }
 
 #[test]
+fn it_has_the_groups_that_it_is_given() {
+    let instance = Instance::new("grp");
+    let mut command = Command::new(BONAFIDE);
+    command.args(["launch", "--uid", "74702", "--gid", "74702", "--cgroup"]).arg(instance.0.daemon("ca"));
+    let output =
+        command.args(["--group", "7", "--group", "0", "--", "/bin/cat", "/proc/self/status"]).output().unwrap();
+    assert_eq!(field(&String::from_utf8(output.stdout).unwrap(), "Groups"), "0 7");
+}
+
+#[test]
 fn it_lives_in_its_cgroup() {
     let instance = Instance::new("cg");
     let output = instance.launch(&[], &["/bin/cat", "/proc/self/cgroup"]);

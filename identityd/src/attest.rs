@@ -221,15 +221,15 @@ impl<S: SocketSource> Attests for Attestor<S> {
     }
 }
 
-/// A child between fork and exec holds all its parent's sockets, and for an instant it does so as its new program:
-/// close-on-exec comes after the executable has changed (`begin_new_exec`, fs/exec.c). And some other process of the
-/// host that is just ending or changing its user can be unreadable for an instant.
 /// As of the holders of one socket: users may differ, but what they earn may not.
 fn same_program(a: &Attestation, b: &Attestation) -> bool {
     let (x, y) = (&a.fingerprint, &b.fingerprint);
     x.exe == y.exe && x.script == y.script && a.workload == b.workload
 }
 
+/// A child between fork and exec holds all its parent's sockets, and for an instant it does so as its new program:
+/// close-on-exec comes after the executable has changed (`begin_new_exec`, fs/exec.c). And some other process of the
+/// host that is just ending or changing its user can be unreadable for an instant.
 fn may_heal(reason: AttestReason) -> bool {
     use AttestReason::{AmbiguousListener, GenerationGone, HolderUnseen, ProcessGone, TwoPrograms, Unreadable};
     matches!(reason, HolderUnseen | ProcessGone | GenerationGone | TwoPrograms | AmbiguousListener | Unreadable)
