@@ -45,8 +45,8 @@ impl From<FlowKey> for Socket {
 pub(crate) enum Lapsed {
     /// The evidence about this process changed.
     Process(Process),
-    /// This socket was used by another program than the one that was attested.
-    Socket(Socket),
+    /// This socket was used by another program than the one that was attested; by whom, where that is known for sure.
+    Socket(Socket, Option<Execution>),
     /// All of it: nobody knows what changed.
     Everything,
 }
@@ -71,9 +71,15 @@ impl Lapse {
     pub(crate) fn concerns(&self, executions: &[Execution]) -> bool {
         match self.what {
             Lapsed::Process(process) => executions.iter().any(|execution| process == (*execution).into()),
-            Lapsed::Socket(_) => false,
+            Lapsed::Socket(..) => false,
             Lapsed::Everything => true,
         }
+    }
+
+    /// Whether a flow of these executions through this socket must end: somebody else used it.
+    pub(crate) fn ends(&self, socket: Socket, executions: &[Execution]) -> bool {
+        let Lapsed::Socket(used, by) = self.what else { return false };
+        used == socket && by.is_none_or(|by| !executions.contains(&by))
     }
 }
 
@@ -101,7 +107,11 @@ impl From<wire::Lapse> for Told {
                 return digests(&quarantine).map_or_else(Self::garbled, Self::Quarantine);
             }
             Some(Of::Execution(execution)) => Execution::try_from(execution).ok().map(|e| Lapsed::Process(e.into())),
-            Some(Of::Flow(flow)) => socket(flow).map(Lapsed::Socket),
+            Some(Of::Flow(flow)) => {
+                let by = flow.used_by.and_then(|by| Execution::try_from(by).ok());
+                // Without its number it may have been another program when it was attested.
+                socket(flow).map(|socket| Lapsed::Socket(socket, by.filter(|by| by.image != 0)))
+            }
             Some(Of::Everything(_)) => Some(Lapsed::Everything),
             None => None,
         };
@@ -153,10 +163,26 @@ mod tests {
         assert_eq!(what(told(Some(Of::Everything(true)))), (Lapsed::Everything, why.clone()));
         let (local, remote): (SocketAddr, SocketAddr) =
             ("[::ffff:10.0.0.1]:4000".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
-        let flow = Flow { local: Some(local.into()), remote: Some(remote.into()), used_by: None };
         let socket = Socket::new("10.0.0.1:4000".parse().unwrap(), remote);
-        assert_eq!(what(told(Some(Of::Flow(flow)))), (Lapsed::Socket(socket), why));
+        let unwitnessed = Execution { image: 0, ..execution };
+        for (by, known) in [(None, None), (Some(execution), Some(execution)), (Some(unwitnessed), None)] {
+            let flow = Flow { local: Some(local.into()), remote: Some(remote.into()), used_by: by.map(Into::into) };
+            assert_eq!(what(told(Some(Of::Flow(flow)))), (Lapsed::Socket(socket, known), why.clone()));
+        }
         assert_eq!(told(Some(Of::Ready(true))), Told::Ready);
+    }
+
+    #[test]
+    fn a_socket_that_its_own_program_uses_ends_no_flow() {
+        let ends = ["10.0.0.1:4000".parse().unwrap(), "10.0.0.2:80".parse().unwrap(), "10.0.0.3:80".parse().unwrap()];
+        let (socket, other) = (Socket::new(ends[0], ends[1]), Socket::new(ends[0], ends[2]));
+        let [one, two] = [7, 8].map(|pid| Execution { pid, start_ticks: 8, image: 9 });
+        let lapse = |by| Lapse { what: Lapsed::Socket(socket, by), why: String::new() };
+        assert!(lapse(Some(one)).ends(socket, &[two]));
+        assert!(!lapse(Some(one)).ends(socket, &[two, one]));
+        assert!(lapse(None).ends(socket, &[two, one]));
+        assert!(!lapse(None).ends(other, &[two]));
+        assert!(!Lapse::of_everything("").ends(socket, &[two]));
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl Memory {
             match lapse.what {
                 Lapsed::Process(process) => known.answers.forget(process),
                 Lapsed::Everything => known.answers = Answers::default(),
-                Lapsed::Socket(_) => {}
+                Lapsed::Socket(..) => {}
             }
             known.note(lapse)
         };

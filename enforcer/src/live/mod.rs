@@ -98,7 +98,7 @@ impl Live {
             return Err(why);
         }
         let lapsed = question.as_ref().map(|question| self.lapsed(question)).unwrap_or_default();
-        if let Some((_, lapse)) = lapsed.iter().find(|(_, lapse)| matches!(lapse.what, Lapsed::Socket(_))) {
+        if let Some((_, lapse)) = lapsed.iter().find(|(_, lapse)| matches!(lapse.what, Lapsed::Socket(..))) {
             return Err(why_changed(&lapse.why));
         }
         let (end, ended) = oneshot::channel();
@@ -125,7 +125,8 @@ impl Live {
     fn lapsed(&self, question: &Question) -> Vec<(question::Side, Arc<Lapse>)> {
         let of = |(side, program): (question::Side, &Program)| {
             let concerns = |lapse: &Arc<Lapse>| {
-                lapse.what == Lapsed::Socket(program.socket()) || lapse.concerns(&program.attestation.executions)
+                let executions = &program.attestation.executions;
+                lapse.ends(program.socket(), executions) || lapse.concerns(executions)
             };
             let lapses = self.memory.since(program.as_of).1;
             lapses.into_iter().filter(concerns).map(|lapse| (side, lapse)).collect::<Vec<_>>()
@@ -188,11 +189,14 @@ impl Live {
                 }
             }
             Lapsed::Everything => self.doubt_all(&mut table, &lapse.why),
-            Lapsed::Socket(socket) if self.enforces() => {
-                let used = table.stakes.of_socket(socket);
+            Lapsed::Socket(socket, _) if self.enforces() => {
+                let mut used = table.stakes.of_socket(socket);
+                used.retain(|stake| {
+                    table.program(*stake).is_none_or(|program| lapse.ends(socket, &program.attestation.executions))
+                });
                 return used.into_iter().filter(|stake| table.end(stake.flow, why_changed(&lapse.why))).count();
             }
-            Lapsed::Socket(_) => {}
+            Lapsed::Socket(..) => {}
         }
         0
     }

@@ -173,7 +173,7 @@ fn other_modes_end_nothing() {
     assert_eq!(world.live.judge_again(&shadow), 0);
     world.quarantine.send_replace(Arc::new([Digest::of(b"a")].into()));
     assert_eq!(world.live.judge_again(&shadow), 0);
-    assert_eq!(world.lapse(Lapsed::Socket(socket(1))), 0);
+    assert_eq!(world.lapse(Lapsed::Socket(socket(1), None)), 0);
     world.lapse(Lapsed::Process(process(1)));
     let doubt = world.live.next_doubt().unwrap();
     assert_eq!(world.settle(&doubt, Err(AttestReason::GenerationGone)), 0);
@@ -280,7 +280,7 @@ fn what_another_look_found_is_what_the_next_policy_judges() {
 fn a_socket_that_another_program_used_ends_its_flow_alone() {
     let world = world(&allowing());
     let (mut used, mut other) = (world.enter(1), world.enter(2));
-    assert_eq!(world.lapse(Lapsed::Socket(socket(1))), 1);
+    assert_eq!(world.lapse(Lapsed::Socket(socket(1), None)), 1);
     assert_eq!(used.ended.try_recv().unwrap().reason, Reason::IdentityChanged);
     assert!(lives(&mut other));
     assert!(world.live.next_doubt().is_none());
@@ -301,7 +301,7 @@ fn what_lapses_while_a_flow_is_on_its_way_reaches_it() {
     let late = world.program(1);
     let _sure = world.live.enter(Some(question(late.clone().judged()))).unwrap();
     assert!(world.live.next_doubt().is_none());
-    world.lapse(Lapsed::Socket(socket(1)));
+    world.lapse(Lapsed::Socket(socket(1), None));
     let refused = world.live.enter(Some(question(late.judged()))).unwrap_err();
     assert_eq!(refused.reason, Reason::IdentityChanged);
 }

@@ -182,7 +182,11 @@ impl Process {
     fn stat(&self) -> Result<Stat, AttestRefusal> {
         let pid = self.execution.pid;
         match Stat::parse(&self.content("stat", FILE_MAX)?) {
-            Some(stat) if stat.ended() => refuse(AttestReason::ProcessGone, format!("process {pid} ended")),
+            Some(stat) if stat.ended() => {
+                self.alive()?;
+                // Other threads go on, with all that the process had; `/proc` shows nothing of it any more.
+                refuse(AttestReason::Unreadable, format!("the first thread of process {pid} ended before the others"))
+            }
             Some(stat) => Ok(stat),
             None => refuse(AttestReason::Unreadable, format!("/proc/{pid}/stat is malformed")),
         }
