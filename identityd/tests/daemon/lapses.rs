@@ -40,8 +40,8 @@ struct Attested {
 
 impl Attested {
     /// Runs this Python, as this script or else inline.
-    async fn start(python: &Path, script: Option<&str>) -> Self {
-        Self::start_on(Node::start(NOBODY).await, python, script).await
+    async fn start(source: &str, python: &Path, script: Option<&str>) -> Self {
+        Self::start_on(Node::start_with(NOBODY, &by(source)).await, python, script).await
     }
 
     async fn start_on(node: Node, python: &Path, script: Option<&str>) -> Self {
@@ -93,13 +93,47 @@ impl Attested {
     }
 }
 
+/// Each is tried with the kernel programs, and without them.
+macro_rules! by_both {
+    ($($name:ident)*) => {
+        mod kernel {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name("kernel").await;
+            })*
+        }
+
+        mod proc {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name("proc").await;
+            })*
+        }
+    };
+}
+
+by_both! {
+    another_program_executed_is_a_lapse
+    a_script_changed_in_place_is_a_lapse
+    a_script_replaced_is_a_lapse_and_its_successor_is_watched_too
+    an_executable_replaced_or_moved_is_a_lapse
+    another_user_or_group_is_a_lapse
+    a_child_that_executes_another_program_and_keeps_the_socket_ends_the_flow
+    what_changes_nothing_is_no_lapse
+    an_end_is_no_lapse
+    what_is_put_in_quarantine_lapses_and_is_refused
+}
+
+fn by(source: &str) -> String {
+    format!("source = \"{source}\"")
+}
+
 async fn heard(lapses: &mut Streaming<wire::Lapse>) -> wire::Lapse {
     tokio::time::timeout(PATIENCE, lapses.message()).await.expect("nothing was heard").unwrap().unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn another_program_executed_is_a_lapse() {
-    let mut attested = Attested::start(&python(), None).await;
+async fn another_program_executed_is_a_lapse(source: &str) {
+    let mut attested = Attested::start(source, &python(), None).await;
     attested.program.tell(&format!("os.execv({:?}, ['sleep', '1000'])", sleep()));
     let lapse = attested.next().await;
     assert_eq!(lapse.of, Some(Of::Execution(attested.execution.into())), "{lapse:?}");
@@ -108,9 +142,8 @@ async fn another_program_executed_is_a_lapse() {
     assert!(seen || lapse.reason == AttestReason::GenerationGone.as_str(), "{lapse:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_script_changed_in_place_is_a_lapse() {
-    let mut attested = Attested::start(&python(), Some("app.py")).await;
+async fn a_script_changed_in_place_is_a_lapse(source: &str) {
+    let mut attested = Attested::start(source, &python(), Some("app.py")).await;
     let script = attested.node.path("app.py");
     let before = digest_of(&script);
     fs::write(&script, format!("{OBEYS}\n# and more\n")).unwrap();
@@ -118,9 +151,8 @@ async fn a_script_changed_in_place_is_a_lapse() {
     assert!(detail.contains(&before.to_string()) && detail.contains(&digest_of(&script).to_string()), "{detail}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_script_replaced_is_a_lapse_and_its_successor_is_watched_too() {
-    let mut attested = Attested::start(&python(), Some("app.py")).await;
+async fn a_script_replaced_is_a_lapse_and_its_successor_is_watched_too(source: &str) {
+    let mut attested = Attested::start(source, &python(), Some("app.py")).await;
     let (script, new) = (attested.node.path("app.py"), attested.node.path("new.py"));
     fs::write(&new, OBEYS).unwrap();
     fs::rename(&new, &script).unwrap();
@@ -132,8 +164,7 @@ async fn a_script_replaced_is_a_lapse_and_its_successor_is_watched_too() {
     assert!(detail.starts_with("the script") && detail.contains(&digest_of(&script).to_string()), "{detail}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_executable_replaced_or_moved_is_a_lapse() {
+async fn an_executable_replaced_or_moved_is_a_lapse(source: &str) {
     let changes: [fn(&Path); 3] = [
         |exe| {
             fs::copy(sleep(), exe.with_extension("new")).unwrap();
@@ -143,7 +174,7 @@ async fn an_executable_replaced_or_moved_is_a_lapse() {
         |exe| fs::rename(exe, exe.with_extension("old")).unwrap(),
     ];
     for change in changes {
-        let node = Node::start(NOBODY).await;
+        let node = Node::start_with(NOBODY, &by(source)).await;
         let copy = node.path("app");
         fs::copy(python(), &copy).unwrap();
         let mut attested = Attested::start_on(node, &copy, None).await;
@@ -154,9 +185,8 @@ async fn an_executable_replaced_or_moved_is_a_lapse() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn another_user_or_group_is_a_lapse() {
-    let mut attested = Attested::start(&python(), None).await;
+async fn another_user_or_group_is_a_lapse(source: &str) {
+    let mut attested = Attested::start(source, &python(), None).await;
     attested.does("os.setgid(65534)");
     assert!(attested.lapsed(AttestReason::EvidenceChanged).await.starts_with("gid was 0 and is 65534"));
     // What lapsed is watched again as soon as it is attested again.
@@ -165,9 +195,8 @@ async fn another_user_or_group_is_a_lapse() {
     assert!(attested.lapsed(AttestReason::EvidenceChanged).await.starts_with("uid was 0 and is 65534"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_child_that_executes_another_program_and_keeps_the_socket_ends_the_flow() {
-    let mut attested = Attested::start(&python(), None).await;
+async fn a_child_that_executes_another_program_and_keeps_the_socket_ends_the_flow(source: &str) {
+    let mut attested = Attested::start(source, &python(), None).await;
     attested.does("s.set_inheritable(True)");
     // PR_SET_PDEATHSIG: it does not outlive the test.
     let child = format!("libc.prctl(1, 9) or os.execv({:?}, ['sleep', '1000'])", sleep());
@@ -181,9 +210,8 @@ async fn a_child_that_executes_another_program_and_keeps_the_socket_ends_the_flo
     attested.does(&format!("os.kill({child}, 9); os.wait()"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_changes_nothing_is_no_lapse() {
-    let mut attested = Attested::start(&python(), Some("app.py")).await;
+async fn what_changes_nothing_is_no_lapse(source: &str) {
+    let mut attested = Attested::start(source, &python(), Some("app.py")).await;
     let script = attested.node.path("app.py");
     fs::File::open(&script).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o600)).unwrap();
@@ -193,9 +221,8 @@ async fn what_changes_nothing_is_no_lapse() {
     attested.nothing_lapsed().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_end_is_no_lapse() {
-    let node = Node::start(NOBODY).await;
+async fn an_end_is_no_lapse(source: &str) {
+    let node = Node::start_with(NOBODY, &by(source)).await;
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let attested = Attested::start_on(node, &python(), None).await;
     let remote = server.local_addr().unwrap();
@@ -209,9 +236,8 @@ async fn an_end_is_no_lapse() {
     attested.nothing_lapsed().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_put_in_quarantine_lapses_and_is_refused() {
-    let node = Node::start(NOBODY).await;
+async fn what_is_put_in_quarantine_lapses_and_is_refused(source: &str) {
+    let node = Node::start_with(NOBODY, &by(source)).await;
     let notary = Notary::default();
     let _serving = serve(&notary, &node.path("ca.sock"));
     let mut attested = Attested::start_on(node, &python(), Some("app.py")).await;
@@ -234,4 +260,48 @@ async fn what_is_put_in_quarantine_lapses_and_is_refused() {
     notary.quarantine.send_replace(Vec::new());
     assert_eq!(attested.next().await.of, Some(Of::Quarantine(wire::Quarantine { sha256: Vec::new() })));
     attested.node.flow(connector(attested.local, attested.remote)).await.unwrap();
+}
+
+/// Python that receives a descriptor over the unix socket that is its last argument, and writes to it.
+const RECEIVES: &str = r"
+import socket, sys, time
+unix = socket.socket(socket.AF_UNIX)
+unix.connect(sys.argv[-1])
+_, [fd], _, _ = socket.recv_fds(unix, 1, 1)
+handed = socket.socket(fileno=fd)
+handed.send(b'x')
+print('sent', flush=True)
+time.sleep(1000)
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_handed_to_another_program_ends_the_flow_once_that_uses_it() {
+    let mut attested = Attested::start("kernel", &python(), Some("app.py")).await;
+    let unix = attested.node.path("unix");
+    attested.does(&format!("u = socket.socket(socket.AF_UNIX); u.bind({unix:?}); u.listen()"));
+    let mut other = Program::start(Command::new(python()).args(["-c", RECEIVES]).arg(&unix));
+    attested.does("c, _ = u.accept(); socket.send_fds(c, [b'x'], [s.fileno()]); s.close()");
+    assert_eq!(other.line(), "sent");
+    let lapse = attested.next().await;
+    let Some(Of::Flow(flow)) = &lapse.of else { panic!("{lapse:?}") };
+    assert_eq!((flow.local.clone(), flow.remote.clone()), (Some(attested.local.into()), Some(attested.remote.into())));
+    assert_eq!(flow.used_by.unwrap().pid, other.pid());
+    assert_eq!(lapse.reason, AttestReason::TwoPrograms.as_str());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_is_known_by_its_socket_though_its_parent_has_ended() {
+    let mut attested = Attested::start("kernel", &python(), None).await;
+    // The child executes something when its parent is gone.
+    let child = format!("os.close(w), os.read(r, 1), os.execv({:?}, ['sleep', '30'])", sleep());
+    let parent = "print(child, flush=True), os._exit(0)";
+    attested.program.tell(&format!(
+        "s.set_inheritable(True); r, w = os.pipe(); child = os.fork(); ({parent}) if child else ({child})"
+    ));
+    let child: u32 = attested.program.line().parse().unwrap();
+    let lapse = attested.next().await;
+    let Some(Of::Flow(flow)) = &lapse.of else { panic!("{lapse:?}") };
+    assert_eq!((flow.local.clone(), flow.used_by.unwrap().pid), (Some(attested.local.into()), child));
+    let child = rustix::process::Pid::from_raw(i32::try_from(child).unwrap()).unwrap();
+    rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
 }

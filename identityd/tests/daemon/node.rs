@@ -60,7 +60,7 @@ impl Node {
         };
         let running = tokio::spawn(run(config, Arc::new(SystemClock), stopping));
         let socket = dir.path().join("i.sock");
-        until(|| socket.exists()).await;
+        until(|| std::os::unix::net::UnixStream::connect(&socket).is_ok()).await;
         let client = AttestationClient::new(endpoint::channel(socket));
         Self { dir, client, stop: Some(stop), running }
     }
