@@ -3,8 +3,13 @@
 
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
+mod attribution;
+mod churn;
+mod connect;
 mod hash;
 mod report;
+mod soak;
+mod station;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,12 +40,24 @@ const EXIT_CODES: &str = "Exit codes: 0 if everything was measured, whatever the
 enum What {
     /// Hashing a file, the first time and the second.
     Hash,
+    /// Attribution of an accepted connection.
+    Attribution,
+    /// What the kernel programs add to a `connect()`.
+    Connect,
+    /// Processes that live for an instant.
+    Churn,
+    /// A day's worth of events.
+    Soak,
 }
 
 impl What {
     fn measure(self, quick: bool, report: &mut Report) -> Result<(), String> {
         match self {
             Self::Hash => hash::measure(quick, report),
+            Self::Attribution => attribution::measure(quick, report),
+            Self::Connect => connect::measure(quick, report),
+            Self::Churn => churn::measure(quick, report),
+            Self::Soak => soak::measure(quick, report),
         }
     }
 }

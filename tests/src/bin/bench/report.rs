@@ -91,3 +91,9 @@ pub(crate) fn median(mut of: Vec<f64>) -> f64 {
     of.sort_by(f64::total_cmp);
     of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
 }
+
+/// The value below which so many of a hundred lie; NaN of none.
+pub(crate) fn percentile(mut of: Vec<f64>, hundredths: usize) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of.get(of.len() * hundredths / 100).copied().unwrap_or(f64::NAN)
+}
