@@ -94,6 +94,8 @@ impl Station {
         );
         let file = self.file("identityd.toml");
         std::fs::write(&file, config).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        // That of one that was killed would look like this one's.
+        let _ = std::fs::remove_file(&socket);
         let binary = binaries().join("bonafide-identityd").display().to_string();
         let program = Program::start("identityd", self.netns.command(&binary).arg("--config").arg(&file), &log);
         wait_until("identityd to be ready", READY, || socket.exists());
