@@ -1,5 +1,7 @@
 //! `bonafide quarantine`: a digest that nobody may run as anybody any more, on every node of the mesh.
 
+use std::path::PathBuf;
+
 use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::wire::authority::{ListQuarantineRequest, QuarantineRequest, QuarantineResponse, Quarantined};
 use comfy_table::{Table, presets};
@@ -13,7 +15,9 @@ use crate::status::when;
 
 /// Puts digests in quarantine, lifts it, or lists them.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Where the authority runs; `bonafide run` without --authority has one of its own.
+#[command(
+    after_help = "Where the authority runs; `bonafide run` without --authority has one of its own. One that was started by `bonafide-ca`
+is asked by its --socket.
 
 Every connected node is told within a second, the others when they come back. There, programs with this digest (of
 executable, script, libraries or container image) are attested no longer, get no certificate, and their live
@@ -22,7 +26,8 @@ connections end, idle ones too. A node that is cut off keeps what it was told, a
 Examples:
   bonafide quarantine $(sha256sum /usr/sbin/nginx | cut -d' ' -f1) --reason CVE-2026-1234
   bonafide quarantine --list
-  bonafide quarantine sha256:0f343b0931126a20f133d67c2b018a3b... --lift")]
+  bonafide quarantine sha256:0f343b0931126a20f133d67c2b018a3b... --lift"
+)]
 pub struct QuarantineArgs {
     /// SHA-256 of an executable, a script, a set of libraries or an image's config: 64 hex digits
     #[arg(required_unless_present = "list")]
@@ -36,6 +41,9 @@ pub struct QuarantineArgs {
     /// List what is in quarantine
     #[arg(long, conflicts_with_all = ["digest", "lift", "reason"])]
     pub list: bool,
+    /// The authority's admin socket, if it is not a node's or in DIR
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 /// The longest reason, in bytes.
@@ -52,12 +60,16 @@ fn reason(text: &str) -> Result<String, String> {
 pub(crate) fn quarantine(args: &QuarantineArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
     match args.digest {
         Some(digest) => change(digest, args, layout, screen),
-        None => list(layout, screen),
+        None => list(args, layout, screen),
     }
 }
 
+fn socket(args: &QuarantineArgs, layout: &Layout) -> PathBuf {
+    args.socket.clone().unwrap_or_else(|| layout.authority_socket())
+}
+
 fn change(digest: Digest, args: &QuarantineArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
-    let socket = layout.authority_socket();
+    let socket = socket(args, layout);
     let reason = args.reason.clone().unwrap_or_default();
     let request = QuarantineRequest { sha256: digest.0.to_vec(), lift: args.lift, reason };
     let answer = ask::block_on(async { ask::ask(&socket, ask::admission(&socket).quarantine(request)).await })?;
@@ -82,8 +94,8 @@ fn outcome(digest: Digest, lift: bool, answer: &QuarantineResponse) -> String {
     format!("{digest} {what}{told}")
 }
 
-fn list(layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
-    let socket = layout.authority_socket();
+fn list(args: &QuarantineArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
+    let socket = socket(args, layout);
     let request = ListQuarantineRequest {};
     let answer = ask::block_on(async { ask::ask(&socket, ask::admission(&socket).list_quarantine(request)).await })?;
     let answer = answer.map_err(|e| elsewhere(e, layout))?;
@@ -94,7 +106,7 @@ fn list(layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
 /// A node whose authority is on another host has no such socket.
 fn elsewhere(e: NoAnswer, layout: &Layout) -> Failure {
     match e {
-        NoAnswer::NoSocket(_) if layout.ca_socket().exists() => {
+        NoAnswer::NoSocket(asked) if asked == layout.authority_socket() && layout.ca_socket().exists() => {
             Failure::Failed("this node's authority runs on another host; run this there".to_owned())
         }
         other => other.into(),

@@ -77,9 +77,11 @@ impl wire::admission_server::Admission for AdmissionService {
             let changed = if lift { list.lift(digest) } else { list.add(digest, &reason) };
             let changed = changed.map_err(quarantine_status)?;
             tracing::info!(%digest, lift, changed, reason, "quarantine");
-            let following = u32::try_from(list.following()).unwrap_or(u32::MAX);
             let nodes = authority.nodes().map_err(|e| Status::internal(e.to_string()))?.len();
-            Ok(wire::QuarantineResponse { changed, following, nodes: u32::try_from(nodes).unwrap_or(u32::MAX) })
+            // One that just came again may have its old connection, too.
+            let following = list.following().min(nodes);
+            let [following, nodes] = [following, nodes].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+            Ok(wire::QuarantineResponse { changed, following, nodes })
         });
         Ok(Response::new(answer.await?))
     }
