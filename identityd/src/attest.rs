@@ -120,7 +120,7 @@ impl<S: SocketSource> Attestor<S> {
 
     async fn process(&self, pid: u32) -> Result<Attestation, AttestRefusal> {
         let execution = Process::pin(pid)?.execution();
-        let witnessed = self.witness.examine(&[execution]).await?;
+        let witnessed = self.examined(&[execution]).await?;
         // People ask this: nobody remembers the answer, so it is not watched.
         self.watch.unquarantined(&witnessed)?;
         self.attestation(witnessed)
@@ -171,7 +171,7 @@ impl<S: SocketSource> Attestor<S> {
         workload: &WorkloadName,
     ) -> Result<Fingerprint, AttestRefusal> {
         self.policy.get()?;
-        let witnessed = self.witness.examine(executions).await?;
+        let witnessed = self.examined(executions).await?;
         one_program(&witnessed, SocketRole::Connector)?;
         self.watch.attested(&witnessed)?;
         let attestation = self.attestation(witnessed)?;
@@ -192,10 +192,24 @@ impl<S: SocketSource> Attestor<S> {
         if alive.is_empty() {
             return refuse(AttestReason::ProcessGone, "every process that was attested has ended");
         }
-        let witnessed = self.witness.examine(&alive).await?;
+        let witnessed = self.examined(&alive).await?;
         one_program(&witnessed, SocketRole::Connector)?;
         self.watch.attested(&witnessed)?;
         self.attestation(witnessed)
+    }
+
+    /// The evidence about executions. A program that has just begun is still loading its libraries, and one that has
+    /// just forked may be dropping privileges.
+    async fn examined(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
+        let mut retries = RETRIES.iter();
+        loop {
+            match (self.witness.examine(executions).await, retries.next()) {
+                (Err(refusal), Some(wait)) if refusal.reason == AttestReason::GenerationGone => {
+                    tokio::time::sleep(*wait).await;
+                }
+                (answer, _) => return answer,
+            }
+        }
     }
 
     fn attestation(&self, witnessed: Vec<Witnessed>) -> Result<Attestation, AttestRefusal> {

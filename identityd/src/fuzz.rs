@@ -4,11 +4,16 @@
 use std::os::unix::ffi::OsStrExt as _;
 
 use bonafide_proto::fingerprint::Evidence;
+use bonafide_proto::taint::Taint;
 
 use crate::container::bounded;
 use crate::parse::cgroup::{Placement, Tree, seats};
-use crate::parse::cmdline::{CMDLINE_MAX, arguments};
+use crate::parse::cmdline::arguments;
 use crate::parse::container_id::candidates;
+use crate::parse::environ;
+use crate::parse::grammar::Grammar;
+use crate::parse::interpreter::{Named, interpreter};
+use crate::parse::maps::Mapping;
 use crate::parse::stat::Stat;
 use crate::parse::status::Owner;
 use crate::parse::{cgroup_mounts, mountinfo};
@@ -176,12 +181,63 @@ const CMDLINES: &[&[u8]] = &[
 #[test]
 fn command_lines() {
     fuzz!(CMDLINES, |bytes| {
-        let arguments = arguments(bytes);
-        if bytes.len() < CMDLINE_MAX {
-            let joined = arguments.join(&0);
-            assert!(joined == bytes || [joined.as_slice(), b"\0"].concat() == bytes, "{arguments:?}");
+        let whole = arguments(bytes, true);
+        let joined = whole.join(&0);
+        assert!(joined == bytes || [joined.as_slice(), b"\0"].concat() == bytes, "{whole:?}");
+        assert!(whole.iter().all(|argument| !argument.contains(&0)));
+        let cut = arguments(bytes, false);
+        assert!(whole.starts_with(&cut) && whole.len() - cut.len() <= 1, "{whole:?} cut to {cut:?}");
+        for program in [b"python3".as_slice(), b"bash", b"perl", b"node", b"java", b"awk", b"busybox", b"deno", b"php"]
+        {
+            let known = interpreter(program, &whole, true).map(|i| i.code);
+            if let Some(Named::Script(code) | Named::Inline(code)) = &known {
+                assert!(whole.iter().any(|argument| argument.ends_with(code)), "{known:?}");
+            }
+            // What is told of a part of it is what is told of all of it.
+            if let Some(Named::Script(_) | Named::Inline(_) | Named::Stdin) =
+                interpreter(program, &cut, false).map(|i| i.code)
+            {
+                assert_eq!(interpreter(program, &cut, false).map(|i| i.code), known);
+            }
         }
-        assert!(arguments.iter().all(|argument| !argument.contains(&0)));
+    });
+}
+
+const MAPS: &[&[u8]] = &[
+    b"55aa00d0b000-55aa00d10000 r-xp 00002000 fe:00 247030                     /usr/bin/cat",
+    b"7ffd-7ffe r-xp 00000000 00:00 0                          [vdso]",
+    b"00400000-00401000 rwxs 00000000 00:01 1024 /memfd:x\\012y (deleted)",
+    b"1-2 ---p 0 0:0 18446744073709551615 /",
+];
+
+#[test]
+fn mappings() {
+    fuzz!(MAPS, |line| {
+        if let Some(mapping) = Mapping::parse(line) {
+            assert!(line.ends_with(mapping.path), "{mapping:?}");
+            assert!(mapping.file.is_none_or(|file| file.ino != 0), "{mapping:?}");
+        }
+    });
+}
+
+const ENVIRONS: &[&[u8]] = &[
+    b"PATH=/bin\0LD_PRELOAD=/x.so\0HOME=/\0",
+    b"LD_AUDIT=/x.so\0",
+    b"NODE_OPTIONS=--require=/x.js --no-warnings\0",
+    b"RUBYOPT=-w -r/x\0PERL5OPT=-Mx\0BASH_ENV=x\0",
+    b"JAVA_TOOL_OPTIONS=-javaagent:/x.jar @y\0",
+];
+
+#[test]
+fn environments() {
+    fuzz!(ENVIRONS, |bytes| {
+        for program in [b"node".as_slice(), b"ruby", b"perl", b"java", b"bash", b"nginx"] {
+            let grammar = Grammar::of(program, &[]).map(|(grammar, _)| grammar);
+            let found = environ::taints(bytes, grammar);
+            assert!(found.is_subset(&[Taint::Preload, Taint::Audit].into()), "{found:?}");
+            let names = |name: &[u8]| bytes.windows(name.len()).any(|window| window == name);
+            assert!(!found.contains(&Taint::Audit) || names(b"LD_AUDIT="));
+        }
     });
 }
 

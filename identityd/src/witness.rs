@@ -8,26 +8,28 @@ use std::time::Duration;
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::container::Container;
-use bonafide_proto::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Script, Unit};
+use bonafide_proto::fingerprint::{
+    Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Libraries, Script, Unit,
+};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
-use bonafide_proto::taint::Taints;
 
 use rustix::process::Resource;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::RuntimeConfig;
 use crate::container::Containers;
-use crate::execs::{self, AtExec, Execs};
+use crate::execs::Execs;
 use crate::hash::{Digests, HashError};
+use crate::library;
 use crate::parse::cgroup::{NamedUnit, Placement};
 use crate::patience::Patience;
-use crate::refuse::{refuse, unread};
-use crate::script;
+use crate::refuse::refuse;
+use crate::script::Code;
+use crate::seen::{Eyes, Files, Seen};
 use crate::sys::executable::FileId;
 use crate::sys::hierarchy::Hierarchies;
 use crate::sys::namespace::Home;
-use crate::sys::process::{Look, Process};
-use crate::sys::regular;
+use crate::sys::process::Process;
 use crate::unit;
 use crate::version::FileVersion;
 
@@ -37,8 +39,7 @@ pub(crate) struct Witness {
     digests: Digests,
     patience: Arc<Patience>,
     host: Host,
-    home: Home,
-    execs: Arc<dyn Execs>,
+    eyes: Eyes,
     hierarchies: Hierarchies,
     containers: Containers,
     /// Executions that may be examined at once.
@@ -70,20 +71,11 @@ impl Witnessed {
     }
 }
 
-/// A process after the first look.
-struct Seen {
-    process: Process,
-    look: Look,
-    last: Option<AtExec>,
-    exe_path: String,
-    exe: FileVersion,
-    script: Evidence<(String, FileVersion)>,
-    /// The files of those versions.
-    open: HashMap<FileVersion, Arc<File>>,
+/// Evidence that others have to be asked for, or much has to be read for.
+struct Learned {
+    libraries: Evidence<Libraries>,
+    container: Evidence<Container>,
 }
-
-/// The files to be hashed, each once, and a user who runs it.
-type Files = HashMap<FileVersion, (Arc<File>, u32)>;
 
 impl Witness {
     /// A witness on this host, in this daemon's own namespaces, that keeps digests in the directory `state`, and asks
@@ -110,8 +102,7 @@ impl Witness {
             },
             patience,
             host,
-            home: Home::own()?,
-            execs,
+            eyes: Eyes { home: Home::own()?, execs, early: Arc::default() },
             containers: Containers::new(runtimes, hierarchies.clone()),
             hierarchies,
             room: Semaphore::new(room_max),
@@ -137,10 +128,10 @@ impl Witness {
         let _room = self.enter(executions.len()).await?;
         let (seen, files) = self.first_looks(executions).await?;
         let digests = self.hash(files).await?;
-        let containers = self.containers(&seen).await;
+        let learned = self.learn(&seen).await?;
         let seen = self.second_looks(seen).await?;
-        let each = seen.iter().zip(containers);
-        each.map(|(seen, container)| self.fingerprint(seen, container, &digests)).collect()
+        let each = seen.iter().zip(learned);
+        each.map(|(seen, learned)| self.fingerprint(seen, &digests, learned)).collect()
     }
 
     async fn first_looks(&self, executions: &[Execution]) -> Result<(Vec<Seen>, Files), AttestRefusal> {
@@ -148,10 +139,9 @@ impl Witness {
         let users = blocking(move || users(&asked)).await?;
         let (mut all, mut files) = (Vec::with_capacity(executions.len()), Files::new());
         for (execution, user) in executions.iter().copied().zip(users) {
-            let (home, execs) = (self.home, Arc::clone(&self.execs));
-            let first = move || first_look(&[execution], home, &*execs);
-            let (seen, its_files) = self.look(user, execution, first).await?;
-            all.extend(seen);
+            let eyes = self.eyes.clone();
+            let (seen, its_files) = self.look(user, execution, move || eyes.first(execution)).await?;
+            all.push(seen);
             files.extend(its_files);
         }
         Ok((all, files))
@@ -160,21 +150,23 @@ impl Witness {
     async fn second_looks(&self, seen: Vec<Seen>) -> Result<Vec<Seen>, AttestRefusal> {
         let mut all = Vec::with_capacity(seen.len());
         for one in seen {
-            let (home, execs) = (self.home, Arc::clone(&self.execs));
-            let (user, execution) = (one.look.owner.uid, one.process.execution());
-            all.extend(self.look(user, execution, move || second_look(vec![one], home, &*execs)).await?);
+            let (eyes, user, execution) = (self.eyes.clone(), one.look.owner.uid, one.process.execution());
+            all.push(self.look(user, execution, move || eyes.second(one)).await?);
         }
         Ok(all)
     }
 
-    /// The container of each. The second look tells whether they still are the same processes, in the same cgroups.
-    async fn containers(&self, seen: &[Seen]) -> Vec<Evidence<Container>> {
-        let mut containers = Vec::with_capacity(seen.len());
+    /// What takes more than a look at each of them. The second look tells whether they still are the same processes, in
+    /// the same cgroups, with the same code. Programs of one house share most of their libraries.
+    async fn learn(&self, seen: &[Seen]) -> Result<Vec<Learned>, AttestRefusal> {
+        let (mut known, mut learned) = (HashMap::new(), Vec::with_capacity(seen.len()));
         for one in seen {
             let execution = one.process.execution();
-            containers.push(self.containers.of(execution.pid, execution.start_ticks, &one.look.cgroup).await);
+            let libraries = library::libraries(one, self, &mut known).await?;
+            let container = self.containers.of(execution.pid, execution.start_ticks, &one.look.cgroup).await;
+            learned.push(Learned { libraries, container });
         }
-        containers
+        Ok(learned)
     }
 
     fn unit(&self, named: &Evidence<NamedUnit>) -> Evidence<Unit> {
@@ -186,7 +178,7 @@ impl Witness {
     }
 
     /// Looks at a process, and is not kept waiting by it: its files can be served by a program, its memory too.
-    async fn look<T: Send + 'static>(
+    pub(crate) async fn look<T: Send + 'static>(
         &self,
         user: u32,
         execution: Execution,
@@ -209,6 +201,14 @@ impl Witness {
         entered.or_else(|e| refuse(AttestReason::Unavailable, format!("no process is examined any more: {e}")))
     }
 
+    /// The digest of an open file, read on this user's account if it must be read.
+    ///
+    /// # Errors
+    /// See [`HashError`].
+    pub(crate) async fn digest(&self, file: &Arc<File>, user: u32) -> Result<Digest, HashError> {
+        self.digests.digest(file, user).await
+    }
+
     async fn hash(&self, files: Files) -> Result<HashMap<FileVersion, Digest>, AttestRefusal> {
         let mut digests = HashMap::with_capacity(files.len());
         for (version, (file, user)) in files {
@@ -220,15 +220,17 @@ impl Witness {
     fn fingerprint(
         &self,
         seen: &Seen,
-        container: Evidence<Container>,
         digests: &HashMap<FileVersion, Digest>,
+        learned: Learned,
     ) -> Result<Witnessed, AttestRefusal> {
         let hashed = |path: &String, version: &FileVersion| match digests.get(version) {
             Some(digest) => Ok(HashedFile { path: path.clone(), digest: *digest }),
             None => refuse(AttestReason::Unreadable, format!("{path} was not hashed")),
         };
         let script = match &seen.script {
-            Evidence::Known((path, version)) => Evidence::Known(Script::File(hashed(path, version)?)),
+            Evidence::Known(Code::File(path, version)) => Evidence::Known(Script::File(hashed(path, version)?)),
+            Evidence::Known(Code::Inline(digest)) => Evidence::Known(Script::Inline(*digest)),
+            Evidence::Known(Code::Stdin) => Evidence::Known(Script::Stdin),
             Evidence::Absent(why) => Evidence::Absent(why.clone()),
             Evidence::Unavailable(why) => Evidence::Unavailable(why.clone()),
         };
@@ -240,14 +242,13 @@ impl Witness {
             gid: seen.look.owner.gid,
             cgroup: placement.cgroup,
             unit: self.unit(&placement.unit),
-            libraries: Evidence::Absent("not looked at yet".to_owned()),
-            container,
-            taints: Taints::new(),
+            libraries: learned.libraries,
+            container: learned.container,
+            taints: seen.taints.clone(),
             host: self.host.clone(),
         };
-        let image = seen.last.as_ref().map_or(0, |last| last.image);
-        let execution = Execution { image, ..seen.process.execution() };
         let files = seen.open.clone();
+        let execution = Execution { image: seen.beginning.image(), ..seen.process.execution() };
         Ok(Witnessed { execution, exe: seen.look.exe.id, fingerprint, files })
     }
 }
@@ -255,14 +256,15 @@ impl Witness {
 /// How long one look at a process may take. Only a hostile process takes longer, or a machine that stands still.
 const LOOK_MAX: Duration = Duration::from_secs(3);
 
-/// For how many executions there are descriptors: directory, pidfd and files of each; and some for all else.
+/// For how many executions there are descriptors: directory, pidfd, files and some libraries of each; and some for all
+/// else.
 fn room() -> usize {
     let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(limit / DESCRIPTORS_EACH).unwrap_or(usize::MAX).clamp(1, ROOM_MAX)
 }
 
 /// Descriptors that one execution may take while it is examined.
-const DESCRIPTORS_EACH: u64 = 6;
+const DESCRIPTORS_EACH: u64 = 6 + library::OPEN_MAX as u64;
 /// Executions that are examined at once, whatever the limit of open files.
 const ROOM_MAX: usize = 65_536;
 
@@ -277,6 +279,7 @@ fn unhashed(e: HashError) -> AttestRefusal {
     AttestRefusal::new(reason, format!("a file cannot be hashed: {e}"))
 }
 
+/// Work that may wait for a disk, on a thread of its own.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, AttestRefusal> + Send + 'static,
 ) -> Result<T, AttestRefusal> {
@@ -289,63 +292,4 @@ async fn blocking<T: Send + 'static>(
 /// On whose account each of them is looked at. Nothing that is read here depends on the process.
 fn users(executions: &[Execution]) -> Result<Vec<u32>, AttestRefusal> {
     executions.iter().map(|execution| Ok(Process::pin_execution(*execution)?.owner()?.uid)).collect()
-}
-
-fn first_look(executions: &[Execution], home: Home, execs: &dyn Execs) -> Result<(Vec<Seen>, Files), AttestRefusal> {
-    let mut files = Files::new();
-    let seen = executions.iter().map(|execution| see(*execution, home, execs, &mut files)).collect::<Result<_, _>>()?;
-    Ok((seen, files))
-}
-
-fn see(execution: Execution, home: Home, execs: &dyn Execs, files: &mut Files) -> Result<Seen, AttestRefusal> {
-    let process = Process::pin_execution(execution)?;
-    let last = execs::executed(execs, execution, &process)?;
-    let look = process.look(home)?;
-    execs::unreplaced(execs, process.execution(), last.as_ref(), look.exe.id)?;
-    let exe_path = script::printable(&look.exe_path, "the executable's path")?;
-    let exe = process.open_exe()?;
-    regular::stored(&exe).or_else(|e| refuse(AttestReason::Unhashable, format!("the executable {exe_path}: {e}")))?;
-    let exe = keep(exe, execution.pid, look.owner.uid, files)?;
-    if exe.id != look.exe.id {
-        let detail = format!("process {} changed its program while it was looked at", execution.pid);
-        return refuse(AttestReason::GenerationGone, detail);
-    }
-    let script = match script::open(&process, &exe_path)? {
-        Evidence::Known(open) => Evidence::Known((open.path, keep(open.file, execution.pid, look.owner.uid, files)?)),
-        Evidence::Absent(why) => Evidence::Absent(why),
-        Evidence::Unavailable(why) => Evidence::Unavailable(why),
-    };
-    let versions = std::iter::once(exe).chain(script.known().map(|(_, version)| *version));
-    let open = versions.filter_map(|version| Some((version, Arc::clone(&files.get(&version)?.0)))).collect();
-    Ok(Seen { process, look, last, exe_path, exe, script, open })
-}
-
-fn keep(file: File, pid: u32, user: u32, files: &mut Files) -> Result<FileVersion, AttestRefusal> {
-    let version = FileVersion::of(&file).map_err(|e| unread(pid, "a file", &e))?;
-    files.entry(version).or_insert_with(|| (Arc::new(file), user));
-    Ok(version)
-}
-
-/// Everything must be as it was, and alive.
-fn second_look(seen: Vec<Seen>, home: Home, execs: &dyn Execs) -> Result<Vec<Seen>, AttestRefusal> {
-    for one in &seen {
-        let pid = one.process.execution().pid;
-        let image = |last: &Option<AtExec>| last.as_ref().map(|last| last.image);
-        let last = execs::executed(execs, one.process.execution(), &one.process)?;
-        if image(&last) != image(&one.last) || one.process.look(home)? != one.look {
-            return refuse(AttestReason::GenerationGone, format!("process {pid} changed while it was looked at"));
-        }
-        let script = match script::open(&one.process, &one.exe_path)? {
-            Evidence::Known(open) => {
-                let version = FileVersion::of(&open.file).map_err(|e| unread(pid, "the script", &e))?;
-                Evidence::Known((open.path, version))
-            }
-            Evidence::Absent(why) => Evidence::Absent(why),
-            Evidence::Unavailable(why) => Evidence::Unavailable(why),
-        };
-        if script != one.script {
-            return refuse(AttestReason::GenerationGone, format!("the script of process {pid} changed meanwhile"));
-        }
-    }
-    Ok(seen)
 }

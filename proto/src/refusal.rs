@@ -57,8 +57,6 @@ reasons! {
         AmbiguousListener = "ambiguous-listener",
         /// The process lives outside the initial user namespace, where `/proc/PID/exe` can be forged.
         ExeUnwitnessed = "exe-unwitnessed",
-        /// The executable was deleted, replaced, or lives in memory only.
-        ExeDeleted = "exe-deleted",
         /// The file it runs now is not the one it executed: `PR_SET_MM_EXE_FILE` or `PR_SET_MM_MAP` (prctl(2)).
         ExeReplaced = "exe-replaced",
         /// The kernel's record belongs to another connection of the same addresses.

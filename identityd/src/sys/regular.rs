@@ -25,14 +25,18 @@ pub(crate) enum OpenError {
 
 /// Opens `path` as a process whose root directory is `root` would, following links inside that root only.
 pub(crate) fn open_beneath(root: impl AsFd, path: &[u8]) -> Result<File, OpenError> {
+    reopen(&find_beneath(root, path)?)
+}
+
+/// The same, only to look at what it is.
+pub(crate) fn find_beneath(root: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let found = rustix::fs::openat2(root, path, flags, Mode::empty(), resolve).map_err(io::Error::from)?;
-    reopen(&found)
+    Ok(rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)?)
 }
 
 /// Opens for reading what was found, after a look at what it is: opening a device or a pipe can have effects.
-fn reopen(found: &OwnedFd) -> Result<File, OpenError> {
+pub(crate) fn reopen(found: &OwnedFd) -> Result<File, OpenError> {
     let stat = rustix::fs::fstat(found).map_err(io::Error::from)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(OpenError::NotRegular);

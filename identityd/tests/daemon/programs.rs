@@ -5,8 +5,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use bonafide_proto::convert::Attestation;
-use bonafide_proto::fingerprint::Evidence;
+use bonafide_proto::fingerprint::{Digest, Evidence, Script};
 use bonafide_proto::refusal::AttestReason;
+use bonafide_proto::taint::Taint;
 
 use crate::node::{CONNECTS, NOBODY, Node, Program, connector, digest_of, needed, python, sleep};
 
@@ -21,7 +22,11 @@ async fn attested(node: &Node, command: &mut Command) -> Attestation {
     attested
 }
 
-fn why(script: &Evidence<bonafide_proto::fingerprint::Script>) -> &str {
+fn inline(code: &str) -> Evidence<Script> {
+    Evidence::Known(Script::Inline(Digest::of(code.as_bytes())))
+}
+
+fn why(script: &Evidence<Script>) -> &str {
     match script {
         Evidence::Absent(why) => why,
         other => panic!("it is {other:?}"),
@@ -29,7 +34,7 @@ fn why(script: &Evidence<bonafide_proto::fingerprint::Script>) -> &str {
 }
 
 #[tokio::test]
-async fn a_python_script_is_evidence_and_inline_code_is_not() {
+async fn a_python_script_is_evidence_and_so_is_inline_code() {
     let node = Node::start(NOBODY).await;
     let script = node.path("app.py");
     std::fs::write(&script, CONNECTS).unwrap();
@@ -39,10 +44,13 @@ async fn a_python_script_is_evidence_and_inline_code_is_not() {
     assert_eq!((Path::new(&hashed.path), hashed.digest), (script.as_path(), digest_of(&script)));
     assert_eq!(Path::new(&file.exe.path), python());
 
-    let inline = attested(&node, Command::new(python()).args(["-c", CONNECTS])).await.fingerprint;
-    assert!(why(&inline.script).contains("inline"));
+    assert_eq!(file.taints, [].into());
+
+    let code = attested(&node, Command::new(python()).args(["-c", CONNECTS])).await.fingerprint;
+    assert_eq!((code.script, code.taints), (inline(CONNECTS), [Taint::NoScript].into()));
     let module = attested(&node, Command::new(python()).args(["-m", "app"]).env("PYTHONPATH", node.dir.path())).await;
     assert!(why(&module.fingerprint.script).contains("module app"));
+    assert_eq!(module.fingerprint.taints, [Taint::NoScript].into());
 }
 
 #[tokio::test]
@@ -69,8 +77,9 @@ async fn perl_and_bash_scripts_are_evidence_too() {
     std::fs::write(&script, code).unwrap();
     let found = attested(&node, Command::new(&perl).arg("-w").arg(&script)).await.fingerprint;
     assert_eq!(Path::new(&found.script_file().unwrap().path), script);
-    let inline = attested(&node, Command::new(&perl).args(["-e", code])).await.fingerprint;
-    assert!(why(&inline.script).contains("inline"));
+    // The address is an argument of the code.
+    let told = attested(&node, Command::new(&perl).args(["-e", code])).await.fingerprint;
+    assert_eq!(told.script, inline(code));
 
     let bash = needed(&["/usr/bin/bash", "/bin/bash"]);
     let script = node.path("app.sh");
@@ -80,6 +89,22 @@ async fn perl_and_bash_scripts_are_evidence_too() {
     assert_eq!(program.line(), "ready");
     let found = node.process(program.pid()).await.unwrap().fingerprint;
     assert_eq!(Path::new(&found.script_file().unwrap().path), script);
+}
+
+#[tokio::test]
+async fn what_comes_through_standard_input_is_nobodys_script() {
+    use std::io::Write as _;
+    let node = Node::start(NOBODY).await;
+    let code = "import time\nprint('ready', flush=True)\ntime.sleep(1000)\n";
+    for arguments in [[].as_slice(), &["-"], &["-i", "-u"]] {
+        let (read, mut write) = std::io::pipe().unwrap();
+        write.write_all(code.as_bytes()).unwrap();
+        let mut program = Program::start(Command::new(python()).args(arguments).stdin(read).stderr(Stdio::null()));
+        drop(write);
+        assert_eq!(program.line(), "ready");
+        let found = node.process(program.pid()).await.unwrap().fingerprint;
+        assert_eq!((found.script, found.taints), (Evidence::Known(Script::Stdin), [Taint::NoScript].into()));
+    }
 }
 
 #[tokio::test]
@@ -100,36 +125,6 @@ async fn a_script_that_is_gone_or_hostile_is_no_evidence() {
     let refusal = node.process(program.pid()).await.unwrap_err();
     assert_eq!(refusal.reason, AttestReason::Unreadable);
     assert!(refusal.detail.contains("\\n\\x1b[2J") && !refusal.detail.contains('\u{1b}'), "{refusal}");
-}
-
-#[tokio::test]
-async fn an_executable_that_was_deleted_is_refused() {
-    let node = Node::start(NOBODY).await;
-    let copy = node.path("napper");
-    std::fs::copy(sleep(), &copy).unwrap();
-    let program = Program::start(Command::new(&copy).arg("1000"));
-    program.runs(&copy).await;
-    assert_eq!(node.process(program.pid()).await.unwrap().fingerprint.exe.digest, digest_of(sleep()));
-    std::fs::remove_file(&copy).unwrap();
-    assert_eq!(node.process(program.pid()).await.unwrap_err().reason, AttestReason::ExeDeleted);
-}
-
-/// Python that runs a copy of `sleep` from memory.
-const FROM_MEMORY: &str = r"
-import os, sys
-fd = os.memfd_create('napper', 0)
-os.write(fd, open(sys.argv[1], 'rb').read())
-print('ready', flush=True)
-os.execve(fd, ['napper', '1000'], {})
-";
-
-#[tokio::test]
-async fn an_executable_in_memory_is_refused() {
-    let node = Node::start(NOBODY).await;
-    let mut program = Program::start(Command::new(python()).args(["-c", FROM_MEMORY]).arg(sleep()));
-    program.line();
-    program.runs(Path::new("/memfd:napper (deleted)")).await;
-    assert_eq!(node.process(program.pid()).await.unwrap_err().reason, AttestReason::ExeDeleted);
 }
 
 #[tokio::test]
