@@ -41,6 +41,11 @@ impl Node {
         Self::start_in(dir).await
     }
 
+    /// A daemon that has its answers from there, or does not start: `kernel` or `proc`.
+    pub(crate) async fn start_on(source: &str) -> Self {
+        Self::start_with(NOBODY, &format!("source = \"{source}\"")).await
+    }
+
     /// With more in its configuration than it needs.
     pub(crate) async fn start_with(policy: &str, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
