@@ -122,6 +122,12 @@ struct Reading {
 }
 
 impl Digests {
+    /// How many files were hashed so far.
+    #[cfg(test)]
+    pub(crate) fn hashed(&self) -> u64 {
+        self.reader.hashed.load(Ordering::Relaxed)
+    }
+
     /// None known; at most `at_once` files whose digests last are hashed at once.
     ///
     /// # Errors
@@ -339,7 +345,7 @@ mod tests {
     }
 
     fn hashed(digests: &Digests) -> u64 {
-        digests.reader.hashed.load(Ordering::Relaxed)
+        digests.hashed()
     }
 
     /// A file that only root can write, of the system's own.

@@ -110,6 +110,12 @@ impl Witness {
         })
     }
 
+    /// How many files were hashed so far.
+    #[cfg(test)]
+    pub(crate) fn hashed(&self) -> u64 {
+        self.digests.hashed()
+    }
+
     /// The host.
     pub(crate) fn host(&self) -> &Host {
         &self.host

@@ -18,6 +18,8 @@ mod newcomers;
 pub(crate) mod proc_sentry;
 mod quarantine;
 mod table;
+#[cfg(test)]
+mod tests;
 mod turns;
 mod warm;
 

@@ -305,3 +305,35 @@ async fn a_child_is_known_by_its_socket_though_its_parent_has_ended() {
     let child = rustix::process::Pid::from_raw(i32::try_from(child).unwrap()).unwrap();
     rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
 }
+
+/// Python whose first thread ends while another one goes on, and keeps the connection.
+const BEHEADED: &str = r"
+import ctypes, threading, time, sys, socket
+libc = ctypes.CDLL(None)
+host, port = sys.argv[-1].rsplit(':', 1)
+s = socket.create_connection((host, int(port)))
+print('%s:%d' % s.getsockname(), flush=True)
+threading.Thread(target=time.sleep, args=(1000,)).start()
+sys.stdin.readline()
+# SYS_exit: of this thread alone.
+libc.syscall({'x86_64': 60}.get(__import__('platform').machine(), 93), 0)
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_shows_nothing_of_itself_any_more_lapses() {
+    let node = Node::start_with(NOBODY, &by("proc")).await;
+    let mut attested = Attested::start_on(node, &python(), None).await;
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let remote = server.local_addr().unwrap();
+    let mut beheaded =
+        Program::start(Command::new(python()).args(["-c", BEHEADED, &remote.to_string()]).stdin(Stdio::piped()));
+    let local = beheaded.address();
+    let execution = attested.node.flow(connector(local, remote)).await.unwrap().executions[0];
+    beheaded.tell("");
+    let lapse = attested.next().await;
+    assert_eq!(lapse.of, Some(Of::Execution(execution.into())), "{lapse:?}");
+    assert!(lapse.detail.contains("first thread"), "{lapse:?}");
+    // Nobody takes it for a process that ended.
+    let refusal = attested.node.flow(connector(local, remote)).await.unwrap_err();
+    assert_eq!(refusal.reason, AttestReason::Unreadable, "{refusal}");
+}
