@@ -12,10 +12,11 @@ ctr() { command ctr --address "$dir/containerd.sock" "$@"; }
 docker() { command docker --host "unix://$dir/docker.sock" "$@"; }
 podman() { CONTAINERS_CONF=$dir/podman.toml CONTAINERS_STORAGE_CONF=$dir/storage.toml command podman "$@"; }
 
-# Processes below our cgroups, then everything that was started with our directory in its arguments.
+# Processes below our cgroups, and everything that was started with our directory in its arguments: but not this very
+# grep, whose argument is not what it matches.
 ours() {
-  { grep -ls ":/$tag/" /proc/[0-9]*/cgroup | cut -d/ -f3; grep -ls -- "$dir/" /proc/[0-9]*/cmdline | cut -d/ -f3; } |
-    sort -u | grep -vx -e "$$" -e "$BASHPID" -e "$PPID" || true
+  local arguments="${dir%?}[${dir: -1}]/"
+  { grep -ls ":/$tag/" /proc/[0-9]*/cgroup; grep -ls -- "$arguments" /proc/[0-9]*/cmdline; } | cut -d/ -f3 | sort -u | grep -vx -e "$$" -e "$BASHPID" -e "$PPID" || true
 }
 
 clean() {
