@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::flow::{Abort as _, Node, refuse};
 use crate::identity::Identity;
 use crate::live::Live;
+use crate::observe::{Observer, observes};
 use crate::record::{Account, Records, Why};
 use crate::serve::Operator;
 use crate::sys::locality::Locality;
@@ -101,15 +102,17 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         exempt,
         control: config.control,
     };
+    let observer = Observer::start(Arc::clone(&node), plan.control.clone());
     let mut capture = Capture::install(plan).await?;
+    tell(&observer, &capture);
     node.live.judge_again(&policy);
-    tracing::info!(mode = policy.mode().as_str(), backend = config.backend.as_str(), "capturing");
+    tracing::info!(mode = policy.mode().as_str(), backend = config.backend.as_str(), "at work");
 
     let mut refresh = tokio::time::interval(REFRESH);
     loop {
         tokio::select! {
-            policy = next_policy(&mut policies) => adopt(&policy, &mut capture, &node).await,
-            _ = refresh.tick() => put_right(&mut capture, &node).await,
+            policy = next_policy(&mut policies) => adopt(&policy, &mut capture, &node, &observer).await,
+            _ = refresh.tick() => put_right(&mut capture, &node, &observer).await,
             () = stop.asked() => break,
         }
     }
@@ -117,27 +120,37 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 }
 
 /// A new policy: every live flow is asked again at once, then the rules follow the mode.
-async fn adopt(policy: &Policy, capture: &mut Capture, node: &Node) {
+async fn adopt(policy: &Policy, capture: &mut Capture, node: &Node, observer: &Observer) {
     let ended = node.live.judge_again(policy);
     tracing::info!(mode = policy.mode().as_str(), digest = %policy.digest(), ended, "policy in force");
-    follow_mode(policy, capture).await;
+    follow_mode(policy, capture, observer).await;
 }
 
 /// A switch that fails leaves the rules that are in force; it is tried again every [`REFRESH`].
-async fn follow_mode(policy: &Policy, capture: &mut Capture) {
+async fn follow_mode(policy: &Policy, capture: &mut Capture, observer: &Observer) {
     if policy.mode() == capture.mode() {
         return;
+    }
+    // What is captured no more shall be seen from its first packet.
+    if observes(policy.mode()) {
+        observer.observe();
     }
     match capture.switch(policy.mode()).await {
         Ok(()) => tracing::info!(mode = policy.mode().as_str(), "the capture rules follow the mode"),
         Err(e) => tracing::error!(error = %e, "the capture rules cannot follow the mode yet; those in force stay"),
     }
+    tell(observer, capture);
+}
+
+/// Who records connections: whoever captures them, else the observer.
+fn tell(observer: &Observer, capture: &Capture) {
+    if observes(capture.mode()) { observer.observe() } else { observer.leave_to_capture() }
 }
 
 /// Somebody else's change to what the rules refer to: a restarted daemon's new cgroup, a killed guard.
-async fn put_right(capture: &mut Capture, node: &Node) {
+async fn put_right(capture: &mut Capture, node: &Node, observer: &Observer) {
     if let Ok(policy) = node.policy() {
-        follow_mode(&policy, capture).await;
+        follow_mode(&policy, capture, observer).await;
     }
     match capture.refresh().await {
         Ok(false) => {}

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bonafide_policy::{Denied, Mode, Policy, Verdict};
+use bonafide_proto::convert::Attestation;
 use bonafide_proto::flow::{FlowKey, NetNs};
 use bonafide_proto::name::{SpiffeId, WorkloadName};
 use bonafide_proto::record::{Outcome, Party, Reason};
@@ -110,10 +111,15 @@ impl Node {
 /// Names the program behind an attestation, or says why it has no name.
 pub(crate) fn program(attested: Result<Attested, AttestRefusal>) -> Result<Program, Why> {
     let attested = attested.map_err(|e| why_unattributed(&e))?;
-    let attestation = &attested.attestation;
+    let workload = named(&attested.attestation)?.clone();
+    Ok(Program::new(workload, attested))
+}
+
+/// The name that an attestation earned, or why it earned none.
+pub(crate) fn named(attestation: &Attestation) -> Result<&WorkloadName, Why> {
     let path = &attestation.fingerprint.exe.path;
     match (&attestation.workload, attestation.near_misses.first()) {
-        (Some(workload), _) => Ok(Program::new(workload.clone(), attested)),
+        (Some(workload), _) => Ok(workload),
         (None, Some(near)) => {
             let detail = format!("{path} fits no workload; nearest is {:?}", near.of);
             Err(Why { nearest: Some(near.clone()), ..Why::new(Reason::NoWorkload, detail) })
@@ -185,6 +191,14 @@ pub(crate) fn judge(mode: Mode, verdict: Result<Verdict, Why>) -> Result<Grant, 
         Mode::Enforce => Err(refusal),
         Mode::Observe | Mode::Shadow => Ok(Grant { outcome: Outcome::WouldRefuse, rule: None, why: Some(refusal) }),
     }
+}
+
+/// A destination that the policy does not know, in the words of the record.
+pub(crate) fn unknown_address(addr: SocketAddr) -> Why {
+    Why::new(
+        Reason::UnknownAddress,
+        format!("{addr} is neither in the policy's mesh nor in an [[outside]]; add one of them, and a rule"),
+    )
 }
 
 /// A denial in the words of the record.

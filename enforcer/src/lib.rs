@@ -10,6 +10,7 @@ pub mod flow;
 pub mod identity;
 mod inbound;
 pub mod live;
+mod observe;
 mod outbound;
 pub mod record;
 pub mod relay;

@@ -15,8 +15,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::flow::{
-    CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, finish, judge, program, refuse, scope, why_denied,
-    why_late, why_no_svid, why_tunnel,
+    CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, finish, judge, program, refuse, scope, unknown_address,
+    why_denied, why_late, why_no_svid, why_tunnel,
 };
 use crate::live::{Judged, Peer, Program, Question, Seat};
 use crate::record::{Account, Why, describe_peer};
@@ -376,11 +376,4 @@ fn verdict_on(policy: &Policy, accepted: &Question, dialled: u16) -> Verdict {
         }
     }
     accepted.ask(policy)
-}
-
-fn unknown_address(addr: SocketAddr) -> Why {
-    Why::new(
-        Reason::UnknownAddress,
-        format!("{addr} is neither in the policy's mesh nor in an [[outside]]; add one of them, and a rule"),
-    )
 }

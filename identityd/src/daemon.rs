@@ -192,7 +192,8 @@ async fn serve<S: SocketSource>(
     let (watch, _watching) = Watch::start(parts)?;
     let attestor = Arc::new(Attestor::new(source, witness, policy.clone(), watch));
     let attests: Arc<dyn Attests> = Arc::<Attestor<S>>::clone(&attestor);
-    let flows = ground.map(|ground| Observatory::open(ground, attests, clock));
+    let node = attestor.witness().host().node.clone();
+    let flows = ground.map(|ground| Observatory::open(ground, attests, node, clock));
     let service = Service::new(attestor, policy, authority, lapses, flows);
 
     let socket = |error| RunError::Socket { path: config.socket.clone(), error };

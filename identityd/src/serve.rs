@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 use crate::attest::{Attestor, Who};
 use crate::bundle::Authority;
 use crate::lapse::Lapses;
-use crate::observe::Observatory;
+use crate::observe::{Observatory, Wish};
 use crate::policy_file::{InForce, Loaded, State};
 use crate::refuse::refuse;
 use crate::source::{HOLDERS_MAX, SocketSource};
@@ -206,7 +206,8 @@ impl<S: SocketSource> Attestation for Service<S> {
     ) -> Result<Response<Self::WatchFlowsStream>, Status> {
         let flows =
             self.flows.as_ref().map_err(|why| Status::failed_precondition(format!("no flow is seen: {why}")))?;
-        let told = flows.listen(request.into_inner().connections).await;
+        let wire::WatchFlowsRequest { connections, quiet } = request.into_inner();
+        let told = flows.listen(Wish { connections, quiet }).await;
         let told = told.map_err(|why| Status::failed_precondition(format!("no flow is seen: {why}")))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(told).map(Ok))))
     }

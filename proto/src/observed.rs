@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::convert::{Attestation, Malformed};
 use crate::flow::canonical;
 use crate::name::NodeName;
@@ -15,9 +17,11 @@ const ID_MAX: usize = 64;
 pub type Attested = Result<Attestation, AttestRefusal>;
 
 /// The protocol of a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Protocol {
     /// Connections.
+    #[default]
     Tcp,
     /// Datagrams between a socket and a remote.
     Udp,
@@ -41,8 +45,8 @@ pub enum Ending {
 /// The other end, as its own node knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct There {
-    /// That node, as the authority knows it.
-    pub node: NodeName,
+    /// That node, as the authority knows it; this one, for a flow inside one host. `None`: it has no name yet.
+    pub node: Option<NodeName>,
     /// The program there.
     pub attested: Attested,
 }
@@ -76,6 +80,14 @@ pub struct ObservedFlow {
     pub there: Option<There>,
 }
 
+impl ObservedFlow {
+    /// The node that says so, by its own word.
+    #[must_use]
+    pub fn here_node(&self) -> Option<&NodeName> {
+        self.here.as_ref().ok()?.fingerprint.host.node.as_ref()
+    }
+}
+
 impl From<&ObservedFlow> for wire::ObservedFlow {
     fn from(flow: &ObservedFlow) -> Self {
         use wire::observed_flow::{Ending as Ended, Transport};
@@ -102,7 +114,12 @@ impl From<&ObservedFlow> for wire::ObservedFlow {
             ending: ending.into(),
             here: Some((&flow.here).into()),
             there: flow.there.as_ref().map(|there| (&there.attested).into()),
-            there_node: flow.there.as_ref().map(|there| there.node.to_string()).unwrap_or_default(),
+            there_node: flow
+                .there
+                .as_ref()
+                .and_then(|there| there.node.as_ref())
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             reset_here: flow.ending == Ending::ResetHere,
             missed: 0,
         }
@@ -122,10 +139,7 @@ impl TryFrom<wire::ObservedFlow> for ObservedFlow {
         };
         let there = match w.there {
             None => None,
-            Some(there) => {
-                let node = w.there_node.parse().map_err(|e| Malformed(format!("node name {e}")))?;
-                Some(There { node, attested: there.try_into()? })
-            }
+            Some(there) => Some(There { node: node(&w.there_node)?, attested: there.try_into()? }),
         };
         Ok(Self {
             id: w.id,
@@ -142,6 +156,13 @@ impl TryFrom<wire::ObservedFlow> for ObservedFlow {
             there,
         })
     }
+}
+
+fn node(name: &str) -> Result<Option<NodeName>, Malformed> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    name.parse().map(Some).map_err(|e| Malformed(format!("node name {e}")))
 }
 
 fn protocol(w: &wire::ObservedFlow) -> Result<Protocol, Malformed> {
@@ -192,7 +213,7 @@ mod tests {
                 received: 4,
                 ending,
                 here: refused(),
-                there: Some(There { node: "b".parse().unwrap(), attested: refused() }),
+                there: Some(There { node: Some("b".parse().unwrap()), attested: refused() }),
             };
             assert_eq!(ObservedFlow::try_from(wire::ObservedFlow::from(&flow)).unwrap(), flow);
         }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fingerprint::Digest;
 use crate::name::{NodeName, SpiffeId, WorkloadName};
+use crate::observed::Protocol;
 use crate::refusal::reasons;
 use crate::taint::Taints;
 
@@ -33,9 +34,9 @@ pub enum Outcome {
     Allowed,
     /// Not let through.
     Refused,
-    /// Let through because the mode is not enforce, which would have refused it.
+    /// Let through because nothing refuses it in this mode, or of this protocol; the rules would have.
     WouldRefuse,
-    /// Let through because the mode is not enforce; the other end's program is not known in the clear.
+    /// Let through likewise; the other end's program is not known in the clear.
     Undecided,
 }
 
@@ -49,7 +50,7 @@ pub enum Transport {
     Clear,
     /// Both programs are on this host; nothing left it.
     SameHost,
-    /// Nobody stood in between: the kernel told of it (observe mode).
+    /// Nobody stood in between: the kernel told of it (observe mode; UDP in any mode).
     Observed,
     /// It was refused before any byte was sent.
     None,
@@ -210,6 +211,11 @@ pub struct TlsFacts {
     pub peer_serial: String,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_tcp(protocol: &Protocol) -> bool {
+    *protocol == Protocol::Tcp
+}
+
 /// One flow, seen from one end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowRecord {
@@ -219,6 +225,9 @@ pub struct FlowRecord {
     pub id: String,
     /// Which end wrote it.
     pub end: End,
+    /// Its protocol; TCP where it is left out.
+    #[serde(default, skip_serializing_if = "is_tcp")]
+    pub protocol: Protocol,
     /// When the connection was captured, RFC 3339 UTC.
     pub started: String,
     /// When it was over, RFC 3339 UTC.

@@ -12,7 +12,7 @@ use crate::wait::wait_until;
 use crate::world::BareWorld;
 
 /// Scripts that come with the scenarios: name and text.
-const SCRIPTS: [(&str, &str); 7] = [
+const SCRIPTS: [(&str, &str); 9] = [
     ("echo_server.py", include_str!("../programs/echo_server.py")),
     ("say.py", include_str!("../programs/say.py")),
     ("hold.py", include_str!("../programs/hold.py")),
@@ -20,6 +20,8 @@ const SCRIPTS: [(&str, &str); 7] = [
     ("reset.py", include_str!("../programs/reset.py")),
     ("reverse_server.py", include_str!("../programs/reverse_server.py")),
     ("crowd.py", include_str!("../programs/crowd.py")),
+    ("udp_echo.py", include_str!("../programs/udp_echo.py")),
+    ("udp_say.py", include_str!("../programs/udp_say.py")),
 ];
 
 /// The file that runs when this program is started, symbolic links resolved.
@@ -114,6 +116,15 @@ pub fn script_server(world: &BareWorld, netns: &Netns, script: &Path, args: &[&s
 #[must_use]
 pub fn echo_server(world: &BareWorld, netns: &Netns, port: u16) -> Program {
     script_server(world, netns, &script(world, "echo_server.py"), &[&port.to_string()], port)
+}
+
+/// An echo server for datagrams, listening on this port.
+#[must_use]
+pub fn udp_echo_server(world: &BareWorld, netns: &Netns, port: u16) -> Program {
+    let mut command = interpret(netns, &script(world, "udp_echo.py"), &[&port.to_string()]);
+    let mut server = Program::start("udp_echo.py", &mut command, &log(world, &format!("udp-echo-{port}")));
+    server.wait_for_output("ready");
+    server
 }
 
 /// `say.py`: sends a text to an echo server and prints what comes back.

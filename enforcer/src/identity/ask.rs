@@ -94,6 +94,15 @@ impl Daemon {
         self.client.watch_lapses(request).await.map(Response::into_inner)
     }
 
+    pub(super) async fn watch_flows(
+        mut self,
+        connections: bool,
+        quiet: bool,
+    ) -> Result<Streaming<wire::ObservedFlow>, Status> {
+        let request = wire::WatchFlowsRequest { connections, quiet };
+        self.client.watch_flows(request).await.map(Response::into_inner)
+    }
+
     pub(super) async fn watch_bundle(mut self) -> Result<Streaming<wire::Bundle>, Status> {
         let request = wire::WatchBundleRequest {};
         self.client.watch_bundle(request).await.map(Response::into_inner)

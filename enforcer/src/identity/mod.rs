@@ -5,6 +5,7 @@
 //! about a program is remembered only as long as it tells what lapses.
 
 mod ask;
+mod flows;
 mod kernel_map;
 mod lapse;
 mod lapses;
@@ -27,6 +28,7 @@ use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::flow::FlowKey;
 use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::name::NodeName;
+use bonafide_proto::observed::ObservedFlow;
 use bonafide_proto::refusal::AttestRefusal;
 use tokio::sync::watch::{Receiver, channel};
 use tokio::task::JoinSet;
@@ -93,6 +95,7 @@ struct Shared {
     memory: Arc<Memory>,
     quarantine: Receiver<Arc<Quarantine>>,
     leaves: Leaves,
+    seen: flows::Seen,
     policy: PolicyInForce,
     trust: TrustInForce,
     /// Ended with the last clone.
@@ -115,7 +118,8 @@ impl Identity {
         watching.spawn(watch::policy(daemon.clone(), Arc::clone(&memory), policy_in));
         watching.spawn(watch::trust(daemon.clone(), Arc::clone(&clock), trust_in));
         let leaves = Leaves::new(daemon.clone(), trust.clone(), clock);
-        let shared = Shared { daemon, kernel, memory, quarantine, leaves, policy, trust, _watching: watching };
+        let seen = flows::Seen::default();
+        let shared = Shared { daemon, kernel, memory, quarantine, leaves, seen, policy, trust, _watching: watching };
         Self { shared: Arc::new(shared) }
     }
 
@@ -162,6 +166,21 @@ impl Identity {
     /// As [`Identity::attest`]; `process-gone` if all of them ended.
     pub(crate) async fn reattest(&self, executions: &[Execution]) -> Result<Arc<Attestation>, AttestRefusal> {
         self.shared.daemon.reattest(executions).await.map(Arc::new)
+    }
+
+    /// Takes every flow that nobody stands in, when it is over; for ever.
+    pub(crate) async fn watch_flows(self, take: impl Fn(ObservedFlow)) {
+        flows::follow(self.shared.daemon.clone(), &self.shared.seen, take).await;
+    }
+
+    /// Has connections among those flows as long as the wish is true; for ever.
+    pub(crate) async fn wish_for_connections(self, wishes: Receiver<bool>) {
+        flows::wish(self.shared.daemon.clone(), &self.shared.seen, wishes).await;
+    }
+
+    /// Whether flows that are not captured are seen; with connections, if those are not captured either.
+    pub(crate) fn sees_flows(&self, connections: bool) -> bool {
+        self.shared.seen.all(connections)
     }
 
     /// What is known of lapses.

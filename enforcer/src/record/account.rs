@@ -8,6 +8,7 @@ use std::time::Instant;
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::Script;
 use bonafide_proto::name::SpiffeId;
+use bonafide_proto::observed::Protocol;
 use bonafide_proto::record::{
     End, EndedBy, FlowRecord, NearMiss, Outcome, Party, RECORD_VERSION, Reason, TlsFacts, Transport,
 };
@@ -71,6 +72,7 @@ impl Account {
             v: RECORD_VERSION,
             id: id.to_string(),
             end,
+            protocol: Protocol::Tcp,
             ended: started.clone(),
             started,
             duration_us: 0,

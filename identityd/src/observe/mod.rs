@@ -9,6 +9,7 @@
 //! | `layout` | what they say |
 //! | `flow` | what it means |
 //! | `acquaintances` | who the programs are, asked while they live |
+//! | `joining` | the two halves of a flow inside one host, or between two |
 //!
 //! # What is not seen
 //! * Connections that were established before anybody listened, and those that only the destination's kernel knows: a
@@ -17,6 +18,7 @@
 
 mod acquaintances;
 mod flow;
+mod joining;
 mod layout;
 mod programs;
 
@@ -26,6 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bonafide_proto::clock::SharedClock;
+use bonafide_proto::name::NodeName;
 use bonafide_proto::observed::{Attested, ObservedFlow};
 use bonafide_proto::wire::node as wire;
 use tokio::sync::{mpsc, oneshot};
@@ -33,6 +36,7 @@ use tokio::sync::{mpsc, oneshot};
 use acquaintances::Acquaintances;
 pub(crate) use acquaintances::{Asked, Attests};
 use flow::Flow;
+use joining::Joining;
 use layout::{Step, StepEvent, Talk};
 use programs::Programs;
 
@@ -55,34 +59,43 @@ pub(crate) struct Observatory {
 
 #[derive(Debug)]
 struct Order {
-    connections: bool,
+    wish: Wish,
     accepted: oneshot::Sender<Result<mpsc::Receiver<wire::ObservedFlow>, String>>,
 }
 
 impl Observatory {
     /// One that is ready to observe.
-    pub(crate) fn open(ground: Ground, attests: Arc<dyn Attests>, clock: SharedClock) -> Self {
+    pub(crate) fn open(ground: Ground, attests: Arc<dyn Attests>, node: Option<NodeName>, clock: SharedClock) -> Self {
         let (orders, taken) = mpsc::channel(16);
-        tokio::spawn(Observer::new(ground, attests, clock).run(taken));
+        tokio::spawn(Observer::new(ground, attests, node, clock).run(taken));
         Self { orders }
     }
 
-    /// Flows that end from now on; connections only if they are wanted.
+    /// Flows that end from now on.
     ///
     /// # Errors
     /// Why that cannot be, in words.
-    pub(crate) async fn listen(&self, connections: bool) -> Result<mpsc::Receiver<wire::ObservedFlow>, String> {
+    pub(crate) async fn listen(&self, wish: Wish) -> Result<mpsc::Receiver<wire::ObservedFlow>, String> {
         let (accepted, answer) = oneshot::channel();
         let gone = || "the observer has ended".to_owned();
-        self.orders.send(Order { connections, accepted }).await.map_err(|_| gone())?;
+        self.orders.send(Order { wish, accepted }).await.map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
+}
+
+/// What somebody wants to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wish {
+    /// Also of connections that begin from now on.
+    pub(crate) connections: bool,
+    /// Nothing is told here: others are told.
+    pub(crate) quiet: bool,
 }
 
 /// Somebody who wants to know.
 #[derive(Debug)]
 struct Listener {
-    connections: bool,
+    wish: Wish,
     told: mpsc::Sender<wire::ObservedFlow>,
     /// Flows that found no room since it was last told.
     missed: u64,
@@ -103,6 +116,7 @@ struct Observer {
     attests: Arc<dyn Attests>,
     clock: SharedClock,
     listeners: Vec<Listener>,
+    joining: Joining,
     work: Option<Work>,
 }
 
@@ -115,8 +129,8 @@ enum News {
 }
 
 impl Observer {
-    fn new(ground: Ground, attests: Arc<dyn Attests>, clock: SharedClock) -> Self {
-        Self { ground, attests, clock, listeners: Vec::new(), work: None }
+    fn new(ground: Ground, attests: Arc<dyn Attests>, node: Option<NodeName>, clock: SharedClock) -> Self {
+        Self { ground, attests, clock, listeners: Vec::new(), joining: Joining::new(node), work: None }
     }
 
     async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
@@ -143,7 +157,7 @@ impl Observer {
 
     fn accept(&mut self, order: Order) {
         let (told, flows) = mpsc::channel(WAITING_MAX);
-        self.listeners.push(Listener { connections: order.connections, told, missed: 0 });
+        self.listeners.push(Listener { wish: order.wish, told, missed: 0 });
         let outcome = self.settle().map_err(|e| e.to_string());
         if outcome.is_err() {
             self.listeners.pop();
@@ -160,7 +174,7 @@ impl Observer {
             }
             return Ok(());
         }
-        let connections = self.listeners.iter().any(|listener| listener.connections);
+        let connections = self.listeners.iter().any(|listener| listener.wish.connections);
         match &self.work {
             Some(work) => work.programs.want(connections),
             None => {
@@ -212,13 +226,22 @@ impl Observer {
 
     fn tell(&mut self, flow: Flow, here: Attested) {
         let Some(work) = &self.work else { return };
-        let told = wire::ObservedFlow::from(&observed(&flow, here, &work.moment, &self.clock));
-        for listener in &mut self.listeners {
-            listener.tell(told.clone());
+        let flow = observed(&flow, here, &work.moment, &self.clock);
+        let whole = self.joining.ours(flow, Instant::now());
+        self.tell_all(&whole);
+    }
+
+    fn tell_all(&mut self, flows: &[ObservedFlow]) {
+        for told in flows.iter().map(wire::ObservedFlow::from) {
+            for listener in self.listeners.iter_mut().filter(|listener| !listener.wish.quiet) {
+                listener.tell(told.clone());
+            }
         }
     }
 
     fn round(&mut self) {
+        let alone = self.joining.alone(Instant::now());
+        self.tell_all(&alone);
         self.listeners.retain(|listener| !listener.told.is_closed());
         if let Err(e) = self.settle() {
             tracing::warn!("the kernel programs that see flows cannot be told what is wanted: {e}");

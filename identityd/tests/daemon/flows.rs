@@ -17,7 +17,7 @@ struct Flows(Streaming<wire::ObservedFlow>);
 
 impl Flows {
     async fn of(node: &Node, connections: bool) -> Self {
-        let answer = node.client.clone().watch_flows(wire::WatchFlowsRequest { connections }).await;
+        let answer = node.client.clone().watch_flows(wire::WatchFlowsRequest { connections, quiet: false }).await;
         Self(answer.unwrap().into_inner())
     }
 
@@ -49,6 +49,11 @@ impl Flows {
         ends.sort_by_key(|flow| !flow.source);
         let ends: [ObservedFlow; 2] = ends.try_into().unwrap();
         assert_eq!(ends.each_ref().map(|flow| flow.source), [true, false]);
+        let [source, destination] = &ends;
+        assert_eq!(source.id, destination.id);
+        for (here, there) in [(source, destination), (destination, source)] {
+            assert_eq!(here.there.as_ref().unwrap().attested, there.here, "each names the other");
+        }
         ends
     }
 }
