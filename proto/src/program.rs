@@ -145,7 +145,8 @@ fn digest(bytes: &[u8], what: &'static str) -> Result<Digest, ProgramError> {
 
 fn path(bytes: &[u8], what: &'static str) -> Result<String, ProgramError> {
     let fits = (1..=PATH_MAX).contains(&bytes.len());
-    let text = std::str::from_utf8(bytes).ok().filter(|_| fits);
+    // No node issues for a path that is not printable; a stolen one could, to forge lines in somebody's terminal.
+    let text = std::str::from_utf8(bytes).ok().filter(|text| fits && !text.chars().any(char::is_control));
     text.map(str::to_owned).ok_or(ProgramError(what))
 }
 
