@@ -13,6 +13,7 @@ use crate::parse::container_id::candidates;
 use crate::parse::environ;
 use crate::parse::grammar::Grammar;
 use crate::parse::interpreter::{Named, interpreter};
+use crate::parse::layout::{Layout, Signs};
 use crate::parse::maps::Mapping;
 use crate::parse::stat::Stat;
 use crate::parse::status::Owner;
@@ -141,6 +142,7 @@ fn stat() {
         |line| {
             let read = Stat::parse(line);
             assert!(read.is_none() || line.contains(&b')'));
+            let _ = Layout::parse(line);
             // Whatever a process calls itself, it moves nothing.
             let named = Stat::parse(&[b"42 (".as_slice(), line, STAT_TAIL].concat());
             assert_eq!(named, Some(Stat { state: b'S', kernel_thread: false, start_ticks: 987_654 }));
@@ -156,11 +158,13 @@ fn status() {
             b"Name:\tUid:\t0\t0\t0\t0\nUid:\t1\t4294967295\t3\t4\nGid:\t5\t6\t7\t8\n",
         ],
         |status| {
-            let _ = Owner::parse(status);
+            let _ = (Owner::parse(status), Signs::parse(status));
             // The kernel escapes newlines in a name.
             let name: Vec<u8> = status.iter().copied().filter(|b| *b != b'\n').collect();
             let file = [b"Name:\t".as_slice(), &name, b"\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n"].concat();
             assert_eq!(Owner::parse(&file), Some(Owner { uid: 2, gid: 6 }));
+            let file = [b"Name:\t".as_slice(), &name, b"\nTracerPid:\t7\nVmExe:\t    12 kB\n"].concat();
+            assert_eq!(Signs::parse(&file), Some(Signs { tracer: 7, code: [Some(12), None] }));
         }
     );
 }
