@@ -160,7 +160,7 @@ fn observed_flows() {
         there,
     };
     let refused = AttestRefusal::new(AttestReason::ProcessGone, "it ended");
-    let there = There { node: "b".parse().unwrap(), attested: Err(refused) };
+    let there = There { node: Some("b".parse().unwrap()), attested: Err(refused) };
     let flows = [flow(Ending::Closed, Some(there)), flow(Ending::Refused, None)];
     let seeds = flows.iter().map(|flow| wire::ObservedFlow::from(flow).encode_to_vec()).collect();
     fuzz!(seeds, |bytes| {
@@ -290,6 +290,7 @@ fn record() -> FlowRecord {
         detail: Some("two".into()),
         nearest: Some(NearMiss { of: "api".into(), field: "uid".into(), expected: "33".into(), seen: "0".into() }),
         transport: Transport::Mtls,
+        protocol: Protocol::Udp,
         source: party("[fd77::1]:41000"),
         destination: party("10.0.0.2:5432"),
         original: Some("10.0.0.3:5432".parse().unwrap()),
