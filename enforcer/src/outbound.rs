@@ -26,7 +26,7 @@ use crate::tunnel::frame::{EndCode, Open};
 use crate::tunnel::{self, Tunnel};
 use crate::{inbound, sys};
 
-/// Where it is told how long after it was accepted a connection was attributed, well or not.
+/// Where it is told how long the attribution of a connection took, well or not, and when it was over.
 const ATTRIBUTION: &str = "bonafide_enforcer::attribution";
 
 /// One connection, from capture to record.
@@ -35,8 +35,10 @@ pub(crate) async fn carry(app: TcpStream, accepted: Instant, node: &Arc<Node>) -
         Ok(captured) => captured,
         Err(ended) => return ended,
     };
+    let began = Instant::now();
     let attributed = captured.attribute(node).await;
-    tracing::trace!(target: ATTRIBUTION, nanos = accepted.elapsed().as_nanos(), "attributed");
+    let (nanos, since_accepted) = (began.elapsed().as_nanos(), accepted.elapsed().as_nanos());
+    tracing::trace!(target: ATTRIBUTION, nanos, since_accepted, "attributed");
     let way = match attributed.captured.way(node) {
         Ok(way) => way,
         Err(why) => return attributed.refuse(&why),

@@ -62,7 +62,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// Opens the account of a flow that was captured just now.
+    /// Opens the account of a flow that was captured just now. With its addresses it is written into the journal.
     pub fn open(records: &Arc<Records>, end: End, mode: &'static str) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -92,7 +92,6 @@ impl Account {
             ended_by: EndedBy::Refusal,
         });
         let ends = vec![end];
-        records.draft(number, &draft, &ends);
         let counters = Arc::default();
         Self { records: Arc::clone(records), number, began: Instant::now(), id, draft, ends, counters, closed: false }
     }

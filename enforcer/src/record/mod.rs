@@ -192,7 +192,8 @@ mod tests {
     fn a_record_written_before_the_journal_knew_is_not_written_twice() {
         let dir = tempfile::tempdir().unwrap();
         let records = open(dir.path());
-        let account = Account::open(&records, End::Source, "enforce");
+        let mut account = Account::open(&records, End::Source, "enforce");
+        account.addresses("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap(), None);
         let journal = std::fs::read(dir.path().join("live.jsonl")).unwrap();
         account.refused(&Why::new(Reason::NoRule, "none"));
         drop(records);
