@@ -125,3 +125,78 @@ fn is(found: &OwnedFd, file: FileId) -> io::Result<bool> {
 
 /// `BTRFS_SUPER_MAGIC` (statfs(2)).
 const BTRFS: rustix::fs::FsWord = 0x9123_683e;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    fn own() -> Process {
+        Process::pin(std::process::id()).unwrap()
+    }
+
+    fn id(path: &str) -> FileId {
+        let metadata = std::fs::metadata(path).unwrap();
+        FileId { dev: metadata.dev(), ino: metadata.ino() }
+    }
+
+    /// The C library of this very process.
+    fn library() -> (FileId, Place) {
+        let mapped = Mapped::by(&own(), id("/proc/self/exe")).unwrap();
+        let is_libc = |place: &Place| String::from_utf8_lossy(&place.path).contains("libc.so");
+        mapped.files.into_iter().find(|(_, place)| is_libc(place)).unwrap()
+    }
+
+    #[test]
+    fn a_process_has_its_libraries_mapped_and_its_executable_does_not_count() {
+        let mapped = Mapped::by(&own(), id("/proc/self/exe")).unwrap();
+        assert!(!mapped.files.contains_key(&id("/proc/self/exe")));
+        assert!(!mapped.writable && !mapped.too_many);
+        let with_executable = Mapped::by(&own(), FileId { dev: 0, ino: 0 }).unwrap();
+        assert_eq!(with_executable.files.len(), mapped.files.len() + 1);
+        assert!(mapped.same(&Mapped::by(&own(), id("/proc/self/exe")).unwrap()));
+        assert!(!mapped.same(&with_executable));
+    }
+
+    #[test]
+    fn without_its_mapping_a_file_is_found_by_its_path_if_that_leads_to_it() {
+        let (file, place) = library();
+        let same = |opened: File| {
+            let metadata = opened.metadata().unwrap();
+            FileId { dev: metadata.dev(), ino: metadata.ino() } == file
+        };
+        assert!(same(open(&own(), file, &place).unwrap().unwrap()));
+        let unmapped = Place { range: (0, 1), ..place.clone() };
+        assert!(same(open(&own(), file, &unmapped).unwrap().unwrap()));
+        for (path, because) in [
+            (b"/bin/sh".as_slice(), "another file"),
+            (b"/nowhere", "No such file"),
+            (b"/dev/null", "another file"),
+            (b"/libc.so (deleted)", "No such file"),
+            (b"[vdso]", "outside the root"),
+        ] {
+            let elsewhere = Place { range: (0, 1), path: path.to_vec() };
+            let why = open(&own(), file, &elsewhere).unwrap().unwrap_err();
+            assert!(why.contains(because), "{why}");
+        }
+    }
+
+    #[test]
+    fn files_and_mappings_are_counted_and_bounded() {
+        let mut mapped = Mapped::default();
+        let exe = FileId { dev: 1, ino: 1 };
+        for ino in 1..u64::try_from(FILES_MAX).unwrap() + 3 {
+            let file = Some(FileId { dev: 1, ino });
+            let mapping = Mapping { range: (0, 1), writable: false, executable: true, file, path: b"/x" };
+            mapped.add(&mapping, exe);
+            mapped.add(&Mapping { executable: false, writable: true, ..mapping }, exe);
+        }
+        assert_eq!((mapped.files.len(), mapped.too_many, mapped.writable), (FILES_MAX, true, false));
+        let last = Mapping { range: (0, 1), writable: true, executable: true, file: Some(exe), path: b"/x" };
+        mapped.add(&Mapping { file: None, ..last.clone() }, exe);
+        assert!(!mapped.writable, "memory of no file is no file's");
+        mapped.add(&last, exe);
+        assert!(mapped.writable);
+    }
+}
