@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`daemon`] wires the parts; `attest` is the story of one question; `source` is the seam
 //! behind which sockets are traced to processes (`proc_source` today: sock_diag and `/proc`); `witness` turns
-//! processes into evidence, `container` and `unit` among it; `parse` holds everything that reads hostile text, without I/O; `sys` touches the kernel.
+//! processes into evidence: `seen` is what one look shows, `script`, `mapped` and `library` the code beyond the executable,
+//! `beginning` how it was executed, `container` and `unit` where it runs; `parse` holds everything that reads hostile text, without I/O; `sys` touches the kernel.
 //!
 //! # What the `/proc` source cannot see
 //! * A process can rewrite its own command line, change its working directory, and (with `CAP_CHECKPOINT_RESTORE`)
@@ -13,7 +14,7 @@
 //!   setuid root. Where that matters, workloads need `sha256` or `unit` besides `exe`.
 //! * A socket in flight in a unix socket, registered with io_uring, or held only by a thread with a file table of
 //!   its own that has as many open files as the process's main one.
-//! * Libraries, `LD_PRELOAD`, and variables such as `PYTHONPATH` or `NODE_OPTIONS`.
+//! * What an interpreter finds by search paths (`PYTHONPATH`), and an environment that was rewritten before anybody looked.
 
 #[doc(hidden)]
 pub mod bench;
