@@ -1,6 +1,6 @@
 //! From executions to fingerprints: look, hash, look again. What changed in between is no evidence.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use crate::container::Containers;
 use crate::execs::Execs;
 use crate::hash::{Digests, HashError};
 use crate::library;
+use crate::mapped::Place;
 use crate::parse::cgroup::{NamedUnit, Placement};
 use crate::patience::Patience;
 use crate::refuse::refuse;
@@ -58,6 +59,10 @@ pub(crate) struct Witnessed {
     pub(crate) fingerprint: Fingerprint,
     /// Every file whose content is evidence, each once and still open, so that it can be watched.
     pub(crate) files: HashMap<FileVersion, Arc<File>>,
+    /// The files of its libraries, so that they can be opened and watched; none where they are no evidence.
+    pub(crate) mapped: BTreeMap<FileId, Place>,
+    /// It, pinned.
+    pub(crate) process: Arc<Process>,
 }
 
 impl Witnessed {
@@ -136,7 +141,7 @@ impl Witness {
         let digests = self.hash(files).await?;
         let learned = self.learn(&seen).await?;
         let seen = self.second_looks(seen).await?;
-        let each = seen.iter().zip(learned);
+        let each = seen.into_iter().zip(learned);
         each.map(|(seen, learned)| self.fingerprint(seen, &digests, learned)).collect()
     }
 
@@ -225,7 +230,7 @@ impl Witness {
 
     fn fingerprint(
         &self,
-        seen: &Seen,
+        seen: Seen,
         digests: &HashMap<FileVersion, Digest>,
         learned: Learned,
     ) -> Result<Witnessed, AttestRefusal> {
@@ -250,12 +255,13 @@ impl Witness {
             unit: self.unit(&placement.unit),
             libraries: learned.libraries,
             container: learned.container,
-            taints: seen.taints.clone(),
+            taints: seen.taints,
             host: self.host.clone(),
         };
-        let files = seen.open.clone();
         let execution = Execution { image: seen.beginning.image(), ..seen.process.execution() };
-        Ok(Witnessed { execution, exe: seen.look.exe.id, fingerprint, files })
+        let mapped = fingerprint.libraries.known().map(|_| seen.mapped.files).unwrap_or_default();
+        let (exe, files, process) = (seen.look.exe.id, seen.open, seen.process);
+        Ok(Witnessed { execution, exe, fingerprint, files, mapped, process })
     }
 }
 

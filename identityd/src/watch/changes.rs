@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use bonafide_proto::container::Container;
 use bonafide_proto::fingerprint::{Evidence, Fingerprint, HashedFile, Libraries, Script, Unit};
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::taint::Taints;
 
+use crate::refuse::refuse;
 use crate::sys::executable::FileId;
 use crate::witness::Witnessed;
 
@@ -23,6 +25,17 @@ impl Believed {
     /// What this look showed.
     pub(crate) fn of(witnessed: &Witnessed) -> Self {
         Self { exe: witnessed.exe, fingerprint: Arc::new(witnessed.fingerprint.clone()) }
+    }
+
+    /// Whether a look showed enough to tell what changed.
+    ///
+    /// # Errors
+    /// `rate-limited`: code is mapped that nobody may hash now. It need not be what was there before.
+    pub(crate) fn comparable(&self, now: &Self) -> Result<(), AttestRefusal> {
+        match (&self.fingerprint.libraries, &now.fingerprint.libraries) {
+            (Evidence::Known(_), Evidence::Unavailable(why)) => refuse(AttestReason::RateLimited, why.clone()),
+            _ => Ok(()),
+        }
     }
 
     /// What is different now; `None` if nothing is.
@@ -295,6 +308,16 @@ pub(crate) mod tests {
         assert_eq!(change(&before, |f| f.container = Evidence::Known(pulled)), None);
         assert_eq!(change(&before, |f| f.container = Evidence::Unavailable("no answer".into())), None);
         assert!(change(&before, |f| f.container = Evidence::Absent("none".into())).is_some());
+    }
+
+    #[test]
+    fn libraries_that_nobody_may_hash_are_not_taken_for_the_same() {
+        let known = Libraries { digest: Digest([3; 32]), count: 2 };
+        let before = with(&believed("/a"), |f| f.libraries = Evidence::Known(known));
+        let now = with(&before, |f| f.libraries = Evidence::Unavailable("too much was hashed".into()));
+        assert_eq!(before.comparable(&now).unwrap_err().reason, AttestReason::RateLimited);
+        assert_eq!(before.comparable(&before), Ok(()));
+        assert_eq!(now.comparable(&now), Ok(()));
     }
 
     #[test]

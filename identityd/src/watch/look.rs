@@ -35,7 +35,10 @@ pub(crate) async fn run(eyes: Arc<Eyes>, preferred: Lane) {
         if !eyes.known().table.begin(execution, lane) {
             continue;
         }
-        let seen = examined(&eyes, execution).await;
+        let seen = match examined(&eyes, execution).await {
+            Ok(seen) => eyes.watch_libraries(&seen).await.map(|more| (seen, more)),
+            Err(refusal) => Err(refusal),
+        };
         eyes.conclude(execution, lane, seen);
     }
 }
@@ -50,11 +53,12 @@ async fn examined(eyes: &Eyes, execution: Execution) -> Result<Witnessed, Attest
 }
 
 impl Eyes {
-    fn conclude(self: &Arc<Self>, execution: Execution, lane: Lane, seen: Result<Witnessed, AttestRefusal>) {
+    /// What was seen, and whether files are watched now that were not before that look.
+    fn conclude(self: &Arc<Self>, execution: Execution, lane: Lane, seen: Result<(Witnessed, bool), AttestRefusal>) {
         let mut known = self.known();
-        let settled = seen.and_then(|seen| Ok((self.compare(&mut known, execution, &seen)?, seen)));
+        let settled = seen.and_then(|seen| Ok((self.compare(&mut known, execution, &seen.0)?, seen)));
         match settled {
-            Ok((None, seen)) => self.unchanged(&mut known, execution, &seen),
+            Ok((None, (seen, more))) => self.unchanged(&mut known, execution, &seen, more),
             Ok((Some(detail), _)) => self.lapsed(&mut known, execution, AttestReason::EvidenceChanged, detail),
             Err(refusal) => self.refused(&mut known, execution, lane, refusal),
         }
@@ -71,6 +75,7 @@ impl Eyes {
         // Who was dismissed meanwhile changes nothing.
         let Some(watched) = known.table.get_mut(execution) else { return Ok(None) };
         let now = Believed::of(seen);
+        watched.believed.comparable(&now)?;
         let changed = watched.believed.changed(&now);
         if changed.is_none() {
             watched.believed.refresh(now);
@@ -78,8 +83,8 @@ impl Eyes {
         Ok(changed)
     }
 
-    fn unchanged(self: &Arc<Self>, known: &mut Known, execution: Execution, seen: &Witnessed) {
-        match known.arm(execution, &seen.files) {
+    fn unchanged(self: &Arc<Self>, known: &mut Known, execution: Execution, seen: &Witnessed, more: bool) {
+        match known.arm(seen).map(|others| others || more) {
             Ok(more) => {
                 if let Some(place) = known.table.end(execution, Instant::now()) {
                     self.wait(execution, place, SETTLES);

@@ -2,7 +2,8 @@
 //! longer so is told as a lapse, with what changed.
 //!
 //! Reading order: [`Watch::attested`] remembers the evidence and watches its files; `listen` hears events and
-//! inotify; `newcomers` has the sentry watch them; `look` examines again and compares (`changes`); `heirs` asks whether somebody else has the sockets;
+//! inotify; `newcomers` has the sentry watch them; `look` examines again and compares
+//! (`changes`), and has the libraries watched (`libraries`); `heirs` asks whether somebody else has the sockets;
 //! `warm` hashes new programs before their first connection. `table`, `files` and `turns` keep what is known, in
 //! bounds: an execution that there is no room to watch is refused by name.
 //!
@@ -12,6 +13,7 @@
 mod changes;
 mod files;
 mod heirs;
+mod libraries;
 mod listen;
 mod look;
 mod newcomers;
@@ -23,7 +25,7 @@ mod tests;
 mod turns;
 mod warm;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,7 +48,7 @@ use crate::events::{Event, Sentry};
 use crate::execs::Execs;
 use crate::lapse::{Lapse, Lapsed, Lapses};
 use crate::refuse::refuse;
-use crate::version::FileVersion;
+use crate::sys::executable::FileId;
 use crate::witness::{Witness, Witnessed};
 
 /// The digests in quarantine.
@@ -169,7 +171,7 @@ impl Eyes {
         }
         unquarantined(&witnessed.fingerprint, &known.quarantined)?;
         let new = self.believe(&mut known, witnessed)?;
-        let armed = known.arm(witnessed.execution, &witnessed.files);
+        let armed = known.arm(witnessed);
         match &armed {
             Err(_) => self.dismiss(&mut known, witnessed.execution),
             Ok(_) if new => self.newcomers.put(witnessed.execution),
@@ -245,28 +247,34 @@ impl Eyes {
 }
 
 impl Known {
-    /// Watches these files for an execution, and no others; whether that was more than before.
-    fn arm(&mut self, execution: Execution, files: &HashMap<FileVersion, Arc<File>>) -> Result<bool, AttestRefusal> {
-        let mut more = false;
-        for (version, file) in files {
-            if self.table.get_mut(execution).is_none_or(|watched| watched.has(version.id)) {
-                continue;
-            }
-            let watched = self.files.watch(file);
-            let spot =
-                watched.or_else(|e| refuse(AttestReason::Unavailable, format!("a file cannot be watched: {e}")))?;
-            if let Err(refusal) = self.table.attach(execution, version.id, spot) {
-                if self.table.users(spot).is_empty() {
-                    self.files.forget(spot);
-                }
-                return Err(refusal);
-            }
-            more = true;
+    /// Watches the files of this evidence, and no others; whether that was more than before. Those of its libraries that
+    /// are not watched yet come with the next look.
+    fn arm(&mut self, witnessed: &Witnessed) -> Result<bool, AttestRefusal> {
+        let (execution, mut more) = (witnessed.execution, false);
+        for (version, file) in &witnessed.files {
+            more |= self.watch(execution, version.id, file)?;
         }
-        let needed: HashSet<_> = files.keys().map(|version| version.id).collect();
-        for spot in self.table.keep(execution, |file| needed.contains(&file)) {
+        let needed: HashSet<FileId> = witnessed.files.keys().map(|version| version.id).collect();
+        let needs = |file: FileId| needed.contains(&file) || witnessed.mapped.contains_key(&file);
+        for spot in self.table.keep(execution, needs) {
             self.files.forget(spot);
         }
         Ok(more)
+    }
+
+    /// Watches a file for an execution that is watched; whether that is new.
+    fn watch(&mut self, execution: Execution, id: FileId, file: &Arc<File>) -> Result<bool, AttestRefusal> {
+        if self.table.get_mut(execution).is_none_or(|watched| watched.has(id)) {
+            return Ok(false);
+        }
+        let watched = self.files.watch(file);
+        let spot = watched.or_else(|e| refuse(AttestReason::Unavailable, format!("a file cannot be watched: {e}")))?;
+        if let Err(refusal) = self.table.attach(execution, id, spot) {
+            if self.table.users(spot).is_empty() {
+                self.files.forget(spot);
+            }
+            return Err(refusal);
+        }
+        Ok(true)
     }
 }

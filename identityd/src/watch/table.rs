@@ -19,6 +19,8 @@ const WATCHED_MAX: usize = 65_536;
 const EACH_USER_MAX: usize = 16_384;
 /// Files that are watched.
 const FILES_MAX: usize = 65_536;
+/// Files of all executions together, shared or not: a million of them take some 100 MB.
+const SHARES_MAX: usize = 1 << 20;
 /// Programs of executions that ended, by their image: children that they forked may still hold their sockets.
 const DEPARTED_MAX: usize = 65_536;
 
@@ -36,6 +38,8 @@ pub(crate) struct Table {
     by_user: HashMap<u32, usize>,
     by_image: HashMap<u64, Image>,
     departed: VecDeque<u64>,
+    /// Files of all executions together.
+    shares: usize,
 }
 
 /// An execution that is watched.
@@ -147,6 +151,7 @@ impl Table {
             }
         }
         self.depart(execution.image);
+        self.shares -= watched.files.len();
         Some(watched.files.into_values().filter(|spot| self.release(*spot, execution)).collect())
     }
 
@@ -213,8 +218,12 @@ impl Table {
         if self.by_file.len() >= FILES_MAX && !self.by_file.contains_key(&spot) {
             return refuse(AttestReason::Unavailable, format!("{FILES_MAX} files are watched already"));
         }
+        if self.shares >= SHARES_MAX {
+            return refuse(AttestReason::Unavailable, format!("{SHARES_MAX} files of processes are watched already"));
+        }
         let Some(watched) = self.watched.get_mut(&execution) else { return Ok(()) };
         let before = watched.files.insert(file, spot);
+        self.shares += usize::from(before.is_none());
         self.by_file.entry(spot).or_default().insert(execution);
         if let Some(before) = before.filter(|before| *before != spot) {
             self.release(before, execution);
@@ -226,6 +235,7 @@ impl Table {
     pub(crate) fn keep(&mut self, execution: Execution, files: impl Fn(FileId) -> bool) -> Vec<Spot> {
         let Some(watched) = self.watched.get_mut(&execution) else { return Vec::new() };
         let stale: Vec<Spot> = watched.files.extract_if(|file, _| !files(*file)).map(|(_, spot)| spot).collect();
+        self.shares -= stale.len();
         stale.into_iter().filter(|spot| self.release(*spot, execution)).collect()
     }
 
@@ -246,7 +256,9 @@ impl Table {
     pub(crate) fn gone(&mut self, spot: Spot) {
         for user in self.by_file.remove(&spot).unwrap_or_default() {
             if let Some(watched) = self.watched.get_mut(&user) {
+                let before = watched.files.len();
                 watched.files.retain(|_, file| *file != spot);
+                self.shares -= before - watched.files.len();
             }
         }
     }
@@ -322,7 +334,8 @@ impl Table {
     #[cfg(test)]
     pub(crate) fn sizes(&self) -> [usize; 5] {
         let (images, departed) = (self.by_image.len(), self.departed.len());
-        [self.watched.len(), self.by_pid.len(), self.by_file.len(), self.by_user.len(), images.max(departed)]
+        let files = self.by_file.len().max(self.shares);
+        [self.watched.len(), self.by_pid.len(), files, self.by_user.len(), images.max(departed)]
     }
 }
 

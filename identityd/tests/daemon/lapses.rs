@@ -113,6 +113,8 @@ macro_rules! by_both {
 }
 
 by_both! {
+    a_library_mapped_later_is_a_lapse_and_so_is_one_that_changes
+    a_tracer_is_a_lapse
     another_program_executed_is_a_lapse
     a_script_changed_in_place_is_a_lapse
     a_script_replaced_is_a_lapse_and_its_successor_is_watched_too
@@ -336,4 +338,38 @@ async fn a_process_that_shows_nothing_of_itself_any_more_lapses() {
     // Nobody takes it for a process that ended.
     let refusal = attested.node.flow(connector(local, remote)).await.unwrap_err();
     assert_eq!(refusal.reason, AttestReason::Unreadable, "{refusal}");
+}
+
+/// A library of the machine's own, at a path of the test's own.
+fn library(node: &Node) -> std::path::PathBuf {
+    let own = node.path("libown.so");
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let libc = maps.lines().find_map(|line| Some(line.split_once('/')?.1).filter(|path| path.ends_with("libc.so.6")));
+    fs::copy(Path::new("/").join(libc.expect("the tests are linked with a libc.so.6")), &own).unwrap();
+    own
+}
+
+async fn a_library_mapped_later_is_a_lapse_and_so_is_one_that_changes(source: &str) {
+    let mut attested = Attested::start(source, &python(), None).await;
+    let own = library(&attested.node);
+    attested.does(&format!("ctypes.CDLL({own:?})"));
+    let detail = attested.lapsed(AttestReason::EvidenceChanged).await;
+    assert!(detail.starts_with("the libraries are"), "{detail}");
+
+    attested.node.flow(connector(attested.local, attested.remote)).await.unwrap();
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
+    use std::io::Write as _;
+    fs::File::options().append(true).open(&own).unwrap().write_all(b"more").unwrap();
+    let detail = attested.lapsed(AttestReason::EvidenceChanged).await;
+    assert!(detail.starts_with("the libraries are"), "{detail}");
+}
+
+async fn a_tracer_is_a_lapse(source: &str) {
+    let mut attested = Attested::start(source, &python(), None).await;
+    let tracer = format!(
+        "import ctypes, time; libc = ctypes.CDLL(None); assert libc.ptrace(0x4206, {}, None, None) == 0; time.sleep(1000)",
+        attested.program.pid()
+    );
+    let _tracer = Program::start(Command::new(python()).args(["-c", &tracer]));
+    assert_eq!(attested.lapsed(AttestReason::EvidenceChanged).await, "the taint traced is new");
 }
