@@ -221,21 +221,22 @@ mod tests {
 
     use super::*;
 
-    struct Running(Process);
+    /// A shell, after it has said that it runs.
+    struct Running(Process, Execution);
 
     impl Running {
-        fn start(command: &mut Command) -> Self {
-            Self(command.stdin(Stdio::piped()).spawn().unwrap())
+        fn start(script: &str) -> Self {
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("echo; read -r _; {script}")]).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let mut byte = [0];
+            std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut byte).unwrap();
+            let execution = crate::sys::process::Process::pin(child.id()).unwrap().execution();
+            Self(child, execution)
         }
 
-        /// Itself, once it executed what it is to run.
-        fn execution(&self, name: &str) -> Execution {
-            let pid = self.0.id();
-            let comm = || std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
-            while comm().trim_end() != name {
-                std::thread::yield_now();
-            }
-            crate::sys::process::Process::pin(pid).unwrap().execution()
+        fn go_on(&mut self) {
+            std::io::Write::write_all(self.0.stdin.as_mut().unwrap(), b"go\n").unwrap();
         }
     }
 
@@ -249,39 +250,37 @@ mod tests {
     #[tokio::test]
     async fn an_end_is_told_and_forgotten() {
         let (sentry, mut events) = ProcSentry::start().unwrap();
-        let mut running = Running::start(&mut Command::new("cat"));
-        let execution = running.execution("cat");
-        sentry.watch(&[execution]);
-        sentry.watch(&[execution]);
-        drop(running.0.stdin.take());
-        assert_eq!(events.recv().await, Some(Event::Ended(execution)));
+        let mut running = Running::start("");
+        sentry.watch(&[running.1, running.1]);
+        running.go_on();
+        assert_eq!(events.recv().await, Some(Event::Ended(running.1)));
         assert_eq!(sentry.size(), 0);
-        sentry.watch(&[execution]);
+        sentry.watch(&[running.1]);
         assert_eq!(sentry.size(), 0, "who ended already is not watched");
     }
 
     #[tokio::test]
     async fn an_exec_is_told_even_of_the_same_file() {
         let (sentry, mut events) = ProcSentry::start().unwrap();
-        let mut running = Running::start(Command::new("sh").args(["-c", "read -r _; exec sh -c 'read -r _'"]));
-        let execution = running.execution("sh");
-        sentry.watch(&[execution]);
-        std::io::Write::write_all(running.0.stdin.as_mut().unwrap(), b"go\n").unwrap();
-        assert_eq!(events.recv().await, Some(Event::Executed { before: execution, now: 0, parent: 0 }));
+        let mut running = Running::start("exec sh -c 'read -r _'");
+        sentry.watch(&[running.1]);
+        running.go_on();
+        assert_eq!(events.recv().await, Some(Event::Executed { before: running.1, now: 0, parent: 0 }));
     }
 
     #[tokio::test]
     async fn a_child_s_exec_is_told_once() {
         let (sentry, mut events) = ProcSentry::start().unwrap();
         // The subshell forks and executes nothing by itself; its own child does.
-        let mut running = Running::start(Command::new("sh").args(["-c", "read -r _; (sleep 1000; :) & read -r _"]));
-        let execution = running.execution("sh");
-        sentry.watch(&[execution]);
-        std::io::Write::write_all(running.0.stdin.as_mut().unwrap(), b"go\n").unwrap();
-        let Some(Event::Executed { before, now: 0, parent }) = events.recv().await else { panic!("something else") };
-        assert_eq!(parent, execution.pid);
+        let mut running = Running::start("(sleep 1000; :) & read -r _");
+        sentry.watch(&[running.1]);
+        running.go_on();
+        let told = events.recv().await;
+        let Some(Event::Executed { before, now: 0, parent }) = told else { panic!("{told:?}") };
+        assert_eq!(parent, running.1.pid);
         assert!(std::fs::read_link(format!("/proc/{}/exe", before.pid)).unwrap().ends_with("sleep"));
         let child = rustix::process::Pid::from_raw(i32::try_from(before.pid).unwrap()).unwrap();
+        let execution = running.1;
         drop(running);
         assert_eq!(events.recv().await, Some(Event::Ended(execution)), "and nothing in between");
         rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();

@@ -1,6 +1,6 @@
 //! The parts together, on real processes and real files.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -100,12 +100,19 @@ async fn until(mut holds: impl FnMut() -> bool) {
     tokio::time::timeout(PATIENCE, waiting).await.expect("it never came true");
 }
 
-/// A child that is killed, and waited for.
+/// A child that is killed, and waited for. It has begun its work when it is started here.
 struct Running(Child);
 
 impl Running {
     fn start(command: &mut Command) -> Self {
-        Self(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut byte = [0];
+        child.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
+        Self(child)
+    }
+
+    fn shell() -> Self {
+        Self::start(Command::new("sh").args(["-c", "echo; read -r _"]))
     }
 
     fn execution(&self) -> Execution {
@@ -125,7 +132,7 @@ async fn thousands_of_processes_leave_nothing_behind() {
     let (sentry, told) = ProcSentry::start().unwrap();
     let world = World::with(Arc::new(NoExecs), Arc::clone(&sentry) as _, told, mpsc::channel(1).0);
     for _ in 0..40 {
-        let running: Vec<Running> = (0..50).map(|_| Running::start(&mut Command::new("cat"))).collect();
+        let running: Vec<Running> = (0..50).map(|_| Running::shell()).collect();
         let executions: Vec<Execution> = running.iter().map(Running::execution).collect();
         world.attest(&executions).await;
         assert!(world.sizes()[0] >= 50 && world.marks() >= 1);
@@ -135,7 +142,9 @@ async fn thousands_of_processes_leave_nothing_behind() {
 
 /// A Python that becomes nobody when it is told to.
 fn becomes_nobody() -> Running {
-    Running::start(Command::new("python3").args(["-c", "import os; input(); os.setuid(65534); input()"]))
+    Running::start(
+        Command::new("python3").args(["-c", "import os; print(flush=True); input(); os.setuid(65534); input()"]),
+    )
 }
 
 fn is_nobodys(execution: Execution) -> bool {
@@ -162,7 +171,7 @@ async fn lost_events_make_it_look_at_everything_again() {
 async fn where_nobody_tells_any_more_nothing_is_attested() {
     let (events, told) = mpsc::channel(1);
     let mut world = World::with(Arc::new(NoExecs), Arc::new(Silent), told, mpsc::channel(1).0);
-    let running = Running::start(&mut Command::new("cat"));
+    let running = Running::shell();
     world.attest(&[running.execution()]).await;
     drop(events);
     assert_eq!(world.next().await, Of::Everything(true));
@@ -173,8 +182,8 @@ async fn where_nobody_tells_any_more_nothing_is_attested() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_uses_a_socket_ends_its_flow_unless_it_is_the_same_program() {
     let mut world = World::start(Arc::new(NoExecs));
-    let [owner, twin] = [(); 2].map(|()| Running::start(&mut Command::new("cat")));
-    let stranger = Running::start(Command::new("sleep").arg("1000"));
+    let [owner, twin] = [(); 2].map(|()| Running::shell());
+    let stranger = Running::start(Command::new("python3").args(["-c", "print(flush=True); input()"]));
     let socket = |port: u16| std::net::SocketAddr::from(([127, 0, 0, 1], port));
     let used = |by: &Running, port| Event::Used {
         local: socket(port),
@@ -224,7 +233,7 @@ impl Execs for AsShown {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_program_is_hashed_before_anybody_asks() {
     let world = World::start(Arc::new(AsShown));
-    let running = Running::start(&mut Command::new("cat"));
+    let running = Running::shell();
     let execution = running.execution();
     assert_eq!(world.eyes().witness.hashed(), 0);
     let now = u64::from(execution.pid);
