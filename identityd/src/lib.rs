@@ -3,7 +3,7 @@
 //! Reading order: [`daemon`] wires the parts; `attest` is the story of one question; `source` is the seam
 //! behind which sockets are traced to processes (`proc_source` today: sock_diag and `/proc`); `witness` turns
 //! processes into evidence: `seen` is what one look shows, `script`, `mapped` and `library` the code beyond the executable,
-//! `beginning` how it was executed, `container` and `unit` where it runs; `parse` holds everything that reads hostile text, without I/O; `sys` touches the kernel.
+//! `beginning` how it was executed, `container` and `unit` where it runs; `watch` tells what is no longer so; `parse` holds everything that reads hostile text, without I/O; `sys` touches the kernel.
 //!
 //! # What the `/proc` source cannot see
 //! * A process can rewrite its own command line, change its working directory, and (with `CAP_CHECKPOINT_RESTORE`)
