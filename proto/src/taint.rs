@@ -14,7 +14,7 @@ pub enum Taint {
     Deleted,
     /// Its executable never was on disk (memfd_create(2)).
     Memfd,
-    /// It was started with `LD_PRELOAD` (ld.so(8)).
+    /// It was started with `LD_PRELOAD` (ld.so(8)), or with a variable that makes its interpreter run other code first.
     Preload,
     /// It was started with `LD_AUDIT` (ld.so(8)).
     Audit,
