@@ -43,6 +43,8 @@ pub struct Launch {
 /// A capability that some daemon of ours needs. No other can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Capability {
+    /// `CAP_CHECKPOINT_RESTORE`: identityd opens what other processes have mapped, also what was replaced since.
+    CheckpointRestore,
     /// `CAP_NET_ADMIN`: the enforcer captures.
     NetAdmin,
     /// `CAP_SYS_PTRACE`: identityd looks into other users' processes.
@@ -54,6 +56,7 @@ pub enum Capability {
 impl Capability {
     fn set(self) -> CapabilitySet {
         match self {
+            Self::CheckpointRestore => CapabilitySet::CHECKPOINT_RESTORE,
             Self::NetAdmin => CapabilitySet::NET_ADMIN,
             Self::SysPtrace => CapabilitySet::SYS_PTRACE,
             Self::DacReadSearch => CapabilitySet::DAC_READ_SEARCH,

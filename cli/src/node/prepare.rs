@@ -68,8 +68,11 @@ pub fn prepare_node(spec: &NodeSpec) -> Result<PreparedNode, NodeError> {
     let enforcer = write_config(&layout.config("enforcer"), &EnforcerToml::of(spec, &layout, ca_cgroup.clone()))?;
 
     let stands = Place { cgroup: &enforcer_cgroup, uid: ENFORCER_UID, capabilities: &["net-admin"] };
-    let knows =
-        Place { cgroup: &identityd_cgroup, uid: IDENTITYD_UID, capabilities: &["sys-ptrace", "dac-read-search"] };
+    let knows = Place {
+        cgroup: &identityd_cgroup,
+        uid: IDENTITYD_UID,
+        capabilities: &["sys-ptrace", "dac-read-search", "checkpoint-restore"],
+    };
     Ok(PreparedNode {
         ca: ca_command(&binaries, &ca_cgroup, ca, &layout),
         identityd: DaemonCommand::launch(
