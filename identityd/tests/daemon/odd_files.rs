@@ -45,13 +45,27 @@ impl Drop for Fuse {
     }
 }
 
+/// A program that such a server serves. The server goes first: without its answers the program may not even end.
+struct Served {
+    fuse: Fuse,
+    program: Program,
+}
+
+impl Served {
+    async fn start(node: &Node, uid: u32) -> Self {
+        let fuse = Fuse::mount(node.path("fuse"));
+        let path = node.path("fuse/program");
+        let program = Program::start(Command::new(&path).arg("1000").uid(uid).gid(uid));
+        program.runs(&path).await;
+        Self { fuse, program }
+    }
+}
+
 #[tokio::test]
 async fn a_program_that_a_program_serves_has_no_digest() {
     let node = Node::start(NOBODY).await;
-    let fuse = Fuse::mount(node.path("fuse"));
-    let served = Program::start(Command::new(node.path("fuse/program")).arg("1000"));
-    served.runs(&node.path("fuse/program")).await;
-    let refusal = node.process(served.pid()).await.unwrap_err();
+    let served = Served::start(&node, 0).await;
+    let refusal = node.process(served.program.pid()).await.unwrap_err();
     assert_eq!(refusal.reason, AttestReason::Unhashable, "{refusal}");
     assert!(refusal.detail.contains("FUSE"), "{refusal}");
 }
@@ -59,12 +73,9 @@ async fn a_program_that_a_program_serves_has_no_digest() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_system_that_falls_silent_keeps_only_its_own_programs_waiting() {
     let node = Arc::new(Node::start(NOBODY).await);
-    let mut fuse = Fuse::mount(node.path("fuse"));
-    let mut served = Command::new(node.path("fuse/program"));
-    let served = Program::start(served.arg("1000").uid(65534).gid(65534));
-    served.runs(&node.path("fuse/program")).await;
-    fuse.fall_silent();
-    let pid = served.pid();
+    let mut served = Served::start(&node, 65534).await;
+    served.fuse.fall_silent();
+    let pid = served.program.pid();
     let waiting: Vec<_> = (0..12)
         .map(|_| {
             let node = Arc::clone(&node);
@@ -79,7 +90,7 @@ async fn a_file_system_that_falls_silent_keeps_only_its_own_programs_waiting() {
         assert_eq!(refusal.reason, AttestReason::Unhashable, "{refusal}");
     }
     // By now too many threads wait for that user's file system; no further one does.
-    let refusal = node.process(served.pid()).await.unwrap_err();
+    let refusal = node.process(pid).await.unwrap_err();
     assert!(refusal.detail.contains("stuck"), "{refusal}");
     let other = node.process(std::process::id()).await.unwrap();
     assert_eq!(other.fingerprint.exe.digest, digest_of(own_exe()));
