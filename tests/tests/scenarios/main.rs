@@ -21,9 +21,12 @@ macro_rules! on_each_backend {
 }
 
 mod bare;
+mod changes;
 mod demo;
 mod edits;
 mod failures;
+mod fallback;
+mod generations;
 mod idle;
 mod impostor;
 mod membership;
@@ -38,5 +41,6 @@ mod shadow;
 mod stop;
 mod strangers;
 mod streams;
+mod taints;
 mod web;
 mod whois;
