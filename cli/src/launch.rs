@@ -45,12 +45,16 @@ pub struct Launch {
 pub enum Capability {
     /// `CAP_CHECKPOINT_RESTORE`: identityd opens what other processes have mapped, also what was replaced since.
     CheckpointRestore,
-    /// `CAP_NET_ADMIN`: the enforcer captures.
+    /// `CAP_NET_ADMIN`: the enforcer captures; identityd puts programs in the way of sockets.
     NetAdmin,
     /// `CAP_SYS_PTRACE`: identityd looks into other users' processes.
     SysPtrace,
     /// `CAP_DAC_READ_SEARCH`: identityd reads their executables.
     DacReadSearch,
+    /// `CAP_BPF`: identityd loads programs into the kernel.
+    Bpf,
+    /// `CAP_PERFMON`: those programs read the kernel's structures.
+    Perfmon,
 }
 
 impl Capability {
@@ -60,6 +64,8 @@ impl Capability {
             Self::NetAdmin => CapabilitySet::NET_ADMIN,
             Self::SysPtrace => CapabilitySet::SYS_PTRACE,
             Self::DacReadSearch => CapabilitySet::DAC_READ_SEARCH,
+            Self::Bpf => CapabilitySet::BPF,
+            Self::Perfmon => CapabilitySet::PERFMON,
         }
     }
 }

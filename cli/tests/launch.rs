@@ -13,6 +13,8 @@ const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
 const CAP_NET_ADMIN: u64 = 1 << 12;
 const CAP_SYS_PTRACE: u64 = 1 << 19;
 const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
+const CAP_PERFMON: u64 = 1 << 38;
+const CAP_BPF: u64 = 1 << 39;
 
 /// An instance of its own, removed in the end.
 struct Instance(InstanceCgroup);
@@ -55,6 +57,7 @@ fn it_keeps_its_capabilities_and_nothing_else() {
         (&["net-admin"], CAP_NET_ADMIN),
         (&["sys-ptrace", "dac-read-search"], CAP_SYS_PTRACE | CAP_DAC_READ_SEARCH),
         (&["checkpoint-restore"], CAP_CHECKPOINT_RESTORE),
+        (&["bpf", "perfmon"], CAP_BPF | CAP_PERFMON),
     ] {
         let output = instance.launch(names, &["/bin/cat", "/proc/self/status"]);
         let status = String::from_utf8(output.stdout).unwrap();

@@ -68,11 +68,7 @@ pub fn prepare_node(spec: &NodeSpec) -> Result<PreparedNode, NodeError> {
     let enforcer = write_config(&layout.config("enforcer"), &EnforcerToml::of(spec, &layout, ca_cgroup.clone()))?;
 
     let stands = Place { cgroup: &enforcer_cgroup, uid: ENFORCER_UID, capabilities: &["net-admin"] };
-    let knows = Place {
-        cgroup: &identityd_cgroup,
-        uid: IDENTITYD_UID,
-        capabilities: &["sys-ptrace", "dac-read-search", "checkpoint-restore"],
-    };
+    let knows = Place { cgroup: &identityd_cgroup, uid: IDENTITYD_UID, capabilities: &IDENTITYD_CAPABILITIES };
     Ok(PreparedNode {
         ca: ca_command(&binaries, &ca_cgroup, ca, &layout),
         identityd: DaemonCommand::launch(
@@ -116,6 +112,11 @@ pub fn prepare_root(spec: &RootSpec) -> Result<PreparedRoot, NodeError> {
     let ca = ca_command(&binaries, &ca_cgroup, config, &layout);
     Ok(PreparedRoot { ca, admin_socket: layout.authority_socket(), layout, cgroup })
 }
+
+/// To look into every process and what it has mapped; and to load the kernel programs, where the last one is for those
+/// at sockets. They stay: the programs that observe flows are loaded when somebody asks for flows.
+const IDENTITYD_CAPABILITIES: [&str; 6] =
+    ["sys-ptrace", "dac-read-search", "checkpoint-restore", "bpf", "perfmon", "net-admin"];
 
 fn ca_command(binaries: &Path, cgroup: &Path, config: PathBuf, layout: &Layout) -> DaemonCommand {
     let place = Place { cgroup, uid: CA_UID, capabilities: &[] };
