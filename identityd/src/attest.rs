@@ -78,6 +78,11 @@ impl<S: SocketSource> Attestor<S> {
     /// Any doubt, by name.
     pub(crate) async fn flow(&self, key: FlowKey, record: Option<ConnectRecord>) -> Result<Attestation, AttestRefusal> {
         self.policy.get()?;
+        if key.role == SocketRole::Connector && record.is_none() && self.source.sees_connections() {
+            // Whoever has these addresses now need not be who had them when the connection was accepted.
+            let detail = format!("the kernel saw no program here connect {} to {}", key.local, key.remote);
+            return refuse(AttestReason::NoRecord, detail);
+        }
         self.holders(key, record).await
     }
 

@@ -59,6 +59,9 @@ reasons! {
         ExeUnwitnessed = "exe-unwitnessed",
         /// The file it runs now is not the one it executed: `PR_SET_MM_EXE_FILE` or `PR_SET_MM_MAP` (prctl(2)).
         ExeReplaced = "exe-replaced",
+        /// The kernel programs, which run, have no record of the connection: it is older than they are, or was not made
+        /// by a program of this network namespace.
+        NoRecord = "no-record",
         /// The kernel's record belongs to another connection of the same addresses.
         StaleRecord = "stale-record",
         /// Two programs had a hand in making the connection: one called `connect()`, another one sent.

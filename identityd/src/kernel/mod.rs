@@ -37,7 +37,8 @@ pub(crate) struct Kernel {
     programs: Arc<Programs>,
     execs: Arc<KernelExecs>,
     sweeper: Arc<Sweeper>,
-    reader: events::Reader,
+    /// Never read: the reading ends with it.
+    _reader: events::Reader,
 }
 
 impl Kernel {
@@ -51,7 +52,7 @@ impl Kernel {
         let started =
             events::start(&programs).and_then(|started| Ok((started, Sweeper::start(Arc::clone(&programs))?)));
         let ((reader, heard), sweeper) = started.map_err(LoadError::Threads)?;
-        Ok((Self { programs, execs, sweeper, reader }, heard))
+        Ok((Self { programs, execs, sweeper, _reader: reader }, heard))
     }
 
     /// Traces sockets to processes.

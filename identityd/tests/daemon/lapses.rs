@@ -1,18 +1,21 @@
 //! What was attested is watched: each test has a program attested, makes something of it change, and hears of it.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::Execution;
-use bonafide_proto::refusal::AttestReason;
+use bonafide_proto::kernel::ConnectRecord;
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node as wire;
 use bonafide_proto::wire::node::lapse::Of;
 use tonic::Streaming;
 
 use crate::node::{NOBODY, Node, PATIENCE, Program, connector, digest_of, python, sleep};
+use crate::records::record;
 use crate::svids::{Notary, serve};
 
 /// Python that connects, says its own address, and then does what it is told, line by line.
@@ -34,8 +37,9 @@ struct Attested {
     execution: Execution,
     local: SocketAddr,
     remote: SocketAddr,
+    record: Option<ConnectRecord>,
     lapses: Streaming<wire::Lapse>,
-    _server: TcpListener,
+    _accepted: TcpStream,
 }
 
 impl Attested {
@@ -62,9 +66,15 @@ impl Attested {
         let mut program =
             Program::start(command.arg(remote.to_string()).stdin(Stdio::piped()).env("PYTHONHOME", "/usr"));
         let local = program.address();
-        let execution = node.flow(connector(local, remote)).await.unwrap().executions[0];
+        let (accepted, _) = server.accept().unwrap();
+        let record = record(&node, &accepted);
+        let execution = node.flow_by(connector(local, remote), record).await.unwrap().executions[0];
         assert_eq!(execution.pid, program.pid());
-        Self { node, program, execution, local, remote, lapses, _server: server }
+        Self { node, program, execution, local, remote, record, lapses, _accepted: accepted }
+    }
+
+    async fn flow(&self) -> Result<Attestation, AttestRefusal> {
+        self.node.flow_by(connector(self.local, self.remote), self.record).await
     }
 
     /// Makes it do something, and waits until that is done.
@@ -159,7 +169,7 @@ async fn a_script_replaced_is_a_lapse_and_its_successor_is_watched_too(source: &
     fs::write(&new, OBEYS).unwrap();
     fs::rename(&new, &script).unwrap();
     // That was the same content: no lapse. But the file that counts now is another one.
-    attested.node.flow(connector(attested.local, attested.remote)).await.unwrap();
+    attested.flow().await.unwrap();
     fs::write(&new, "print()").unwrap();
     fs::rename(&new, &script).unwrap();
     let detail = attested.lapsed(AttestReason::EvidenceChanged).await;
@@ -192,7 +202,7 @@ async fn another_user_or_group_is_a_lapse(source: &str) {
     attested.does("os.setgid(65534)");
     assert!(attested.lapsed(AttestReason::EvidenceChanged).await.starts_with("gid was 0 and is 65534"));
     // What lapsed is watched again as soon as it is attested again.
-    attested.node.flow(connector(attested.local, attested.remote)).await.unwrap();
+    attested.flow().await.unwrap();
     attested.does("os.setuid(65534)");
     assert!(attested.lapsed(AttestReason::EvidenceChanged).await.starts_with("uid was 0 and is 65534"));
 }
@@ -231,7 +241,8 @@ async fn an_end_is_no_lapse(source: &str) {
     let mut ends =
         Program::start(Command::new(python()).args(["-c", OBEYS, &remote.to_string()]).stdin(Stdio::piped()));
     let local = ends.address();
-    attested.node.flow(connector(local, remote)).await.unwrap();
+    let record = record(&attested.node, &server.accept().unwrap().0);
+    attested.node.flow_by(connector(local, remote), record).await.unwrap();
     let ended = format!("/proc/{}", ends.pid());
     drop(ends);
     assert!(!Path::new(&ended).exists());
@@ -252,7 +263,7 @@ async fn what_is_put_in_quarantine_lapses_and_is_refused(source: &str) {
     assert!(detail.contains("app.py") && detail.contains(&digest.to_string()), "{detail}");
 
     let refused = AttestReason::Quarantined;
-    assert_eq!(attested.node.refusal(connector(attested.local, attested.remote)).await, refused);
+    assert_eq!(attested.flow().await.unwrap_err().reason, refused);
     assert_eq!(attested.node.process(attested.program.pid()).await.unwrap_err().reason, refused);
     // Who begins to listen now hears it at once.
     let mut later = attested.node.client.clone().watch_lapses(wire::WatchLapsesRequest {}).await.unwrap().into_inner();
@@ -261,7 +272,7 @@ async fn what_is_put_in_quarantine_lapses_and_is_refused(source: &str) {
 
     notary.quarantine.send_replace(Vec::new());
     assert_eq!(attested.next().await.of, Some(Of::Quarantine(wire::Quarantine { sha256: Vec::new() })));
-    attested.node.flow(connector(attested.local, attested.remote)).await.unwrap();
+    attested.flow().await.unwrap();
 }
 
 /// Python that receives a descriptor over the unix socket that is its last argument, and writes to it.

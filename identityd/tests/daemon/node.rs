@@ -14,6 +14,7 @@ use bonafide_proto::clock::SystemClock;
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::endpoint;
 use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
+use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node as wire;
 use bonafide_proto::wire::node::attestation_client::AttestationClient;
@@ -26,6 +27,9 @@ pub(crate) const NOBODY: &str = "mode = \"observe\"\n[[workload]]\nname = \"nobo
 
 /// Long enough for a busy machine; nothing waits for it to pass.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The configuration of a daemon without the kernel programs.
+pub(crate) const BY_PROC: &str = "source = \"proc\"";
 
 pub(crate) struct Node {
     pub(crate) dir: tempfile::TempDir,
@@ -78,17 +82,23 @@ impl Node {
     /// the time, and its children hold all its sockets until they exec.
     pub(crate) async fn flow(&self, key: FlowKey) -> Result<Attestation, AttestRefusal> {
         for _ in 0..20 {
-            match self.flow_once(key).await {
+            match self.flow_by(key, None).await {
                 Err(refusal) if matches!(refusal.reason, AttestReason::GenerationGone | AttestReason::ProcessGone) => {}
                 answer => return answer,
             }
         }
-        self.flow_once(key).await
+        self.flow_by(key, None).await
     }
 
-    async fn flow_once(&self, key: FlowKey) -> Result<Attestation, AttestRefusal> {
-        let answer = self.client.clone().attest_flow(wire::AttestFlowRequest::from(key)).await;
-        answer.unwrap().into_inner().try_into().unwrap()
+    /// Once, by the kernel's record if there is one.
+    pub(crate) async fn flow_by(
+        &self,
+        key: FlowKey,
+        record: Option<ConnectRecord>,
+    ) -> Result<Attestation, AttestRefusal> {
+        let kernel = record.map(|record| record.to_bytes().to_vec()).unwrap_or_default();
+        let request = wire::AttestFlowRequest { kernel, ..key.into() };
+        self.client.clone().attest_flow(request).await.unwrap().into_inner().try_into().unwrap()
     }
 
     pub(crate) async fn process(&self, pid: u32) -> Result<Attestation, AttestRefusal> {

@@ -10,6 +10,7 @@ use bonafide_proto::refusal::AttestReason;
 use bonafide_proto::taint::{Taint, Taints};
 
 use crate::node::{CONNECTS, NOBODY, Node, Program, connector, digest_of, needed, python, sleep};
+use crate::records::record;
 
 /// Starts a program that connects and says its address, and asks who it is.
 async fn attested(node: &Node, command: &mut Command) -> Attestation {
@@ -17,7 +18,8 @@ async fn attested(node: &Node, command: &mut Command) -> Attestation {
     let address = server.local_addr().unwrap();
     let mut program = Program::start(command.arg(address.to_string()));
     let local = program.address();
-    let attested = node.flow(connector(local, address)).await.unwrap();
+    let record = record(node, &server.accept().unwrap().0);
+    let attested = node.flow_by(connector(local, address), record).await.unwrap();
     assert_eq!(attested.executions[0].pid, program.pid());
     attested
 }
@@ -33,7 +35,7 @@ fn why(script: &Evidence<Script>) -> &str {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_python_script_is_evidence_and_so_is_inline_code() {
     let node = Node::start(NOBODY).await;
     let script = node.path("app.py");
@@ -53,7 +55,7 @@ async fn a_python_script_is_evidence_and_so_is_inline_code() {
     assert_eq!(module.fingerprint.taints, [Taint::NoScript].into());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_relative_script_is_found_from_the_working_directory() {
     let node = Node::start(NOBODY).await;
     std::fs::create_dir(node.path("bin")).unwrap();
@@ -67,7 +69,7 @@ async fn a_relative_script_is_found_from_the_working_directory() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn perl_and_bash_scripts_are_evidence_too() {
     let node = Node::start(NOBODY).await;
     let perl = needed(&["/usr/bin/perl"]);
@@ -91,7 +93,7 @@ async fn perl_and_bash_scripts_are_evidence_too() {
     assert_eq!(Path::new(&found.script_file().unwrap().path), script);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_comes_through_standard_input_is_nobodys_script() {
     use std::io::Write as _;
     let node = Node::start(NOBODY).await;
@@ -107,7 +109,7 @@ async fn what_comes_through_standard_input_is_nobodys_script() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_script_that_is_gone_or_hostile_is_no_evidence() {
     let node = Node::start(NOBODY).await;
     let script = node.path("app.py");
@@ -127,7 +129,7 @@ async fn a_script_that_is_gone_or_hostile_is_no_evidence() {
     assert!(refusal.detail.contains("\\n\\x1b[2J") && !refusal.detail.contains('\u{1b}'), "{refusal}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_process_in_another_user_namespace_is_refused_where_nobody_saw_what_it_executed() {
     let unshare = needed(&["/usr/bin/unshare"]);
     let napper = || Program::start(Command::new(&unshare).arg("--user").arg(sleep()).arg("1000"));
@@ -146,7 +148,7 @@ async fn a_process_in_another_user_namespace_is_refused_where_nobody_saw_what_it
 }
 
 /// Its own mounts in its own user namespace, with one program in the place of another.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_path_in_another_user_namespace_is_nobodys_word() {
     let node = Node::start_on("kernel").await;
     let (sleep, other) = (sleep(), needed(&["/usr/bin/tail"]));
@@ -186,7 +188,7 @@ print('rewritten', flush=True)
 time.sleep(1000)
 ";
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rewritten_command_line_is_seen_through_where_the_kernel_kept_it() {
     let (kernel, proc) = (Node::start_on("kernel").await, Node::start_on("proc").await);
     let (genuine, other) = (kernel.path("an.py"), kernel.path("no.py"));
@@ -224,7 +226,7 @@ print('left', flush=True)
 time.sleep(1000)
 ";
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_relative_script_is_looked_for_where_its_process_began() {
     let node = Node::start_on("kernel").await;
     let script = node.path("app.py");
@@ -249,7 +251,7 @@ async fn a_relative_script_is_looked_for_where_its_process_began() {
     assert_eq!(found.taints, [Taint::NoScript].into());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_command_line_longer_than_what_was_kept_is_not_guessed_at() {
     let node = Node::start_on("kernel").await;
     let script = node.path("app.py");
@@ -270,7 +272,7 @@ async fn a_command_line_longer_than_what_was_kept_is_not_guessed_at() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn kernel_threads_zombies_and_strangers_are_refused() {
     let node = Node::start(NOBODY).await;
     let name = std::fs::read_to_string("/proc/2/comm").unwrap_or_default();
@@ -286,7 +288,7 @@ async fn kernel_threads_zombies_and_strangers_are_refused() {
     zombie.wait().unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_name_chosen_to_confuse_does_not() {
     let node = Node::start(NOBODY).await;
     let code =

@@ -4,8 +4,9 @@ use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
-use crate::accept::{Front, Records, socket};
+use crate::accept::Front;
 use crate::node::{CONNECTS, NOBODY, Node, Program, python};
+use crate::records::{Records, socket};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_map_can_be_read_by_an_accepted_socket_and_not_written() {

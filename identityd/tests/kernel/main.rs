@@ -4,7 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "this is a test")]
 
 mod accept;
+mod attacks;
+mod connectors;
 mod handover;
 #[path = "../daemon/node.rs"]
 #[allow(dead_code, reason = "each of the two suites uses a part of it")]
 mod node;
+#[path = "../daemon/records.rs"]
+#[allow(dead_code, reason = "likewise")]
+mod records;
