@@ -34,6 +34,7 @@ mod host;
 mod kernel;
 mod lapse;
 mod library;
+mod looks;
 mod lookup;
 mod mapped;
 mod observe;

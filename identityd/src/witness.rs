@@ -21,6 +21,7 @@ use crate::container::Containers;
 use crate::execs::Execs;
 use crate::hash::{Digests, HashError};
 use crate::library;
+use crate::looks::Looks;
 use crate::mapped::Place;
 use crate::parse::cgroup::{NamedUnit, Placement};
 use crate::patience::Patience;
@@ -43,6 +44,7 @@ pub(crate) struct Witness {
     eyes: Eyes,
     hierarchies: Hierarchies,
     containers: Containers,
+    looks: Looks<Result<Vec<Witnessed>, AttestRefusal>>,
     /// Executions that may be examined at once.
     room: Semaphore,
     room_max: usize,
@@ -109,6 +111,7 @@ impl Witness {
             host,
             eyes: Eyes { home: Home::own()?, execs, early: Arc::default() },
             containers: Containers::new(runtimes, hierarchies.clone()),
+            looks: Looks::default(),
             hierarchies,
             room: Semaphore::new(room_max),
             room_max,
@@ -136,6 +139,10 @@ impl Witness {
     /// # Errors
     /// The first doubt about any of them, by name.
     pub(crate) async fn examine(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
+        self.looks.share(executions, || self.examine_now(executions)).await
+    }
+
+    async fn examine_now(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
         let _room = self.enter(executions.len()).await?;
         let (seen, files) = self.first_looks(executions).await?;
         let digests = self.hash(files).await?;

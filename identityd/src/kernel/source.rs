@@ -16,7 +16,7 @@ use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
 use super::execs::KernelExecs;
 use super::load::Programs;
-use super::walk::{Seen, walk};
+use super::walk::{Calls, Seen, walk};
 use crate::refuse::refuse;
 use crate::sockets::Sockets;
 use crate::source::{Held, SocketSource};
@@ -68,7 +68,7 @@ impl KernelSource {
         self.unchanged(connector)?;
         let executions = match alone(record.doubts) {
             true => vec![connector],
-            false => self.holders(&[record.cookie]).await?,
+            false => self.holders(&[record.cookie], SocketRole::Connector).await?,
         };
         if !executions.iter().any(|holder| holder.image == record.image) {
             let detail = format!("process {} connected the socket, and only another program holds it", record.pid);
@@ -80,12 +80,17 @@ impl KernelSource {
     async fn by_addresses(&self, key: FlowKey) -> Result<KernelHeld, AttestRefusal> {
         let sockets = self.sockets.of(key).await?;
         let cookies: Vec<u64> = sockets.iter().map(|found| number(found.cookie)).collect();
-        let executions = self.holders(&cookies).await?;
+        let executions = self.holders(&cookies, key.role).await?;
         Ok(KernelHeld { key, sockets, executions })
     }
 
-    async fn holders(&self, cookies: &[u64]) -> Result<Vec<Execution>, AttestRefusal> {
-        self.walks.seek(cookies.to_vec()).await?.holders(cookies, self.uses_are_told)
+    async fn holders(&self, cookies: &[u64], role: SocketRole) -> Result<Vec<Execution>, AttestRefusal> {
+        let calls = match (self.uses_are_told, role) {
+            (false, _) => Calls::NotBelieved,
+            (true, SocketRole::Connector) => Calls::OfThreads,
+            (true, SocketRole::Listener) => Calls::OfListeners,
+        };
+        self.walks.seek(cookies.to_vec()).await?.holders(cookies, calls)
     }
 
     /// Whether the process still runs what it did.

@@ -3,6 +3,9 @@
 //! A walk also tells whether that is everybody. Each descriptor is one reference to the open file; references that no
 //! descriptor explains are a copy in flight in a unix socket, or in the hands of io_uring, where no walk comes; or a
 //! thread that sits in a call on it, of which there is at most one for each thread of the holders.
+//!
+//! A thread that waits for a listener in poll(2) keeps a reference, too (`__pollwait`, fs/select.c), even if it is its
+//! process's only one. For listeners that is the rule, for sockets that connected the exception: there it is a doubt.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -25,11 +28,11 @@ impl Seen {
     ///
     /// # Errors
     /// `holder-unseen` if nobody holds one of them, or somebody may whom the walk does not see.
-    pub(super) fn holders(&self, cookies: &[u64], uses_are_told: bool) -> Result<Vec<Execution>, AttestRefusal> {
+    pub(super) fn holders(&self, cookies: &[u64], calls: Calls) -> Result<Vec<Execution>, AttestRefusal> {
         let mut executions = BTreeMap::new();
         for cookie in cookies {
             let rows: Vec<&Holder> = self.0.iter().filter(|row| row.cookie == *cookie).collect();
-            everybody(&rows, uses_are_told)?;
+            everybody(&rows, calls)?;
             for row in rows {
                 executions.insert(row.execution.pid, row.execution);
             }
@@ -42,7 +45,7 @@ impl Seen {
 }
 
 /// Whether these descriptors are all that there is of one socket.
-fn everybody(rows: &[&Holder], uses_are_told: bool) -> Result<(), AttestRefusal> {
+fn everybody(rows: &[&Holder], calls: Calls) -> Result<(), AttestRefusal> {
     let Some(references) = rows.iter().map(|row| row.references).max() else {
         return refuse(AttestReason::HolderUnseen, "the socket is in no process's file table");
     };
@@ -50,26 +53,37 @@ fn everybody(rows: &[&Holder], uses_are_told: bool) -> Result<(), AttestRefusal>
     let descriptors: HashSet<(u64, u32)> = rows.iter().map(|row| (row.table, row.fd)).collect();
     let explained = u32::try_from(descriptors.len()).unwrap_or(u32::MAX).saturating_add(1);
     let unexplained = references.saturating_sub(explained);
-    if unexplained > in_calls(rows, uses_are_told) {
+    if unexplained > in_calls(rows, calls) {
         let detail = format!("{unexplained} references to the socket are in no process's file table");
         return refuse(AttestReason::HolderUnseen, detail);
     }
     Ok(())
 }
 
-/// References that may be those of calls under way. One that hides among them is told of as soon as it is used; where
+/// Which references may be those of calls under way. One that hides among them is told of as soon as it is used; where
 /// that is not told, none is believed.
-fn in_calls(rows: &[&Holder], uses_are_told: bool) -> u32 {
-    if !uses_are_told {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Calls {
+    /// None.
+    NotBelieved,
+    /// One of each thread, of processes that have several.
+    OfThreads,
+    /// One of each thread.
+    OfListeners,
+}
+
+fn in_calls(rows: &[&Holder], believed: Calls) -> u32 {
+    if believed == Calls::NotBelieved {
         return 0;
     }
-    let processes: BTreeMap<u32, u32> = rows.iter().map(|row| (row.execution.pid, calls(row))).collect();
+    let processes: BTreeMap<u32, u32> = rows.iter().map(|row| (row.execution.pid, calls(row, believed))).collect();
     processes.values().fold(0, |sum, calls| sum.saturating_add(*calls))
 }
 
-/// A process with one thread takes no reference of its own for a call (`fdget`, fs/file.c), except by io_uring.
-fn calls(row: &Holder) -> u32 {
+/// A process with one thread takes no reference of its own for a call (`fdget`, fs/file.c), except by io_uring and to poll.
+fn calls(row: &Holder, believed: Calls) -> u32 {
     match (row.threads, row.uses_io_uring) {
+        (0 | 1, false) if believed == Calls::OfListeners => 1,
         (0 | 1, false) => 0,
         (threads, false) => threads,
         (threads, true) => threads.saturating_add(IN_RING),
@@ -106,7 +120,7 @@ mod tests {
     }
 
     fn holders(rows: &[Holder]) -> Result<Vec<u32>, AttestReason> {
-        let held = Seen(rows.to_vec()).holders(&[7], true);
+        let held = Seen(rows.to_vec()).holders(&[7], Calls::OfThreads);
         held.map(|held| held.iter().map(|e| e.pid).collect()).map_err(|refusal| refusal.reason)
     }
 
@@ -130,6 +144,13 @@ mod tests {
         let threads = Holder { threads: 2, ..row(1, 1, 3, 4) };
         assert_eq!(holders(&[threads]), Ok(vec![1]));
         assert_eq!(holders(&[Holder { references: 5, ..threads }]), Err(AttestReason::HolderUnseen));
-        assert!(Seen(vec![threads]).holders(&[7], false).is_err());
+        assert!(Seen(vec![threads]).holders(&[7], Calls::NotBelieved).is_err());
+    }
+
+    #[test]
+    fn who_polls_a_listener_keeps_a_reference_to_it() {
+        let polled = |references| Seen(vec![row(1, 1, 3, references)]).holders(&[7], Calls::OfListeners);
+        assert!(polled(2).is_ok() && polled(3).is_ok());
+        assert!(polled(4).is_err());
     }
 }
