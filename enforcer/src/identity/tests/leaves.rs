@@ -46,6 +46,18 @@ async fn however_many_flows_wait_one_certificate_is_ordered() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_says_more_of_its_program_than_was_asked_is_kept_for_nobody() {
+    let fake = Fake::start();
+    let identity = client(&fake);
+    let mut before = attestation(Some("shop/web"));
+    before.fingerprint.taints.insert(Taint::Traced);
+    for orders in 1..4 {
+        identity.leaf(&before).await.unwrap();
+        assert_eq!(fake.orders(), orders);
+    }
+}
+
+#[tokio::test]
 async fn an_order_outlives_the_flow_that_placed_it() {
     let fake = Fake::start();
     let identity = client(&fake);

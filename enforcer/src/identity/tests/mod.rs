@@ -34,7 +34,8 @@ fn key() -> FlowKey {
 
 fn attestation(workload: Option<&str>) -> Attestation {
     let absent = || Evidence::Absent("none here".to_owned());
-    let exe = HashedFile { path: "/usr/bin/web".to_owned(), digest: Digest::of(b"web") };
+    // The program that the mesh's leaves certify.
+    let exe = HashedFile { path: "/usr/bin/x".to_owned(), digest: Digest([7; 32]) };
     let host = Host { bios_uuid: absent(), machine_id: absent(), node: None };
     Attestation {
         executions: vec![Execution { pid: 4711, start_ticks: 99, image: 0 }],

@@ -10,7 +10,7 @@ use super::*;
 use crate::live::{Judged, Live, Program, Question, Seat};
 use crate::reverify;
 
-const POLICY: &str = "mode = 'enforce'\nmesh = ['10.0.0.0/8']\n[[workload]]\nname = 'shop/web'\nexe = '/usr/bin/web'\n\
+const POLICY: &str = "mode = 'enforce'\nmesh = ['10.0.0.0/8']\n[[workload]]\nname = 'shop/web'\nexe = '/usr/bin/x'\n\
     [[outside]]\nname = 'net'\nprefixes = ['192.0.2.0/24']\n\
     [[rule]]\nname = 'r'\nfrom = 'shop/web'\nto = 'net'\naction = 'allow'\n";
 
