@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::layout;
+use super::layout::Counters;
 use super::load::Programs;
 use crate::events::{Change, Event};
 
@@ -76,18 +77,25 @@ pub(super) fn start(programs: &Arc<Programs>) -> std::io::Result<(Reader, mpsc::
     .map_err(refused)?;
     let ring = ring.build().map_err(refused)?;
     thread::Builder::new().name("kernel-events".to_owned()).spawn(move || {
-        let mut lost = 0;
+        let mut counted = Counters::default();
         while !ending.load(Ordering::Relaxed) {
             if let Err(e) = ring.poll(TURN) {
                 tracing::warn!(error = %e, "the kernel's events cannot be read");
                 thread::sleep(TURN);
             }
             // What was counted before the ring was emptied is told of after what was in it.
-            let counted = programs.counted().map_or(lost, |counters| counters.lost);
+            let now = programs.counted().unwrap_or(counted);
+            if now.full > counted.full {
+                let more = now.full - counted.full;
+                tracing::warn!(
+                    more,
+                    "the kernel programs have no room for more processes; what has no record is refused"
+                );
+            }
             let mut outlet = outlet.lock().unwrap_or_else(PoisonError::into_inner);
-            outlet.lost += counted.saturating_sub(lost);
+            outlet.lost += now.lost.saturating_sub(counted.lost);
             outlet.tell_of_loss();
-            lost = counted;
+            counted = now;
         }
     })?;
     Ok((Reader { ends }, heard))
@@ -113,5 +121,49 @@ fn changed(change: u32) -> Option<Change> {
         4 => Some(Change::Code),
         5 => Some(Change::Executable),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bonafide_proto::fingerprint::Execution;
+
+    use super::*;
+
+    fn ended(pid: u32) -> Event {
+        Event::Ended(Execution { pid, start_ticks: 1, image: 1 })
+    }
+
+    #[test]
+    fn what_finds_no_room_is_told_of_before_what_comes_after_it() {
+        let (events, mut heard) = mpsc::channel(2);
+        let mut outlet = Outlet { events, lost: 0 };
+        (1..=5).for_each(|pid| outlet.tell(ended(pid)));
+        assert_eq!((heard.try_recv(), heard.try_recv()), (Ok(ended(1)), Ok(ended(2))));
+        assert!(heard.try_recv().is_err());
+        outlet.tell(ended(6));
+        assert_eq!((heard.try_recv(), heard.try_recv()), (Ok(Event::Lost(3)), Ok(ended(6))));
+    }
+
+    #[test]
+    fn a_loss_is_told_of_though_nothing_comes_after_it() {
+        let (events, mut heard) = mpsc::channel(1);
+        let mut outlet = Outlet { events, lost: 7 };
+        outlet.tell_of_loss();
+        outlet.tell_of_loss();
+        assert_eq!(heard.try_recv(), Ok(Event::Lost(7)));
+        assert!(heard.try_recv().is_err());
+    }
+
+    #[test]
+    fn an_event_of_no_known_kind_is_none() {
+        let event = |kind: u32, change: u32| {
+            let mut bytes = [0; 128];
+            bytes[8..12].copy_from_slice(&kind.to_ne_bytes());
+            bytes[12..16].copy_from_slice(&change.to_ne_bytes());
+            layout::Event::read(&bytes).and_then(understand)
+        };
+        assert!(event(0, 0).is_none() && event(5, 0).is_none() && event(3, 0).is_none() && event(3, 6).is_none());
+        assert!(matches!(event(3, 5), Some(Event::Changed(_, Change::Executable))));
     }
 }

@@ -36,6 +36,11 @@ impl KernelExecs {
         (process.start_ticks() == start_ticks && process.image != 0).then_some(process.image)
     }
 
+    /// Whether a number given to a process, perhaps by an earlier daemon, is that of what it runs now.
+    pub(super) fn is_same(&self, image: u64, now: u64) -> bool {
+        still(image, now, self.programs.first_image)
+    }
+
     /// Its arguments, as far as they were kept.
     fn arguments(&self, number: u64, image: &mut Image) {
         if image.arguments_length <= image.arguments.len() {
@@ -89,6 +94,20 @@ impl Execs for KernelExecs {
     fn witnesses(&self) -> bool {
         true
     }
+
+    fn is_still(&self, image: u64, last: &AtExec) -> bool {
+        self.is_same(image, last.image)
+    }
+}
+
+/// Bits of an image's number that count the execs of its process (`EXECS_BITS`, bpf/processes.h).
+const EXECS_BITS: u32 = 24;
+
+/// Whether a number given to a process is that of what it runs now. An earlier daemon on this boot gave other numbers;
+/// but how often the process executed something is part of them, and has not changed if it executed nothing since.
+fn still(image: u64, now: u64, first: u64) -> bool {
+    let execs = |image: u64| image & ((1 << EXECS_BITS) - 1);
+    image == now || (image >> EXECS_BITS < first && execs(image) == execs(now))
 }
 
 fn at_exec(number: u64, image: Image) -> AtExec {
@@ -106,4 +125,20 @@ fn at_exec(number: u64, image: Image) -> AtExec {
 
 fn look(map: &MapHandle, key: &[u8]) -> Option<Vec<u8>> {
     map.lookup(key, MapFlags::ANY).ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_earlier_daemon_s_number_holds_until_the_process_executes_something() {
+        let image = |number: u64, execs: u64| number << EXECS_BITS | execs;
+        assert!(still(image(70, 3), image(70, 3), 50));
+        assert!(still(image(49, 3), image(70, 3), 50));
+        assert!(!still(image(49, 2), image(70, 3), 50));
+        // This daemon gave it to something else.
+        assert!(!still(image(60, 3), image(70, 3), 50));
+        assert!(!still(image(71, 3), image(70, 3), 50));
+    }
 }

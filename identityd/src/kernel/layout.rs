@@ -49,8 +49,9 @@ pub(super) struct Holder {
 }
 
 /// `struct counters`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Counters {
+    pub(super) next_image: u64,
     pub(super) lost: u64,
     pub(super) full: u64,
 }
@@ -126,8 +127,7 @@ impl Holder {
 impl Counters {
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
-        let _next_image = fields.u64()?;
-        Some(Self { lost: fields.u64()?, full: fields.u64()? })
+        Some(Self { next_image: fields.u64()?, lost: fields.u64()?, full: fields.u64()? })
     }
 }
 

@@ -115,6 +115,8 @@ pub(super) struct Programs {
     pub(super) sought: MapHandle,
     pub(super) watched: MapHandle,
     pub(super) events: MapHandle,
+    /// The lowest number that is given to an image, without its count of execs.
+    pub(super) first_image: u64,
     /// Whether it is told who uses a socket.
     pub(super) uses_are_told: bool,
 }
@@ -150,21 +152,9 @@ impl Programs {
         }
         let object = open.load().map_err(LoadError::Refused)?;
         settle(&object)?;
-
-        let mut places = Vec::new();
-        for name in ON_PROCESSES {
-            places.push(attach(&object, name)?);
-        }
-        enter_older(&object)?;
-        if uses_are_told {
-            for (name, _) in ON_USE {
-                places.push(attach(&object, name)?);
-            }
-        }
-        for name in ON_CGROUP {
-            let link = program(&object, name)?.attach_cgroup(cgroup.as_raw_fd());
-            places.push(link.map_err(|e| LoadError::Unattached(name, e))?);
-        }
+        let counters = map(&object, "counters")?;
+        let first_image = read_counters(&counters).ok_or(LoadError::Lacks("counters"))?.next_image;
+        let places = put_in_place(&object, &cgroup, uses_are_told)?;
         for name in FROZEN {
             map(&object, name)?.freeze().map_err(LoadError::Refused)?;
         }
@@ -180,7 +170,8 @@ impl Programs {
             processes: map(&object, "processes")?,
             images: map(&object, "images")?,
             long_arguments: map(&object, "long_arguments")?,
-            counters: map(&object, "counters")?,
+            counters,
+            first_image,
             accepted: map(&object, "accepted")?,
             sought: map(&object, "sought")?,
             watched,
@@ -203,8 +194,7 @@ impl Programs {
 
     /// What went wrong so far.
     pub(super) fn counted(&self) -> Option<Counters> {
-        let bytes = self.counters.lookup(&0_u32.to_ne_bytes(), libbpf_rs::MapFlags::ANY).ok()??;
-        Counters::read(&bytes)
+        read_counters(&self.counters)
     }
 }
 
@@ -266,6 +256,27 @@ fn ask(object: &Object, name: &'static str, question: &mut [u8]) -> Result<u32, 
     let input = ProgramInput { context_in: Some(question), ..Default::default() };
     let ran = program(object, name)?.test_run(input).map_err(|e| LoadError::Failed(name, format!("{e:#}")))?;
     Ok(ran.return_value)
+}
+
+fn read_counters(map: &MapHandle) -> Option<Counters> {
+    Counters::read(&map.lookup(&[0; 4], MapFlags::ANY).ok()??)
+}
+
+/// Attaches what runs by itself, and enters every process that is there already. Whoever forks meanwhile is seen.
+fn put_in_place(object: &Object, cgroup: &File, uses_are_told: bool) -> Result<Vec<Link>, LoadError> {
+    let mut places = Vec::new();
+    for name in ON_PROCESSES {
+        places.push(attach(object, name)?);
+    }
+    enter_older(object)?;
+    for (name, _) in ON_USE.into_iter().filter(|_| uses_are_told) {
+        places.push(attach(object, name)?);
+    }
+    for name in ON_CGROUP {
+        let link = program(object, name)?.attach_cgroup(cgroup.as_raw_fd());
+        places.push(link.map_err(|e| LoadError::Unattached(name, e))?);
+    }
+    Ok(places)
 }
 
 fn settle(object: &Object) -> Result<(), LoadError> {

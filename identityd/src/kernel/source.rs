@@ -70,7 +70,7 @@ impl KernelSource {
             true => vec![connector],
             false => self.holders(&[record.cookie], SocketRole::Connector).await?,
         };
-        if !executions.iter().any(|holder| holder.image == record.image) {
+        if !executions.iter().any(|holder| self.execs.is_same(record.image, holder.image)) {
             let detail = format!("process {} connected the socket, and only another program holds it", record.pid);
             return refuse(AttestReason::ConnectorDiffers, detail);
         }
@@ -97,7 +97,7 @@ impl KernelSource {
     fn unchanged(&self, execution: Execution) -> Result<(), AttestRefusal> {
         let pid = execution.pid;
         match self.execs.image(pid, execution.start_ticks) {
-            Some(image) if image == execution.image => Ok(()),
+            Some(image) if self.execs.is_same(execution.image, image) => Ok(()),
             Some(_) => refuse(AttestReason::GenerationGone, format!("process {pid} executed another program since")),
             None => refuse(AttestReason::ProcessGone, format!("process {pid} ended")),
         }

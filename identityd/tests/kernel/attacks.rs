@@ -187,3 +187,25 @@ async fn a_program_that_ends_at_once_is_gone_and_nobody_else() {
     assert!(accepted.record.is_some());
     assert_eq!(front.attest(&accepted).await.unwrap_err().reason, AttestReason::ProcessGone);
 }
+
+/// A daemon that begins anew numbers everything anew, and still tells a process that executed something from one that
+/// did not.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_daemon_attested_holds_until_the_next_exec() {
+    let earlier = front().await;
+    let mut program = Obedient::start(&earlier);
+    let accepted = program.connects(&earlier);
+    let before = earlier.attest(&accepted).await.unwrap();
+    earlier.node.stop().await;
+    let later = front().await;
+    let after = later.again(&before.executions).await.unwrap();
+    assert_ne!(after.executions[0].image, before.executions[0].image);
+    assert_eq!(after.fingerprint, before.fingerprint);
+    assert_eq!(pids(&later.attest(&accepted).await.unwrap()), [program.0.pid()]);
+    program.0.tell(&format!("os.execv({:?}, ['sleep', '1000'])", sleep().display().to_string()));
+    program.0.runs(&sleep()).await;
+    let refused = AttestReason::GenerationGone;
+    assert_eq!(later.again(&before.executions).await.unwrap_err().reason, refused);
+    assert_eq!(later.again(&after.executions).await.unwrap_err().reason, refused);
+    assert_eq!(later.attest(&accepted).await.unwrap_err().reason, refused);
+}
