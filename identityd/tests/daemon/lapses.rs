@@ -367,7 +367,7 @@ async fn a_library_mapped_later_is_a_lapse_and_so_is_one_that_changes(source: &s
     let detail = attested.lapsed(AttestReason::EvidenceChanged).await;
     assert!(detail.starts_with("the libraries are"), "{detail}");
 
-    attested.node.flow(connector(attested.local, attested.remote)).await.unwrap();
+    attested.flow().await.unwrap();
     fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
     use std::io::Write as _;
     fs::File::options().append(true).open(&own).unwrap().write_all(b"more").unwrap();
