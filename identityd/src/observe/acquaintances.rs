@@ -51,7 +51,7 @@ struct Acquaintance {
 enum Answer {
     /// By these flows, which are over.
     Awaited(Vec<Flow>),
-    Given(Attested, Instant),
+    Given(Box<Attested>, Instant),
 }
 
 impl Acquaintances {
@@ -84,7 +84,7 @@ impl Acquaintances {
         let known = self.known.get_mut(&who)?;
         known.flows = known.flows.saturating_sub(1);
         match &mut known.answer {
-            Answer::Given(answer, _) => Some(answer.clone()),
+            Answer::Given(answer, _) => Some(answer.as_ref().clone()),
             Answer::Awaited(_) if self.waiting >= WAITING_MAX => {
                 self.missed = self.missed.saturating_add(1);
                 Some(Err(no_room()))
@@ -107,7 +107,7 @@ impl Acquaintances {
                 None => std::future::pending().await,
             };
             let Some(known) = self.known.get_mut(&who) else { continue };
-            let given = Answer::Given(answer.clone(), Instant::now());
+            let given = Answer::Given(Box::new(answer.clone()), Instant::now());
             let Answer::Awaited(flows) = std::mem::replace(&mut known.answer, given) else { continue };
             self.waiting = self.waiting.saturating_sub(flows.len());
             if !flows.is_empty() {

@@ -60,6 +60,7 @@ impl Joining {
     }
 
     /// Another node's: what can be told now.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the authority does not carry halves between nodes yet"))]
     pub(super) fn theirs(&mut self, flow: ObservedFlow, now: Instant) -> Option<ObservedFlow> {
         let (name, source) = key(&flow);
         if let Some(ours) = take(&mut self.ours, &(name, !source), &flow) {

@@ -93,7 +93,7 @@ impl Station {
             source.as_str()
         );
         let file = self.file("identityd.toml");
-        std::fs::write(&file, config).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        bonafide_tests::process::must_write(&file, &config);
         // That of one that was killed would look like this one's.
         let _ = std::fs::remove_file(&socket);
         let binary = binaries().join("bonafide-identityd").display().to_string();
