@@ -17,6 +17,7 @@ use crate::mesh::MeshState;
 use crate::order::{Holder, Order, Validity};
 use crate::quarantine::Quarantine;
 use crate::refusal::MembershipRefusal;
+use crate::sharing::{Exchange, Seat};
 use crate::state;
 use crate::store::{EmbeddedStore, NodeRecord, Store, StoreError, TokenRecord};
 use bonafide_proto::token::{JoinToken, Secret, TokenError};
@@ -71,6 +72,7 @@ pub struct Authority {
     intermediate_ttl: i64,
     own: Mutex<Option<OwnSvid>>,
     quarantine: Quarantine,
+    exchange: Arc<Exchange>,
 }
 
 #[derive(Debug)]
@@ -98,6 +100,7 @@ impl Authority {
             clock,
             intermediate_ttl: i64::from(charter.intermediate_ttl),
             own: Mutex::new(None),
+            exchange: Arc::default(),
         })
     }
 
@@ -185,6 +188,15 @@ impl Authority {
     pub fn follow(&self, peer: &PeerSvid) -> Result<watch::Receiver<Arc<MeshState>>, MembershipRefusal> {
         self.current(peer, self.clock.unix())?;
         Ok(self.quarantine.follow())
+    }
+
+    /// A place where this member's halves of flows meet the others'. `peer` is what its connection proved.
+    ///
+    /// # Errors
+    /// The named refusal.
+    pub fn share_flows(&self, peer: &PeerSvid) -> Result<Seat, MembershipRefusal> {
+        let (node, _) = self.current(peer, self.clock.unix())?;
+        Ok(self.exchange.enter(node))
     }
 
     /// Every member, by name.

@@ -220,7 +220,7 @@ async fn serve_authority(mut doors: AuthorityDoors, stopped: watch::Receiver<()>
 async fn serve_node(mut door: NodeDoor, stopped: watch::Receiver<()>) -> Result<(), DaemonError> {
     let issuance = Server::builder()
         .concurrency_limit_per_connection(CONCURRENCY)
-        .add_service(IssuanceService::server(door.node.clone()));
+        .add_service(IssuanceService::server(door.node.clone(), door.link.clone()));
     let serving = serve_unix(issuance, &mut door.socket, door.callers.clone(), stopped);
     tokio::select! {
         ended = serving => ended,

@@ -27,6 +27,7 @@ pub mod quarantine;
 pub mod refusal;
 pub mod remote;
 pub mod serve;
+pub mod sharing;
 pub mod state;
 pub mod store;
 mod template;

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use bonafide_proto::svid::{Expect, PeerSvid, SvidError};
 use rustls::pki_types::UnixTime;
-use tokio_stream::wrappers::WatchStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tokio_stream::{Stream, StreamExt as _};
 
 use crate::authority::{Application, Authority, Membership};
 use crate::member::Member;
 use crate::mesh::MeshState;
+use crate::sharing::Half;
 use bonafide_proto::token::JoinToken;
 
 /// Why the authority gave nothing.
@@ -59,7 +61,13 @@ pub trait AuthorityLink: Send + Sync + std::fmt::Debug {
     ) -> Result<Membership, LinkError>;
     /// The state of the mesh: now, and after every change, until the authority goes away.
     async fn follow(&self, member: &Member) -> Result<MeshStates, LinkError>;
+    /// Shares halves of flows (each as an `ObservedFlow` travels), and is given the other halves of them, until either
+    /// side goes away.
+    async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError>;
 }
+
+/// Halves of flows, one after the other.
+pub type Halves = Pin<Box<dyn Stream<Item = Result<Half, LinkError>> + Send>>;
 
 /// States of the mesh, one after the other.
 pub type MeshStates = Pin<Box<dyn Stream<Item = Result<MeshState, LinkError>> + Send>>;
@@ -89,6 +97,23 @@ impl AuthorityLink for Embedded {
         let (authority, peer) = (self.0.clone(), self.peer(member)?);
         let states = blocking(move || authority.follow(&peer).map_err(refused)).await?;
         Ok(Box::pin(WatchStream::new(states).map(|state| Ok(MeshState::clone(&state)))))
+    }
+
+    async fn share_flows(&self, member: &Member, mut flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
+        let (authority, peer) = (self.0.clone(), self.peer(member)?);
+        let mut seat = blocking(move || authority.share_flows(&peer).map_err(refused)).await?;
+        let (to, given) = mpsc::channel(1);
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    Some(flow) = flows.recv() => if seat.offer(flow).is_err() { return },
+                    Some(half) = seat.given.recv() => if to.send(Ok(half)).await.is_err() { return },
+                    () = to.closed() => return,
+                    else => return,
+                }
+            }
+        });
+        Ok(Box::pin(ReceiverStream::new(given)))
     }
 }
 

@@ -16,12 +16,12 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 const HANDSHAKES: usize = 256;
 /// Connections at once that showed no certificate: each is a node that joins, or nobody.
 const STRANGERS: usize = 64;
-/// Connections at once that showed a node SVID: one by which each node follows, and those that renew.
+/// Connections at once that showed a node SVID: two by which each node follows and shares, and those that renew.
 const MEMBERS: usize = 8192;
 /// Connections at once from one source that showed no certificate yet. A node needs one.
 const PER_SOURCE: usize = 8;
-/// Connections at once of one node. It needs two, and as many again while the other end of an old one is not gone.
-const PER_NODE: usize = 4;
+/// Connections at once of one node. It needs three, and as many again while the other end of an old one is not gone.
+const PER_NODE: usize = 6;
 
 /// All places there are.
 #[derive(Debug)]

@@ -13,18 +13,21 @@ use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::authority::{Application, Membership};
 use crate::checker;
-use crate::link::{AuthorityLink, LinkError, MeshStates};
+use crate::link::{AuthorityLink, Halves, LinkError, MeshStates};
 use crate::listener::ALPN;
 use crate::member::Member;
 use crate::mesh::{MalformedState, MeshState};
+use crate::sharing::Half;
 use bonafide_proto::token::JoinToken;
 
 /// How long connecting, handshake included, may take.
@@ -172,6 +175,21 @@ impl AuthorityLink for Remote {
             state.map_err(|status| remote.refused(&status)).and_then(mesh_state)
         })))
     }
+
+    async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
+        let mut client = self.client(member.bundle().clone(), Some(member)).await?;
+        let offered = ReceiverStream::new(flows).map(|flow| wire::FlowHalf { node: String::new(), flow });
+        let opened = match tokio::time::timeout(ANSWER, client.share_flows(offered)).await {
+            Ok(opened) => opened.map_err(|status| self.refused(&status))?,
+            Err(_) => return Err(self.unreachable("no answer in time")),
+        };
+        let remote = self.clone();
+        Ok(Box::pin(opened.into_inner().map(move |half| {
+            // The connection lives as long as the client does.
+            let _connection = &client;
+            half.map_err(|status| remote.refused(&status)).and_then(half_of)
+        })))
+    }
 }
 
 /// A channel over this one connection; it never dials again.
@@ -187,6 +205,11 @@ async fn channel(stream: TlsStream<TcpStream>) -> Result<Channel, tonic::transpo
         .keep_alive_while_idle(true)
         .connect_with_connector(once)
         .await
+}
+
+fn half_of(wire: wire::FlowHalf) -> Result<Half, LinkError> {
+    let node = wire.node.parse().map_err(|e| LinkError::Malformed(format!("the node name {e}")))?;
+    Ok(Half { node, flow: wire.flow })
 }
 
 fn mesh_state(wire: wire::MeshState) -> Result<MeshState, LinkError> {

@@ -68,12 +68,16 @@ impl Observer {
         self.node.records.observed(&record);
     }
 
-    /// What the node's own daemons say to each other and to the authority is nobody's flow, captured or not.
+    /// What this enforcer stands in has a record of its own, also while the mode changes. What the node's daemons say
+    /// to the authority is nobody's flow, captured or not.
     fn is_of_the_node(&self, flow: &ObservedFlow) -> bool {
+        let other = flow.there.as_ref().filter(|there| there.node.as_ref() == flow.here_node());
+        if is_this_process(&flow.here) || other.is_some_and(|other| is_this_process(&other.attested)) {
+            return true;
+        }
         let Ok(here) = &flow.here else { return false };
-        let own = here.executions.iter().any(|execution| execution.pid == std::process::id());
         let uid = here.fingerprint.uid;
-        own || self.control.iter().any(|control| control.uid == uid && canonical(control.to) == flow.remote)
+        self.control.iter().any(|control| control.uid == uid && canonical(control.to) == flow.remote)
     }
 
     fn record(&self, flow: &ObservedFlow, policy: &Policy) -> FlowRecord {
@@ -124,6 +128,11 @@ impl Observer {
             describe_attested(party, attestation, self.node.spiffe_id(attestation.workload.as_ref()));
         }
     }
+}
+
+fn is_this_process(attested: &Attested) -> bool {
+    let executions = attested.as_ref().map(|attestation| attestation.executions.as_slice()).unwrap_or_default();
+    executions.iter().any(|execution| execution.pid == std::process::id())
 }
 
 fn addresses(flow: &ObservedFlow) -> (SocketAddr, SocketAddr) {

@@ -57,6 +57,11 @@ impl Authority {
         self.quarantine.clone()
     }
 
+    /// The way to it.
+    pub(crate) fn issuance(&self) -> IssuanceClient<Channel> {
+        self.issuance.clone()
+    }
+
     /// Whether it answers now.
     pub(crate) fn connected(&self) -> bool {
         *self.connected.borrow()

@@ -193,7 +193,7 @@ async fn serve<S: SocketSource>(
     let attestor = Arc::new(Attestor::new(source, witness, policy.clone(), watch));
     let attests: Arc<dyn Attests> = Arc::<Attestor<S>>::clone(&attestor);
     let node = attestor.witness().host().node.clone();
-    let flows = ground.map(|ground| Observatory::open(ground, attests, node, clock));
+    let flows = ground.map(|ground| Observatory::open(ground, attests, authority.clone(), node, clock));
     let service = Service::new(attestor, policy, authority, lapses, flows);
 
     let socket = |error| RunError::Socket { path: config.socket.clone(), error };

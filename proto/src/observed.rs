@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
 use crate::convert::{Attestation, Malformed};
@@ -10,6 +11,10 @@ use crate::name::NodeName;
 use crate::refusal::AttestRefusal;
 use crate::wire::node as wire;
 
+/// The longest half of a flow that travels, in bytes.
+pub const HALF_MAX: usize = 32 << 10;
+/// By how much the clocks of two hosts may differ.
+const SKEW_NS: i64 = 5_000_000_000;
 /// The longest ID, in bytes.
 const ID_MAX: usize = 64;
 
@@ -80,7 +85,50 @@ pub struct ObservedFlow {
     pub there: Option<There>,
 }
 
+/// What both ends call a flow. Ports are used again, so it is one flow only if the times fit, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FlowName {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The address of the source. Without a scope: each host has numbers of its own for its interfaces.
+    pub source: SocketAddr,
+    /// The address of the destination, likewise.
+    pub destination: SocketAddr,
+}
+
 impl ObservedFlow {
+    /// What both ends call it.
+    #[must_use]
+    pub fn name(&self) -> FlowName {
+        let (source, destination) = if self.source { (self.local, self.remote) } else { (self.remote, self.local) };
+        let plain = |address: SocketAddr| SocketAddr::new(address.ip(), address.port());
+        FlowName { protocol: self.protocol, source: plain(source), destination: plain(destination) }
+    }
+
+    /// Whether the two can have been at the same time.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let gap = |a: &Self, b: &Self| a.started_ns.saturating_sub(b.ended_ns);
+        gap(self, other).max(gap(other, self)) <= SKEW_NS
+    }
+
+    /// As it travels.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        wire::ObservedFlow::from(self).encode_to_vec()
+    }
+
+    /// Reads it as it travels.
+    ///
+    /// # Errors
+    /// It is too long, or no flow.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Malformed> {
+        if bytes.len() > HALF_MAX {
+            return Err(Malformed(format!("a flow of {} bytes; at most {HALF_MAX} are read", bytes.len())));
+        }
+        wire::ObservedFlow::decode(bytes).map_err(|e| Malformed(format!("no flow: {e}")))?.try_into()
+    }
+
     /// The node that says so, by its own word.
     #[must_use]
     pub fn here_node(&self) -> Option<&NodeName> {
@@ -215,12 +263,14 @@ mod tests {
                 here: refused(),
                 there: Some(There { node: Some("b".parse().unwrap()), attested: refused() }),
             };
-            assert_eq!(ObservedFlow::try_from(wire::ObservedFlow::from(&flow)).unwrap(), flow);
+            assert_eq!(ObservedFlow::from_bytes(&flow.to_bytes()).unwrap(), flow);
         }
     }
 
     #[test]
     fn what_is_no_flow_is_refused() {
+        assert!(ObservedFlow::from_bytes(&[0xff; 100]).is_err());
+        assert!(ObservedFlow::from_bytes(&vec![0; HALF_MAX + 1]).is_err());
         assert!(ObservedFlow::try_from(wire::ObservedFlow::default()).is_err());
     }
 }

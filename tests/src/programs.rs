@@ -22,7 +22,7 @@ const SCRIPTS: [(&str, &str); 12] = [
     ("reverse_server.py", include_str!("../programs/reverse_server.py")),
     ("crowd.py", include_str!("../programs/crowd.py")),
     ("udp_echo.py", include_str!("../programs/udp_echo.py")),
-    ("udp_say.py", include_str!("../programs/udp_say.py")),
+    ("seen.py", include_str!("../programs/seen.py")),
     ("changeling.py", include_str!("../programs/changeling.py")),
     ("heir.py", include_str!("../programs/heir.py")),
     ("become.py", include_str!("../programs/become.py")),

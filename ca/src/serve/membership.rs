@@ -8,7 +8,7 @@ use bonafide_proto::wire::authority as wire;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::authority::{Application, Authority, Membership};
 use crate::daemon::ended;
@@ -16,6 +16,7 @@ use crate::listener::{FOLLOWING, Peer};
 use crate::mesh::MeshState;
 use crate::refusal::MembershipRefusal;
 use crate::serve::{MESSAGE_MAX, blocking};
+use crate::sharing::{Half, Seat};
 use bonafide_proto::token::Secret;
 
 /// A follower is let go in order so long before its connection would end.
@@ -88,6 +89,61 @@ impl wire::membership_server::Membership for MembershipService {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(told).map(Ok))))
+    }
+
+    type ShareFlowsStream = Pin<Box<dyn Stream<Item = Result<wire::FlowHalf, Status>> + Send>>;
+
+    async fn share_flows(
+        &self,
+        request: Request<Streaming<wire::FlowHalf>>,
+    ) -> Result<Response<Self::ShareFlowsStream>, Status> {
+        let peer = peer(&request)?.clone();
+        let following = peer.following();
+        let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
+        let (authority, stopped) = (self.0.clone(), self.1.clone());
+        let left = svid.not_after().saturating_sub(authority.clock().unix());
+        let seat = blocking(move || Ok(authority.share_flows(&svid)?)).await?;
+        let (to, given) = mpsc::channel(1);
+        let mut offered = request.into_inner();
+        tokio::spawn(async move {
+            let _following = following;
+            tokio::select! {
+                ended = exchange(seat, &mut offered, &to) => {
+                    if let Err(status) = ended {
+                        let _ = to.send(Err(status)).await;
+                    }
+                }
+                () = to.closed() => {}
+                () = over(left, stopped) => {}
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(given))))
+    }
+}
+
+/// Takes what is offered and gives what is due, until either side ends.
+async fn exchange(
+    mut seat: Seat,
+    offered: &mut Streaming<wire::FlowHalf>,
+    to: &mpsc::Sender<Result<wire::FlowHalf, Status>>,
+) -> Result<(), Status> {
+    loop {
+        tokio::select! {
+            half = offered.message() => match half? {
+                Some(half) => seat.offer(half.flow)?,
+                None => return Ok(()),
+            },
+            given = seat.given.recv() => match given {
+                Some(Half { node, flow }) => {
+                    let half = wire::FlowHalf { node: node.to_string(), flow };
+                    if to.send(Ok(half)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                // The node has come by another connection.
+                None => return Ok(()),
+            },
+        }
     }
 }
 

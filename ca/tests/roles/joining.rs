@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use bonafide_ca::link::MeshStates;
+use bonafide_ca::link::{Halves, MeshStates};
 use bonafide_ca::member::Member;
 use bonafide_ca::node::MembershipError;
 use bonafide_ca::{Application, AuthorityLink, Embedded, JoinToken, LinkError, Membership};
 use bonafide_proto::svid::Expect;
 use bonafide_proto::token::Secret;
 use bonafide_proto::wire::authority as wire;
+use tokio::sync::mpsc;
 
 use crate::bench::{Domain, LOOPBACKS, Served, csr, fingerprint, instant, refusal};
 
@@ -177,6 +178,9 @@ impl AuthorityLink for Liar {
     }
     async fn follow(&self, member: &Member) -> Result<MeshStates, LinkError> {
         self.honest.follow(member).await
+    }
+    async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
+        self.honest.share_flows(member, flows).await
     }
 }
 

@@ -74,15 +74,17 @@ impl Acquaintances {
         }
     }
 
-    /// A flow is over: the answer if there is one, else the flow waits for it.
-    pub(super) fn end(&mut self, flow: Flow) -> Option<Attested> {
+    /// A flow is to be told of: the answer if there is one, else the flow waits for it. Unless it lives it is over.
+    pub(super) fn answer(&mut self, flow: Flow) -> Option<Attested> {
         let Some(who) = flow.who else { return Some(Err(nobody())) };
         // Its beginning was not heard of, or forgotten.
         if !self.known.contains_key(&who) && self.ask(who).is_none() {
             return Some(Err(no_room()));
         }
         let known = self.known.get_mut(&who)?;
-        known.flows = known.flows.saturating_sub(1);
+        if !flow.lives {
+            known.flows = known.flows.saturating_sub(1);
+        }
         match &mut known.answer {
             Answer::Given(answer, _) => Some(answer.as_ref().clone()),
             Answer::Awaited(_) if self.waiting >= WAITING_MAX => {
@@ -202,6 +204,7 @@ mod tests {
             received: 0,
             who: execution(pid),
             ending: Ending::Closed,
+            lives: false,
         }
     }
 
@@ -214,19 +217,19 @@ mod tests {
         let mut known = Acquaintances::new(Arc::new(Refuser));
         known.begin(execution(7));
         known.begin(execution(7));
-        assert_eq!(known.end(flow(7)), None);
+        assert_eq!(known.answer(flow(7)), None);
         let answered = known.answered().await;
         assert_eq!(answered.len(), 1);
         assert_eq!(answered[0].1.clone().unwrap_err().detail, "7");
-        assert_eq!(known.end(flow(7)).unwrap().unwrap_err().detail, "7");
+        assert_eq!(known.answer(flow(7)).unwrap().unwrap_err().detail, "7");
     }
 
     #[tokio::test]
     async fn a_flow_whose_beginning_was_lost_is_asked_about_at_its_end() {
         let mut known = Acquaintances::new(Arc::new(Refuser));
-        assert_eq!(known.end(flow(9)), None);
+        assert_eq!(known.answer(flow(9)), None);
         assert_eq!(known.answered().await.len(), 1);
-        assert_eq!(known.end(flow(0)).unwrap().unwrap_err().reason, AttestReason::HolderUnseen);
+        assert_eq!(known.answer(flow(0)).unwrap().unwrap_err().reason, AttestReason::HolderUnseen);
     }
 
     #[tokio::test]
@@ -236,6 +239,6 @@ mod tests {
         (1..=many).for_each(|pid| known.begin(execution(pid)));
         known.begin(execution(many + 1));
         assert_eq!(known.missed(), 1);
-        assert_eq!(known.end(flow(many + 1)).unwrap().unwrap_err().reason, AttestReason::Unavailable);
+        assert_eq!(known.answer(flow(many + 1)).unwrap().unwrap_err().reason, AttestReason::Unavailable);
     }
 }

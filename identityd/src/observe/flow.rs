@@ -44,6 +44,8 @@ pub(super) struct Flow {
     pub(super) received: u64,
     pub(super) who: Option<Execution>,
     pub(super) ending: Ending,
+    /// It is not over: only the other end's node shall hear of it.
+    pub(super) lives: bool,
 }
 
 impl Flow {
@@ -61,6 +63,7 @@ impl Flow {
             received: if event.established { event.received } else { 0 },
             who: event.who,
             ending: ending(event),
+            lives: false,
         }
     }
 
@@ -82,7 +85,23 @@ impl Flow {
             received: tally.received,
             who: tally.who,
             ending: if tally.refused { Ending::Refused } else { Ending::Closed },
+            lives: false,
         }
+    }
+
+    /// Of the first datagram.
+    pub(super) fn begun(event: &StepEvent, local_ip: Option<IpAddr>) -> Self {
+        let tally = Tally {
+            began_ns: event.began_ns,
+            last_ns: event.at_ns,
+            sent: 0,
+            received: 0,
+            who: event.who,
+            local: event.local,
+            source: event.source,
+            refused: false,
+        };
+        Self { lives: true, ..Self::silent(event.cookie, &tally, event.remote, local_ip) }
     }
 }
 

@@ -1,11 +1,11 @@
 //! The two halves of a flow, joined so that one record names both ends. Pure; bounded; nobody waits long.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bonafide_proto::name::NodeName;
-use bonafide_proto::observed::{Ending, ObservedFlow, Protocol, There};
+use bonafide_proto::observed::{Ending, FlowName, ObservedFlow, There};
 
 /// How long a half waits for the other one.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -13,26 +13,30 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const KEPT: Duration = Duration::from_secs(10);
 /// Halves that wait, and halves that are kept.
 const HALVES_MAX: usize = 1 << 14;
-/// By how much the clocks of two hosts may differ.
-const SKEW_NS: i64 = 5_000_000_000;
-
-/// What both ends call a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Name {
-    protocol: Protocol,
-    source: SocketAddr,
-    destination: SocketAddr,
-}
 
 /// Which half: the source's, or not.
-type Key = (Name, bool);
+type Key = (FlowName, bool);
+
+/// Another node's half.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Theirs {
+    /// Whose it is, as the authority knows it.
+    pub(super) node: NodeName,
+    pub(super) flow: ObservedFlow,
+}
+
+impl Borrow<ObservedFlow> for Theirs {
+    fn borrow(&self) -> &ObservedFlow {
+        &self.flow
+    }
+}
 
 /// Halves without the other one.
 #[derive(Debug)]
 pub(super) struct Joining {
     node: Option<NodeName>,
     ours: HashMap<Key, (ObservedFlow, Instant)>,
-    theirs: HashMap<Key, (ObservedFlow, Instant)>,
+    theirs: HashMap<Key, (Theirs, Instant)>,
 }
 
 impl Joining {
@@ -47,27 +51,24 @@ impl Joining {
         if matches!(flow.ending, Ending::Refused | Ending::Unanswered) || self.ours.len() >= HALVES_MAX {
             return vec![flow];
         }
-        let (name, source) = key(&flow);
-        if let Some(theirs) = take(&mut self.theirs, &(name, !source), &flow) {
-            return vec![joined(flow, &theirs, theirs.here_node())];
+        if let Some(theirs) = take(&mut self.theirs, &flow) {
+            return vec![joined(flow, &theirs.flow, Some(&theirs.node))];
         }
-        if let Some(other) = take(&mut self.ours, &(name, !source), &flow) {
+        if let Some(other) = take(&mut self.ours, &flow) {
             let node = self.node.as_ref();
             return vec![joined(other.clone(), &flow, node), joined(flow, &other, node)];
         }
-        let before = self.ours.insert((name, source), (flow, now));
+        let before = self.ours.insert(key(&flow), (flow, now));
         before.map(|(before, _)| before).into_iter().collect()
     }
 
     /// Another node's: what can be told now.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the authority does not carry halves between nodes yet"))]
-    pub(super) fn theirs(&mut self, flow: ObservedFlow, now: Instant) -> Option<ObservedFlow> {
-        let (name, source) = key(&flow);
-        if let Some(ours) = take(&mut self.ours, &(name, !source), &flow) {
-            return Some(joined(ours, &flow, flow.here_node()));
+    pub(super) fn theirs(&mut self, theirs: Theirs, now: Instant) -> Option<ObservedFlow> {
+        if let Some(ours) = take(&mut self.ours, &theirs.flow) {
+            return Some(joined(ours, &theirs.flow, Some(&theirs.node)));
         }
         if self.theirs.len() < HALVES_MAX {
-            self.theirs.insert((name, source), (flow, now));
+            self.theirs.insert(key(&theirs.flow), (theirs, now));
         }
         None
     }
@@ -81,23 +82,16 @@ impl Joining {
 }
 
 fn key(flow: &ObservedFlow) -> Key {
-    let (source, destination) = if flow.source { (flow.local, flow.remote) } else { (flow.remote, flow.local) };
-    (Name { protocol: flow.protocol, source: plain(source), destination: plain(destination) }, flow.source)
+    (flow.name(), flow.source)
 }
 
-/// Each host has numbers of its own for its interfaces.
-fn plain(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip(), address.port())
-}
-
-/// A half of the same flow: ports are used again, so the times have to fit.
-fn take(from: &mut HashMap<Key, (ObservedFlow, Instant)>, key: &Key, other: &ObservedFlow) -> Option<ObservedFlow> {
-    let (flow, _) = from.get(key)?;
-    let apart = flow.started_ns.saturating_sub(other.ended_ns).max(other.started_ns.saturating_sub(flow.ended_ns));
-    if apart > SKEW_NS {
+/// The other half of the same flow.
+fn take<T: Borrow<ObservedFlow>>(from: &mut HashMap<Key, (T, Instant)>, other: &ObservedFlow) -> Option<T> {
+    let key = (other.name(), !other.source);
+    if !from.get(&key)?.0.borrow().overlaps(other) {
         return None;
     }
-    from.remove(key).map(|(flow, _)| flow)
+    from.remove(&key).map(|(flow, _)| flow)
 }
 
 /// Both call it by the source's name for it.
@@ -112,6 +106,7 @@ fn joined(mut half: ObservedFlow, other: &ObservedFlow, node: Option<&NodeName>)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bonafide_proto::observed::Protocol;
     use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
     fn flow(source: bool, ending: Ending, started_ns: i64) -> ObservedFlow {
@@ -131,6 +126,10 @@ mod tests {
             here: Err(AttestRefusal::new(AttestReason::ProcessGone, if source { "source" } else { "destination" })),
             there: None,
         }
+    }
+
+    fn theirs(started_ns: i64) -> Theirs {
+        Theirs { node: "b".parse().unwrap(), flow: flow(false, Ending::Closed, started_ns) }
     }
 
     fn there(flow: &ObservedFlow) -> String {
@@ -159,8 +158,10 @@ mod tests {
         let now = Instant::now();
         let mut joining = Joining::new(None);
         assert!(joining.ours(flow(true, Ending::Closed, 7), now).is_empty());
-        assert_eq!(there(&joining.theirs(flow(false, Ending::Closed, 9), now).unwrap()), "destination");
-        assert_eq!(joining.theirs(flow(false, Ending::Closed, 9), now), None);
+        let whole = joining.theirs(theirs(9), now).unwrap();
+        assert_eq!(there(&whole), "destination");
+        assert_eq!(whole.there.unwrap().node, Some("b".parse().unwrap()));
+        assert_eq!(joining.theirs(theirs(9), now), None);
         assert_eq!(there(&joining.ours(flow(true, Ending::Closed, 9), now)[0]), "destination");
     }
 
@@ -181,8 +182,8 @@ mod tests {
         let now = Instant::now();
         let mut joining = Joining::new(None);
         assert!(joining.ours(flow(true, Ending::Closed, 0), now).is_empty());
-        let later = SKEW_NS + 10;
-        assert_eq!(joining.theirs(flow(false, Ending::Closed, later), now), None);
+        let later = 10_000_000_000;
+        assert_eq!(joining.theirs(theirs(later), now), None);
         let earlier = joining.ours(flow(true, Ending::Closed, later + 1), now);
         assert_eq!(there(&earlier[0]), "destination", "the half that was kept is the later one's");
         assert_eq!(joining.alone(now + PATIENCE).len(), 1);

@@ -10,6 +10,7 @@
 //! | `flow` | what it means |
 //! | `acquaintances` | who the programs are, asked while they live |
 //! | `joining` | the two halves of a flow inside one host, or between two |
+//! | `sharing` | how halves reach the other end's node |
 //!
 //! # What is not seen
 //! * Connections that were established before anybody listened, and those that only the destination's kernel knows: a
@@ -21,25 +22,29 @@ mod flow;
 mod joining;
 mod layout;
 mod programs;
+mod sharing;
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::name::NodeName;
-use bonafide_proto::observed::{Attested, ObservedFlow};
+use bonafide_proto::observed::{Attested, ObservedFlow, Protocol};
 use bonafide_proto::wire::node as wire;
 use tokio::sync::{mpsc, oneshot};
 
 use acquaintances::Acquaintances;
 pub(crate) use acquaintances::{Asked, Attests};
 use flow::Flow;
-use joining::Joining;
+use joining::{Joining, Theirs};
 use layout::{Step, StepEvent, Talk};
 use programs::Programs;
+use sharing::Sharing;
 
+use crate::bundle::Authority;
 use crate::kernel::Ground;
 
 /// Flows that may wait for a listener who is slow.
@@ -65,9 +70,15 @@ struct Order {
 
 impl Observatory {
     /// One that is ready to observe.
-    pub(crate) fn open(ground: Ground, attests: Arc<dyn Attests>, node: Option<NodeName>, clock: SharedClock) -> Self {
+    pub(crate) fn open(
+        ground: Ground,
+        attests: Arc<dyn Attests>,
+        authority: Authority,
+        node: Option<NodeName>,
+        clock: SharedClock,
+    ) -> Self {
         let (orders, taken) = mpsc::channel(16);
-        tokio::spawn(Observer::new(ground, attests, node, clock).run(taken));
+        tokio::spawn(Observer::new(ground, attests, authority, node, clock).run(taken));
         Self { orders }
     }
 
@@ -106,7 +117,11 @@ struct Work {
     programs: Programs,
     heard: mpsc::Receiver<StepEvent>,
     acquaintances: Acquaintances,
+    sharing: Sharing,
+    /// By the socket.
     talks: HashMap<u64, Vec<Talk>>,
+    /// By the remote.
+    partners: HashMap<SocketAddr, Vec<Talk>>,
     moment: Moment,
     missed: u64,
 }
@@ -114,6 +129,7 @@ struct Work {
 struct Observer {
     ground: Ground,
     attests: Arc<dyn Attests>,
+    authority: Authority,
     clock: SharedClock,
     listeners: Vec<Listener>,
     joining: Joining,
@@ -125,12 +141,20 @@ enum News {
     Order(Option<Order>),
     Step(StepEvent),
     Answered(Vec<(Flow, Attested)>),
+    Theirs(Box<Theirs>),
     Round,
 }
 
 impl Observer {
-    fn new(ground: Ground, attests: Arc<dyn Attests>, node: Option<NodeName>, clock: SharedClock) -> Self {
-        Self { ground, attests, clock, listeners: Vec::new(), joining: Joining::new(node), work: None }
+    fn new(
+        ground: Ground,
+        attests: Arc<dyn Attests>,
+        authority: Authority,
+        node: Option<NodeName>,
+        clock: SharedClock,
+    ) -> Self {
+        let joining = Joining::new(node);
+        Self { ground, attests, authority, clock, listeners: Vec::new(), joining, work: None }
     }
 
     async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
@@ -142,6 +166,7 @@ impl Observer {
                     order = orders.recv() => News::Order(order),
                     Some(step) = work.heard.recv() => News::Step(step),
                     answered = work.acquaintances.answered() => News::Answered(answered),
+                    Some(theirs) = work.sharing.theirs.recv() => News::Theirs(Box::new(theirs)),
                     _ = round.tick() => News::Round,
                 },
             };
@@ -150,6 +175,7 @@ impl Observer {
                 News::Order(Some(order)) => self.accept(order),
                 News::Step(step) => self.step(&step),
                 News::Answered(flows) => flows.into_iter().for_each(|(flow, who)| self.tell(flow, who)),
+                News::Theirs(theirs) => self.meet(*theirs),
                 News::Round => self.round(),
             }
         }
@@ -181,8 +207,16 @@ impl Observer {
                 let (programs, heard) = Programs::load(&self.ground, connections)?;
                 tracing::info!(connections, "flows are observed");
                 let acquaintances = Acquaintances::new(Arc::clone(&self.attests));
-                let moment = Moment::default();
-                self.work = Some(Work { programs, heard, acquaintances, talks: HashMap::new(), moment, missed: 0 });
+                self.work = Some(Work {
+                    programs,
+                    heard,
+                    acquaintances,
+                    sharing: Sharing::by(self.authority.issuance()),
+                    talks: HashMap::new(),
+                    partners: HashMap::new(),
+                    moment: Moment::default(),
+                    missed: 0,
+                });
                 Ok(())
             }
         }
@@ -195,13 +229,14 @@ impl Observer {
             Step::Opened if step.datagrams => {
                 work.remember(step);
                 work.acquaintances.begin(step.who);
+                self.begun(step);
             }
             Step::Opened | Step::Taken => work.acquaintances.begin(step.who),
             Step::Established => work.acquaintances.meet(step.who),
             Step::Refused => {}
             Step::Closed => self.over(Flow::closed(step)),
             Step::Released => {
-                for talk in work.talks.remove(&step.cookie).unwrap_or_default() {
+                for talk in work.talks.get(&step.cookie).cloned().unwrap_or_default() {
                     self.end_talk(&talk);
                 }
             }
@@ -209,16 +244,27 @@ impl Observer {
     }
 
     fn end_talk(&mut self, talk: &Talk) {
-        let Some(tally) = self.work.as_ref().and_then(|work| work.programs.end(talk)) else { return };
         let Some(remote) = layout::remote_of(talk) else { return };
-        let cookie = talk.first_chunk().map_or(0, |cookie| u64::from_ne_bytes(*cookie));
+        let Some(work) = &mut self.work else { return };
+        work.forget(talk, remote);
+        let Some(tally) = work.programs.end(talk) else { return };
+        let cookie = cookie_of(talk);
         let local_ip = if tally.local.ip().is_unspecified() { local_ip_towards(remote) } else { None };
         self.over(Flow::silent(cookie, &tally, remote, local_ip));
     }
 
+    /// A server's socket is seldom closed. So that its half of a flow can meet the client's, which ends long before the
+    /// silence does, the client's node hears of it while it lives; and it is over when the client's half comes.
+    fn begun(&mut self, step: &StepEvent) {
+        if !step.source && step.local.ip() != step.remote.ip() && step.remote.port() != 0 {
+            let local_ip = if step.local.ip().is_unspecified() { local_ip_towards(step.remote) } else { None };
+            self.over(Flow::begun(step, local_ip));
+        }
+    }
+
     /// Told at once if the program is known, else as soon as it is.
     fn over(&mut self, flow: Flow) {
-        let answer = self.work.as_mut().and_then(|work| work.acquaintances.end(flow));
+        let answer = self.work.as_mut().and_then(|work| work.acquaintances.answer(flow));
         if let Some(who) = answer {
             self.tell(flow, who);
         }
@@ -226,9 +272,41 @@ impl Observer {
 
     fn tell(&mut self, flow: Flow, here: Attested) {
         let Some(work) = &self.work else { return };
+        let lives = flow.lives;
         let flow = observed(&flow, here, &work.moment, &self.clock);
-        let whole = self.joining.ours(flow, Instant::now());
+        if lives {
+            work.sharing.share(&flow);
+            return;
+        }
+        let whole = self.joining.ours(flow.clone(), Instant::now());
+        if whole.is_empty() && flow.local.ip() != flow.remote.ip() {
+            work.sharing.share(&flow);
+        }
         self.tell_all(&whole);
+        self.end_partner(&flow);
+    }
+
+    /// Another node's half of a flow.
+    fn meet(&mut self, theirs: Theirs) {
+        let flow = theirs.flow.clone();
+        let whole = self.joining.theirs(theirs, Instant::now());
+        self.tell_all(whole.as_slice());
+        self.end_partner(&flow);
+    }
+
+    /// Where the other end of a flow of datagrams is over, this one is: otherwise only silence tells.
+    fn end_partner(&mut self, other: &ObservedFlow) {
+        if other.protocol != Protocol::Udp {
+            return;
+        }
+        let Some(work) = &self.work else { return };
+        let port = other.remote.port();
+        let is_partner = |talk: &&Talk| work.programs.tally(talk).is_some_and(|tally| tally.local.port() == port);
+        let partners = work.partners.get(&other.local).map(Vec::as_slice).unwrap_or_default();
+        let over: Vec<Talk> = partners.iter().filter(is_partner).copied().collect();
+        for talk in over {
+            self.end_talk(&talk);
+        }
     }
 
     fn tell_all(&mut self, flows: &[ObservedFlow]) {
@@ -269,18 +347,6 @@ impl Observer {
         let silent: Vec<Talk> = work.programs.talks().into_iter().filter(is_silent).collect();
         for talk in silent {
             self.end_talk(&talk);
-            self.forget_talk(&talk);
-        }
-    }
-
-    fn forget_talk(&mut self, talk: &Talk) {
-        let Some(work) = &mut self.work else { return };
-        let cookie = talk.first_chunk().map_or(0, |cookie| u64::from_ne_bytes(*cookie));
-        if let Some(talks) = work.talks.get_mut(&cookie) {
-            talks.retain(|other| other != talk);
-            if talks.is_empty() {
-                work.talks.remove(&cookie);
-            }
         }
     }
 }
@@ -291,6 +357,14 @@ impl Work {
         if self.talks.len() < SOCKETS_MAX || self.talks.contains_key(&step.cookie) {
             self.talks.entry(step.cookie).or_default().push(step.talk);
         }
+        if self.partners.len() < SOCKETS_MAX || self.partners.contains_key(&step.remote) {
+            self.partners.entry(step.remote).or_default().push(step.talk);
+        }
+    }
+
+    fn forget(&mut self, talk: &Talk, remote: SocketAddr) {
+        drop_from(&mut self.talks, &cookie_of(talk), talk);
+        drop_from(&mut self.partners, &remote, talk);
     }
 }
 
@@ -354,6 +428,19 @@ fn observed(flow: &Flow, here: Attested, moment: &Moment, clock: &SharedClock) -
         ending: flow.ending,
         here,
         there: None,
+    }
+}
+
+fn cookie_of(talk: &Talk) -> u64 {
+    talk.first_chunk().map_or(0, |cookie| u64::from_ne_bytes(*cookie))
+}
+
+fn drop_from<K: Eq + Hash>(talks: &mut HashMap<K, Vec<Talk>>, key: &K, talk: &Talk) {
+    if let Some(all) = talks.get_mut(key) {
+        all.retain(|other| other != talk);
+        if all.is_empty() {
+            talks.remove(key);
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::node::{Node, PATIENCE, own_exe};
 
@@ -54,6 +54,15 @@ impl Issuance for Notary {
     async fn watch_bundle(&self, _: Request<wire::WatchBundleRequest>) -> Result<Response<Bundles>, Status> {
         let quarantines = WatchStream::new(self.quarantine.subscribe());
         Ok(Response::new(Box::pin(quarantines.map(|quarantine| Ok(bundle(quarantine))))))
+    }
+
+    type ShareFlowsStream = Pin<Box<dyn Stream<Item = Result<wire::FlowHalf, Status>> + Send>>;
+
+    async fn share_flows(
+        &self,
+        _: Request<Streaming<wire::FlowHalf>>,
+    ) -> Result<Response<Self::ShareFlowsStream>, Status> {
+        Err(Status::unavailable("there are no other nodes"))
     }
 
     async fn status(&self, _: Request<wire::StatusRequest>) -> Result<Response<wire::IssuanceStatus>, Status> {

@@ -31,6 +31,7 @@ mod idle;
 mod impostor;
 mod membership;
 mod moves;
+mod observe;
 mod outside;
 mod protocols;
 mod quarantine;
