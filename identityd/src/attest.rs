@@ -176,7 +176,6 @@ impl<S: SocketSource> Attestor<S> {
         workload: &WorkloadName,
     ) -> Result<Fingerprint, AttestRefusal> {
         self.policy.get()?;
-        self.all_named(executions)?;
         let witnessed = self.examined(executions).await?;
         one_program(&witnessed, SocketRole::Connector)?;
         self.watch.attested(&witnessed)?;
@@ -194,7 +193,6 @@ impl<S: SocketSource> Attestor<S> {
     /// `process-gone` if all have ended, else any doubt, by name.
     pub(crate) async fn again(&self, executions: &[Execution]) -> Result<Attestation, AttestRefusal> {
         self.policy.get()?;
-        self.all_named(executions)?;
         let alive: Vec<Execution> = executions.iter().copied().filter(|e| !Process::has_ended(*e)).collect();
         if alive.is_empty() {
             return refuse(AttestReason::ProcessGone, "every process that was attested has ended");
@@ -203,18 +201,6 @@ impl<S: SocketSource> Attestor<S> {
         one_program(&witnessed, SocketRole::Connector)?;
         self.watch.attested(&witnessed)?;
         self.attestation(witnessed)
-    }
-
-    /// Whether each of them says what it executed: one that was attested when nobody witnessed that may have executed
-    /// anything since.
-    fn all_named(&self, executions: &[Execution]) -> Result<(), AttestRefusal> {
-        match executions.iter().find(|execution| execution.image == 0) {
-            Some(unnamed) if self.source.sees_connections() => {
-                let detail = format!("nobody witnessed what process {} executed when it was attested", unnamed.pid);
-                refuse(AttestReason::GenerationGone, detail)
-            }
-            _ => Ok(()),
-        }
     }
 
     /// The evidence about executions. A program that has just begun is still loading its libraries, and one that has
