@@ -19,6 +19,7 @@ use crate::refuse::refuse;
 use crate::sys::diag::{Diag, Found};
 use crate::sys::glance::{Glimpse, glance};
 use crate::sys::walk;
+use crate::witness::Witnessed;
 
 /// Doubts that may wait.
 const WAITING_MAX: usize = 4096;
@@ -26,6 +27,9 @@ const WAITING_MAX: usize = 4096;
 const AT_ONCE: usize = 64;
 /// A program that takes longer to be looked at is not known to be the same.
 const LOOK_MAX: Duration = Duration::from_secs(1);
+/// How long until one that changes is looked at again, and how often. It has the socket meanwhile.
+const BEGINS: Duration = Duration::from_millis(10);
+const BEGINNINGS: u32 = 6;
 
 /// Whether a socket is still in the right hands.
 #[derive(Debug, Clone)]
@@ -157,11 +161,21 @@ impl Eyes {
     }
 
     async fn program(&self, execution: Execution) -> Result<Program, AttestRefusal> {
-        let executions = [execution];
-        let looked = tokio::time::timeout(LOOK_MAX, self.witness.examine(&executions)).await;
+        let looked = tokio::time::timeout(LOOK_MAX, self.looked_at(&[execution])).await;
         let seen = looked.unwrap_or_else(|_| refuse(AttestReason::Unavailable, "no answer in time"))?;
         let program = seen.first().map(|seen| Program::of(&Believed::of(seen)));
         program.ok_or_else(|| AttestRefusal::new(AttestReason::Unavailable, "nothing was looked at"))
+    }
+
+    /// A program that has just begun changes while it is looked at: it loads its libraries, and drops its privileges.
+    async fn looked_at(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
+        for _ in 0..BEGINNINGS {
+            match self.witness.examine(executions).await {
+                Err(refusal) if refusal.reason == AttestReason::GenerationGone => tokio::time::sleep(BEGINS).await,
+                answer => return answer,
+            }
+        }
+        self.witness.examine(executions).await
     }
 
     /// Tells of every connection among the sockets of these.
