@@ -169,8 +169,7 @@ where
 /// What the other enforcer may learn about why a live flow was ended.
 fn end_code(reason: Reason) -> EndCode {
     match reason {
-        Reason::PolicyChanged | Reason::Quarantined => EndCode::Policy,
-        Reason::IdentityChanged => EndCode::Identity,
+        Reason::PolicyChanged => EndCode::Policy,
         Reason::EnforcerStopped => EndCode::Stopping,
         _ => EndCode::Internal,
     }

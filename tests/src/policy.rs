@@ -20,13 +20,7 @@ impl Policy {
         Self::with_mode("enforce")
     }
 
-    /// A policy that captures everything, refuses nothing, and records what it would refuse.
-    #[must_use]
-    pub fn shadow() -> Self {
-        Self::with_mode("shadow")
-    }
-
-    /// A policy under which nothing is captured and everything is recorded.
+    /// A policy that only records what it would refuse.
     #[must_use]
     pub fn observe() -> Self {
         Self::with_mode("observe")

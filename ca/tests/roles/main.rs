@@ -13,7 +13,6 @@ mod bench;
 mod issuing;
 mod joining;
 mod program;
-mod quarantine;
 mod renewing;
 mod state;
 mod strangers;

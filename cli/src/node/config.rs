@@ -42,9 +42,6 @@ struct NodeTable<'a> {
     join_token_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     leaf_ttl_seconds: Option<u32>,
-    /// Only root may read it, and the CA is not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bios_uuid: Option<String>,
 }
 
 /// `identityd.toml`.
@@ -54,7 +51,6 @@ pub(super) struct IdentitydToml<'a> {
     socket: PathBuf,
     ca_socket: PathBuf,
     policy: &'a Path,
-    state: PathBuf,
     callers: [u32; 1],
     log: &'static str,
 }
@@ -82,7 +78,7 @@ struct Control {
 }
 
 impl<'a> CaToml<'a> {
-    pub(super) fn of_node(spec: &'a NodeSpec, layout: &Layout, bios_uuid: Option<String>) -> Self {
+    pub(super) fn of_node(spec: &'a NodeSpec, layout: &Layout) -> Self {
         let mut node = NodeTable {
             name: &spec.name,
             socket: layout.ca_socket(),
@@ -90,7 +86,6 @@ impl<'a> CaToml<'a> {
             authority: None,
             join_token_file: None,
             leaf_ttl_seconds: spec.leaf_ttl_seconds,
-            bios_uuid,
         };
         let (role, root) = match &spec.authority {
             AuthorityAt::Embedded { trust_domain } => {
@@ -125,7 +120,6 @@ impl<'a> IdentitydToml<'a> {
             socket: layout.identityd_socket(),
             ca_socket: layout.ca_socket(),
             policy,
-            state: layout.identityd_state(),
             callers: [ENFORCER_UID],
             log: "info",
         }
@@ -183,8 +177,7 @@ mod tests {
 
     #[test]
     fn an_embedded_authority_makes_the_ca_local() {
-        let text =
-            toml::to_string(&CaToml::of_node(&spec(embedded()), &Layout::new("/n"), Some("4c4c4544".into()))).unwrap();
+        let text = toml::to_string(&CaToml::of_node(&spec(embedded()), &Layout::new("/n"))).unwrap();
         let expected = r#"role = "local"
 state = "/n/state/ca"
 log = "info"
@@ -198,7 +191,6 @@ name = "a"
 socket = "/n/run/ca/ca.sock"
 callers = [74702]
 leaf_ttl_seconds = 90
-bios_uuid = "4c4c4544"
 "#;
         assert_eq!(text, expected);
     }
@@ -207,7 +199,7 @@ bios_uuid = "4c4c4544"
     fn a_remote_authority_is_joined_and_exempted_for_the_ca_alone() {
         let spec = spec(remote());
         let layout = Layout::new("/n");
-        let ca = toml::to_string(&CaToml::of_node(&spec, &layout, None)).unwrap();
+        let ca = toml::to_string(&CaToml::of_node(&spec, &layout)).unwrap();
         assert!(ca.starts_with("role = \"node\"\n") && !ca.contains("[root]"), "{ca}");
         assert!(ca.contains("authority = \"[fd77::9]:8443\"\njoin_token_file = \"/n/state/ca/join.token\"\n"), "{ca}");
         let enforcer = toml::to_string(&EnforcerToml::of(&spec, &layout, "/cg/bonafide-t/ca".into())).unwrap();
@@ -220,7 +212,7 @@ bios_uuid = "4c4c4544"
         let spec = spec(remote());
         let layout = Layout::new("/n");
         let texts = [
-            toml::to_string(&CaToml::of_node(&spec, &layout, None)).unwrap(),
+            toml::to_string(&CaToml::of_node(&spec, &layout)).unwrap(),
             toml::to_string(&EnforcerToml::of(&spec, &layout, "/c".into())).unwrap(),
             toml::to_string(&IdentitydToml::of(&spec, &layout, &spec.policy)).unwrap(),
             format!("{spec:?}"),
