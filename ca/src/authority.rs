@@ -7,13 +7,17 @@ use bonafide_proto::name::{NodeName, TrustDomain};
 use bonafide_proto::svid::{PeerSvid, TrustBundle};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
 
 use crate::certify::{IssueError, Signer};
 use crate::csr::{self, CsrError, PublicKey};
 use crate::founding::{self, Charter, OpenError};
 use crate::key::{Key, KeyError};
+use crate::mesh::MeshState;
 use crate::order::{Holder, Order, Validity};
+use crate::quarantine::Quarantine;
 use crate::refusal::MembershipRefusal;
+use crate::sharing::{Exchange, Seat};
 use crate::state;
 use crate::store::{EmbeddedStore, NodeRecord, Store, StoreError, TokenRecord};
 use bonafide_proto::token::{JoinToken, Secret, TokenError};
@@ -53,6 +57,8 @@ pub struct Membership {
     pub node_svid: CertificateDer<'static>,
     /// The roots.
     pub roots: Vec<CertificateDer<'static>>,
+    /// What every member must know.
+    pub mesh: MeshState,
 }
 
 /// The trust domain's authority.
@@ -65,6 +71,8 @@ pub struct Authority {
     clock: SharedClock,
     intermediate_ttl: i64,
     own: Mutex<Option<OwnSvid>>,
+    quarantine: Quarantine,
+    exchange: Arc<Exchange>,
 }
 
 #[derive(Debug)]
@@ -80,17 +88,19 @@ impl Authority {
     /// Any [`OpenError`]; nothing that exists is changed then.
     pub fn open(charter: &Charter, clock: SharedClock) -> Result<Self, OpenError> {
         state::prepare(&charter.state)?;
-        let store = EmbeddedStore::open(&charter.state.join("store"))?;
-        let signer = founding::root_signer(charter, &store, clock.unix())?;
+        let store = Arc::new(EmbeddedStore::open(&charter.state.join("store"))?);
+        let signer = founding::root_signer(charter, store.as_ref(), clock.unix())?;
         store.forget_before(clock.unix().saturating_sub(REMEMBER))?;
         Ok(Self {
             trust_domain: charter.trust_domain.clone(),
             bundle: TrustBundle::new(charter.trust_domain.clone(), vec![signer.certificate.clone()])?,
             signer,
-            store: Arc::new(store),
+            quarantine: Quarantine::open(store.clone(), clock.clone())?,
+            store,
             clock,
             intermediate_ttl: i64::from(charter.intermediate_ttl),
             own: Mutex::new(None),
+            exchange: Arc::default(),
         })
     }
 
@@ -98,6 +108,12 @@ impl Authority {
     #[must_use]
     pub fn trust_bundle(&self) -> &TrustBundle {
         &self.bundle
+    }
+
+    /// The digests in quarantine.
+    #[must_use]
+    pub fn quarantine(&self) -> &Quarantine {
+        &self.quarantine
     }
 
     /// The clock it goes by.
@@ -155,12 +171,7 @@ impl Authority {
         authentication_csr: &[u8],
     ) -> Result<Membership, MembershipRefusal> {
         let now = self.clock.unix();
-        let node = peer.id().node_name().filter(|_| peer.not_after() >= now).ok_or(MembershipRefusal::NoSvid)?;
-        let record = self.store.node(&node)?.ok_or_else(|| MembershipRefusal::NotAMember(node.clone()))?;
-        let shown = self.store.entry(peer.serial())?.ok_or_else(|| MembershipRefusal::NotAMember(node.clone()))?;
-        if shown.membership != Some(record.membership) {
-            return Err(MembershipRefusal::Replaced(node));
-        }
+        let (node, record) = self.current(peer, now)?;
         let keys = NodeKeys::of(signing_csr, authentication_csr)?;
         let renewed = NodeRecord { last_renewed: now, not_after: self.node_validity(now).until, ..record.clone() };
         if !self.store.swap_node(&node, Some(&record), &renewed)? {
@@ -168,6 +179,24 @@ impl Authority {
             return Err(MembershipRefusal::BadRequest("the node is being changed at this moment; try again".into()));
         }
         self.certify(&node, &keys, record.membership, now)
+    }
+
+    /// What every member must know, now and after every change. `peer` is what its connection proved.
+    ///
+    /// # Errors
+    /// The named refusal.
+    pub fn follow(&self, peer: &PeerSvid) -> Result<watch::Receiver<Arc<MeshState>>, MembershipRefusal> {
+        self.current(peer, self.clock.unix())?;
+        Ok(self.quarantine.follow())
+    }
+
+    /// A place where this member's halves of flows meet the others'. `peer` is what its connection proved.
+    ///
+    /// # Errors
+    /// The named refusal.
+    pub fn share_flows(&self, peer: &PeerSvid) -> Result<Seat, MembershipRefusal> {
+        let (node, _) = self.current(peer, self.clock.unix())?;
+        Ok(self.exchange.enter(node))
     }
 
     /// Every member, by name.
@@ -206,6 +235,17 @@ impl Authority {
         let issued = self.signer.issue(&order, &public, None, self.store.as_ref(), now)?;
         let certified = Arc::new(CertifiedKey::new(vec![issued.der().clone()], key.for_tls()?));
         Ok(OwnSvid { certified, validity })
+    }
+
+    /// The member that this peer is, unless another machine took its place.
+    fn current(&self, peer: &PeerSvid, now: i64) -> Result<(NodeName, NodeRecord), MembershipRefusal> {
+        let node = peer.id().node_name().filter(|_| peer.not_after() >= now).ok_or(MembershipRefusal::NoSvid)?;
+        let record = self.store.node(&node)?.ok_or_else(|| MembershipRefusal::NotAMember(node.clone()))?;
+        let shown = self.store.entry(peer.serial())?.ok_or_else(|| MembershipRefusal::NotAMember(node.clone()))?;
+        if shown.membership != Some(record.membership) {
+            return Err(MembershipRefusal::Replaced(node));
+        }
+        Ok((node, record))
     }
 
     fn live_token(&self, secret: &Secret, node: &NodeName, now: i64) -> Result<TokenRecord, MembershipRefusal> {
@@ -272,6 +312,7 @@ impl Authority {
             intermediate: intermediate.der().clone(),
             node_svid: node_svid.der().clone(),
             roots: self.bundle.roots().to_vec(),
+            mesh: MeshState::clone(&self.quarantine.now()),
         })
     }
 }

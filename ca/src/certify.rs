@@ -77,7 +77,10 @@ pub(crate) fn entry(order: &Order, membership: Option<u64>, now: i64) -> LedgerE
         not_after: order.validity.until,
         membership,
         exe: program.map(|p| p.exe.to_string()),
-        script: program.and_then(|p| p.script).map(|d| d.to_string()),
+        script: program.and_then(|p| p.script.as_ref()?.digest()).map(|d| d.to_string()),
+        libraries: program.and_then(|p| p.libraries).map(|d| d.to_string()),
+        image: program.and_then(|p| p.image).map(|d| d.to_string()),
+        uid: program.map(|p| p.uid),
     }
 }
 
@@ -86,7 +89,7 @@ mod tests {
     use bonafide_proto::name::{NodeName, TrustDomain};
 
     use super::*;
-    use crate::store::{EmbeddedStore, Meta, NodeRecord, TokenRecord};
+    use crate::store::{EmbeddedStore, Meta, NodeRecord, QuarantineRecord, TokenRecord};
 
     const NOW: i64 = 1_800_000_000;
 
@@ -168,6 +171,12 @@ mod tests {
             full()
         }
         fn entry(&self, _: &str) -> Result<Option<LedgerEntry>, StoreError> {
+            full()
+        }
+        fn quarantine(&self) -> Result<Option<QuarantineRecord>, StoreError> {
+            full()
+        }
+        fn swap_quarantine(&self, _: Option<&QuarantineRecord>, _: &QuarantineRecord) -> Result<bool, StoreError> {
             full()
         }
         fn forget_before(&self, _: i64) -> Result<(), StoreError> {

@@ -1,13 +1,14 @@
 //! Reads a draft as a stranger would and compares it with what was ordered; only what passes becomes [`Checked`].
 //!
 //! Shares nothing with the builder, constants included. Rules: X509-SVID.md §2 to §4 (X-1 to X-7 below),
-//! RFC 5280 §4.1.2.2 (serial), §4.2.1 (extensions), and the private extension documented in `bonafide_proto::svid`.
+//! RFC 5280 §4.1.2.2 (serial), §4.2.1 (extensions), and the private extension documented in `bonafide_proto::program`.
+
+mod program;
 
 use std::collections::BTreeSet;
 
 use bonafide_proto::name::TrustDomain;
 use rustls::pki_types::CertificateDer;
-use x509_parser::der_parser::der::parse_der;
 use x509_parser::prelude::*;
 
 use crate::draft::Draft;
@@ -305,17 +306,7 @@ fn fingerprint(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckE
         return Ok(());
     };
     let Some(found) = found else { return Err(CheckError::Fingerprint("the extension is missing")) };
-    let (rest, der) = parse_der(found.value).map_err(|_| CheckError::Fingerprint("it is not DER"))?;
-    let items = der.as_sequence().map_err(|_| CheckError::Fingerprint("it is not a sequence"))?;
-    let [exe, script, path, script_path] = items.as_slice() else {
-        return Err(CheckError::Fingerprint("it has not four items"));
-    };
-    let same = rest.is_empty()
-        && exe.as_slice().ok() == Some(&program.exe.0)
-        && script.as_slice().ok() == Some(program.script.as_ref().map_or(&[][..], |d| &d.0))
-        && path.as_str().ok() == Some(program.program.as_str())
-        && script_path.as_str().ok() == Some(program.script_path.as_str());
-    if same { Ok(()) } else { Err(CheckError::Fingerprint("it is not the one that was ordered")) }
+    program::same(found.value, program).map_err(CheckError::Fingerprint)
 }
 
 fn inside_issuer(cert: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> Result<(), CheckError> {

@@ -174,6 +174,7 @@ struct RawNode {
     join_token_file: Option<PathBuf>,
     #[serde(default = "default_leaf_ttl")]
     leaf_ttl_seconds: u32,
+    bios_uuid: Option<String>,
 }
 
 fn default_log() -> String {
@@ -255,7 +256,11 @@ fn alone(node: RawNode, state: &Path) -> Result<NodeConfig, String> {
 fn node_config(node: RawNode, state: &Path) -> Result<NodeConfig, String> {
     absolute("[node] socket", &node.socket)?;
     let leaf_ttl = within("[node] leaf_ttl_seconds", node.leaf_ttl_seconds, 60, 86_400)?;
-    let setup = NodeSetup { state: state.join("node"), name: node.name, leaf_ttl };
+    let plain = |id: &String| matches!(id.len(), 1..=128) && id.chars().all(|c| c.is_ascii_graphic());
+    if let Some(id) = node.bios_uuid.as_ref().filter(|id| !plain(id)) {
+        return Err(format!("[node] bios_uuid = {id:?}: 1 to 128 plain ASCII characters, or leave it out"));
+    }
+    let setup = NodeSetup { state: state.join("node"), name: node.name, leaf_ttl, bios_uuid: node.bios_uuid };
     let RawCallers::Listed(callers) = node.callers;
     Ok(NodeConfig { setup, socket: node.socket, callers })
 }
@@ -359,6 +364,7 @@ mod tests {
                 ROOT.replace("[\"10.0.0.9:8443\", \"[fd77::9]:8443\"]", "\"[::]:1\""),
                 "expected a list of addresses and ports",
             ),
+            (LOCAL.replace("callers = [74702]", "bios_uuid = \"a b\""), "1 to 128 plain ASCII"),
             (LOCAL.replace("[74702]", "74702"), "expected a list of uids, such as [74702]"),
         ];
         Config::parse(ROOT).unwrap();

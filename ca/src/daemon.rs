@@ -27,6 +27,8 @@ use crate::upkeep::{self, TokenSource, UpkeepError};
 
 /// How long answers under way may take once the daemon is told to stop.
 const GRACE: Duration = Duration::from_millis(500);
+/// How often a silent node is asked whether it is still there, and how long it may take to say so.
+const ALIVE: Duration = Duration::from_secs(10);
 /// Requests at once on one connection of a unix socket.
 const CONCURRENCY: usize = 64;
 
@@ -205,7 +207,9 @@ async fn serve_authority(mut doors: AuthorityDoors, stopped: watch::Receiver<()>
     let membership = Server::builder()
         .concurrency_limit_per_connection(4)
         .max_concurrent_streams(4)
-        .add_service(MembershipService::server(doors.authority.clone()));
+        .http2_keepalive_interval(Some(ALIVE))
+        .http2_keepalive_timeout(Some(ALIVE))
+        .add_service(MembershipService::server(doors.authority.clone(), stopped.clone()));
     let incoming = listener::incoming(std::mem::take(&mut doors.tcp), &doors.authority)?;
     let membership = membership.serve_with_incoming_shutdown(incoming, ended(stopped.clone()));
     let admission = serve_unix(admission, &mut doors.admin, vec![0, us], stopped);
@@ -216,7 +220,7 @@ async fn serve_authority(mut doors: AuthorityDoors, stopped: watch::Receiver<()>
 async fn serve_node(mut door: NodeDoor, stopped: watch::Receiver<()>) -> Result<(), DaemonError> {
     let issuance = Server::builder()
         .concurrency_limit_per_connection(CONCURRENCY)
-        .add_service(IssuanceService::server(door.node.clone()));
+        .add_service(IssuanceService::server(door.node.clone(), door.link.clone()));
     let serving = serve_unix(issuance, &mut door.socket, door.callers.clone(), stopped);
     tokio::select! {
         ended = serving => ended,
@@ -224,6 +228,7 @@ async fn serve_node(mut door: NodeDoor, stopped: watch::Receiver<()>) -> Result<
             Ok(never) => match never {},
             Err(e) => Err(e.into()),
         },
+        never = upkeep::follow(&door.node, door.link.as_ref()) => match never {},
     }
 }
 
@@ -239,6 +244,6 @@ async fn serve_unix(
 }
 
 /// Done when the sender is dropped.
-async fn ended(mut stopped: watch::Receiver<()>) {
+pub(crate) async fn ended(mut stopped: watch::Receiver<()>) {
     while stopped.changed().await.is_ok() {}
 }

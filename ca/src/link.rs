@@ -1,12 +1,18 @@
 //! The way from a node to its authority: over the network, or inside one process. Both run the same code behind it.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
-use bonafide_proto::svid::{Expect, SvidError};
+use bonafide_proto::svid::{Expect, PeerSvid, SvidError};
 use rustls::pki_types::UnixTime;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
+use tokio_stream::{Stream, StreamExt as _};
 
 use crate::authority::{Application, Authority, Membership};
 use crate::member::Member;
+use crate::mesh::MeshState;
+use crate::sharing::Half;
 use bonafide_proto::token::JoinToken;
 
 /// Why the authority gave nothing.
@@ -53,9 +59,18 @@ pub trait AuthorityLink: Send + Sync + std::fmt::Debug {
         signing_csr: Vec<u8>,
         authentication_csr: Vec<u8>,
     ) -> Result<Membership, LinkError>;
-    /// Is it there, and is it still our authority? Asks for nothing.
-    async fn probe(&self, member: &Member) -> Result<(), LinkError>;
+    /// The state of the mesh: now, and after every change, until the authority goes away.
+    async fn follow(&self, member: &Member) -> Result<MeshStates, LinkError>;
+    /// Shares halves of flows (each as an `ObservedFlow` travels), and is given the other halves of them, until either
+    /// side goes away.
+    async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError>;
 }
+
+/// Halves of flows, one after the other.
+pub type Halves = Pin<Box<dyn Stream<Item = Result<Half, LinkError>> + Send>>;
+
+/// States of the mesh, one after the other.
+pub type MeshStates = Pin<Box<dyn Stream<Item = Result<MeshState, LinkError>> + Send>>;
 
 /// The authority in this very process.
 #[derive(Debug, Clone)]
@@ -74,15 +89,39 @@ impl AuthorityLink for Embedded {
         signing_csr: Vec<u8>,
         authentication_csr: Vec<u8>,
     ) -> Result<Membership, LinkError> {
-        let authority = self.0.clone();
-        let now = UnixTime::since_unix_epoch(authority.clock().now());
-        let shown = [member.node_svid().clone()];
-        let peer = authority.trust_bundle().verify(&shown, now, Expect::Node).map_err(distrust)?;
+        let (authority, peer) = (self.0.clone(), self.peer(member)?);
         blocking(move || authority.renew(&peer, &signing_csr, &authentication_csr).map_err(refused)).await
     }
 
-    async fn probe(&self, _member: &Member) -> Result<(), LinkError> {
-        Ok(())
+    async fn follow(&self, member: &Member) -> Result<MeshStates, LinkError> {
+        let (authority, peer) = (self.0.clone(), self.peer(member)?);
+        let states = blocking(move || authority.follow(&peer).map_err(refused)).await?;
+        Ok(Box::pin(WatchStream::new(states).map(|state| Ok(MeshState::clone(&state)))))
+    }
+
+    async fn share_flows(&self, member: &Member, mut flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
+        let (authority, peer) = (self.0.clone(), self.peer(member)?);
+        let mut seat = blocking(move || authority.share_flows(&peer).map_err(refused)).await?;
+        let (to, given) = mpsc::channel(1);
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    Some(flow) = flows.recv() => if seat.offer(flow).is_err() { return },
+                    Some(half) = seat.given.recv() => if to.send(Ok(half)).await.is_err() { return },
+                    () = to.closed() => return,
+                    else => return,
+                }
+            }
+        });
+        Ok(Box::pin(ReceiverStream::new(given)))
+    }
+}
+
+impl Embedded {
+    /// The node, proven as it would be over the network.
+    fn peer(&self, member: &Member) -> Result<PeerSvid, LinkError> {
+        let now = UnixTime::since_unix_epoch(self.0.clock().now());
+        self.0.trust_bundle().verify(&[member.node_svid().clone()], now, Expect::Node).map_err(distrust)
     }
 }
 

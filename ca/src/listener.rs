@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ use crate::places::{Greeted, Place, Places};
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long a connection may live; nodes make one per request.
 const LIFETIME: Duration = Duration::from_secs(30);
+/// How long the connection of a node that follows may live; then it shows its certificate again.
+pub(crate) const FOLLOWING: Duration = Duration::from_secs(600);
 /// How long one without a certificate may live, but for the time in which a request of it is answered.
 const ANONYMOUS: Duration = Duration::from_secs(5);
 /// HTTP/2 (RFC 9113 §3.2): gRPC's transport.
@@ -47,6 +49,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// How many requests of it are being answered; keeps its connection open.
     requests: Arc<AtomicUsize>,
+    /// Whether it follows; keeps its connection open for longer.
+    follows: Arc<AtomicBool>,
 }
 
 impl Peer {
@@ -55,6 +59,17 @@ impl Peer {
     pub fn answering(&self) -> Answering {
         self.requests.fetch_add(1, Ordering::Relaxed);
         Answering(self.requests.clone())
+    }
+
+    /// This peer follows what every member is told, until what this returns is dropped.
+    #[must_use]
+    pub fn following(&self) -> Answering {
+        self.follows.store(true, Ordering::Relaxed);
+        self.answering()
+    }
+
+    fn lifetime(&self) -> Duration {
+        if self.follows.load(Ordering::Relaxed) { FOLLOWING } else { LIFETIME }
     }
 }
 
@@ -161,10 +176,12 @@ impl Door {
             Ok(svid) => svid,
             Err(e) => return tracing::warn!(%address, error = %e, "peer refused"),
         };
-        let Some(place) = self.places.seat(greeted, svid.is_some()) else {
+        let node = svid.as_ref().and_then(|svid| svid.id().node_name());
+        let Some(place) = self.places.seat(greeted, node) else {
             return tracing::info!(%address, member = svid.is_some(), "closed: all places of its kind are taken");
         };
-        let connection = Connection::new(tls, Peer { svid, address, requests: Arc::default() }, place);
+        let connection =
+            Connection::new(tls, Peer { svid, address, requests: Arc::default(), follows: Arc::default() }, place);
         // The receiver is gone only when the daemon stops.
         let _ = self.out.send(Ok(connection)).await;
     }
@@ -185,8 +202,7 @@ pub struct Connection {
     peer: Peer,
     /// When to look whether it must end.
     deadline: Pin<Box<Sleep>>,
-    /// When it must end, whatever it does.
-    end: Instant,
+    began: Instant,
     _place: Place,
 }
 
@@ -195,16 +211,16 @@ impl Connection {
         let now = Instant::now();
         let first = if peer.svid.is_some() { LIFETIME } else { ANONYMOUS };
         let deadline = Box::pin(tokio::time::sleep_until(now + first));
-        Self { tls, peer, deadline, end: now + LIFETIME, _place: place }
+        Self { tls, peer, deadline, began: now, _place: place }
     }
 
     fn must_end(&mut self, cx: &mut Context<'_>) -> bool {
         while self.deadline.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            if now >= self.end || self.peer.requests.load(Ordering::Relaxed) == 0 {
+            let (now, end) = (Instant::now(), self.began + self.peer.lifetime());
+            if now >= end || self.peer.requests.load(Ordering::Relaxed) == 0 {
                 return true;
             }
-            self.deadline.as_mut().reset(self.end.min(now + ANONYMOUS));
+            self.deadline.as_mut().reset(end.min(now + ANONYMOUS));
         }
         false
     }

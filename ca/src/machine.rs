@@ -13,13 +13,20 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Reads both.
-    pub(crate) fn read() -> Self {
+    /// Reads both. `told`: the UUID as root read it, for a daemon that is not root.
+    pub(crate) fn read(told: Option<&str>) -> Self {
+        let read = first_line("/sys/class/dmi/id/product_uuid");
+        let bios_uuid = if read.is_empty() { told.unwrap_or_default().to_owned() } else { read };
         Self {
-            bios_uuid: first_line("/sys/class/dmi/id/product_uuid").to_ascii_lowercase(),
+            bios_uuid: if is_set(&bios_uuid) { bios_uuid.to_ascii_lowercase() } else { String::new() },
             machine_id: first_line("/etc/machine-id"),
         }
     }
+}
+
+/// SMBIOS 3.x, 7.2.1: all 00h or all FFh means "not set".
+fn is_set(uuid: &str) -> bool {
+    ['0', 'f', 'F'].iter().all(|digit| uuid.chars().any(|c| c != *digit && c != '-'))
 }
 
 fn first_line(path: &str) -> String {
@@ -29,5 +36,29 @@ fn first_line(path: &str) -> String {
     match read {
         Ok(_) if line.chars().all(|c| c.is_ascii_graphic()) => line.to_owned(),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_that_is_not_set_is_none() {
+        for unset in ["", "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff", "FFFF-FFFF"] {
+            assert!(!is_set(unset), "{unset}");
+        }
+        assert!(is_set("4c4c4544-0042-3510-8052-b4c04f4d3132") && is_set("0f"));
+    }
+
+    #[test]
+    fn what_root_read_stands_in_for_what_this_daemon_may_not_read() {
+        let own = first_line("/sys/class/dmi/id/product_uuid");
+        let read = Machine::read(Some("4C4C4544-0042")).bios_uuid;
+        match is_set(&own) {
+            true => assert_eq!(read, own.to_ascii_lowercase()),
+            false if own.is_empty() => assert_eq!(read, "4c4c4544-0042"),
+            false => assert_eq!(read, ""),
+        }
     }
 }

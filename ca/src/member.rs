@@ -16,7 +16,9 @@ use crate::certify::Signer;
 use crate::checker::{self, CheckError};
 use crate::csr::{self, CsrError};
 use crate::key::{self, Key, KeyError};
+use crate::mesh::MeshState;
 use crate::order::{Holder, Validity};
+use crate::state;
 use crate::store::base64_bytes;
 
 /// The largest membership file that is read, in bytes.
@@ -121,7 +123,7 @@ impl Member {
     }
 
     fn check(name: &NodeName, keys: Candidate, issued: Membership, sequence: u64) -> Result<Self, MemberError> {
-        let Membership { trust_domain, intermediate, node_svid, roots } = issued;
+        let Membership { trust_domain, intermediate, node_svid, roots, mesh: _ } = issued;
         check_roots(&trust_domain, &roots)?;
         let holder = Holder::Intermediate(name.clone());
         let spki = rcgen::PublicKeyData::subject_public_key_info(&keys.signing);
@@ -202,7 +204,7 @@ impl Member {
         };
         let mut text = Zeroizing::new(Vec::with_capacity(usize::try_from(FILE_MAX).unwrap_or(0)));
         serde_json::to_writer_pretty(&mut *text, &file).map_err(|e| damaged(path, &e))?;
-        replace(path, &text).map_err(|source| KeyError::File { path: path.to_owned(), source }.into())
+        state::replace(path, &text).map_err(|source| KeyError::File { path: path.to_owned(), source }.into())
     }
 
     /// Reads and checks the file; `None` if there is none.
@@ -225,6 +227,7 @@ impl Member {
             intermediate: std::mem::take(&mut file.intermediate).into(),
             node_svid: std::mem::take(&mut file.node_svid).into(),
             roots: std::mem::take(&mut file.roots).into_iter().map(|r| r.0.into()).collect(),
+            mesh: MeshState::default(),
         };
         Self::check(configured, keys, issued, file.sequence).map(Some).map_err(|e| damaged(path, &e))
     }
@@ -251,20 +254,6 @@ fn renewal_time(half: i64, validity: Validity) -> i64 {
     // Without chance there is still half-life.
     let chance = SystemRandom::new().fill(&mut byte).map_or(128, |()| i64::from(byte[0]));
     half + (validity.until - validity.from) * (chance - 128) / 1280
-}
-
-fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let draft = path.with_extension("new");
-    match std::fs::remove_file(&draft) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    key::write_secret(&draft, bytes)?;
-    std::fs::rename(&draft, path)?;
-    match path.parent() {
-        Some(parent) => std::fs::File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
 }
 
 fn damaged(path: &Path, why: &dyn std::fmt::Display) -> MemberError {

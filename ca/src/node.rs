@@ -2,24 +2,27 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bonafide_proto::clock::SharedClock;
-use bonafide_proto::fingerprint::{Evidence, Fingerprint};
+use bonafide_proto::fingerprint::Fingerprint;
 use bonafide_proto::name::{NodeName, TrustDomain, WorkloadName};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::svid::{CertifiedProgram, TrustBundle};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
+use tokio_stream::StreamExt as _;
 
 use crate::authority::Application;
 use crate::certify::IssueError;
 use crate::checker::{self, CheckError};
 use crate::csr::{CsrError, PublicKey};
 use crate::key::KeyError;
+use crate::known::{Known, KnownError};
 use crate::link::{AuthorityLink, LinkError};
 use crate::machine::Machine;
 use crate::member::{Candidate, Member, MemberError};
+use crate::mesh::MeshState;
 use crate::order::{Holder, Order};
 use crate::state::{self, StateError};
 use crate::store::{EmbeddedStore, Store, StoreError};
@@ -27,8 +30,6 @@ use bonafide_proto::token::JoinToken;
 
 /// How long expired leaves stay in the ledger, seconds.
 const REMEMBER: i64 = 90 * 86_400;
-/// How often the authority is looked for, seconds, so that the status is true.
-const PROBE_EVERY: i64 = 60;
 
 /// Why the node role cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,9 @@ pub enum NodeOpenError {
     /// The membership file.
     #[error(transparent)]
     Member(#[from] MemberError),
+    /// What was known of the mesh.
+    #[error(transparent)]
+    Known(#[from] KnownError),
 }
 
 /// Why the node did not become, or stay, a member.
@@ -88,6 +92,8 @@ pub struct NodeSetup {
     pub name: NodeName,
     /// Lifetime of leaves, seconds.
     pub leaf_ttl: u32,
+    /// The SMBIOS system UUID, for a daemon that may not read it itself.
+    pub bios_uuid: Option<String>,
 }
 
 /// A leaf, ready to be shown.
@@ -127,13 +133,15 @@ pub enum Due {
 #[derive(Debug)]
 pub struct NodeCa {
     setup: NodeSetup,
+    /// What this machine calls itself, as read at the start.
+    machine: Machine,
     store: Arc<dyn Store>,
     clock: SharedClock,
     /// Watched by those who want the bundle.
     member: watch::Sender<Option<Arc<Member>>>,
+    /// What the authority told of the mesh.
+    known: Known,
     contact: watch::Sender<Contact>,
-    /// When the authority was asked last, unix seconds.
-    asked: AtomicI64,
     issued: AtomicU64,
 }
 
@@ -148,13 +156,14 @@ impl NodeCa {
         store.forget_before(clock.unix().saturating_sub(REMEMBER))?;
         let member = Member::load(&setup.state.join(MEMBER_FILE), &setup.name)?;
         Ok(Self {
-            setup,
+            machine: Machine::read(setup.bios_uuid.as_deref()),
             store: Arc::new(store),
             clock,
             member: watch::Sender::new(member.map(Arc::new)),
+            known: Known::load(setup.state.join(KNOWN_FILE))?,
             contact: watch::Sender::new(Contact::None),
-            asked: AtomicI64::new(0),
             issued: AtomicU64::new(0),
+            setup,
         })
     }
 
@@ -182,6 +191,12 @@ impl NodeCa {
         self.member().map(|m| m.bundle().clone())
     }
 
+    /// What is known of the mesh, now and after every change.
+    #[must_use]
+    pub fn mesh(&self) -> watch::Receiver<Arc<MeshState>> {
+        self.known.watch()
+    }
+
     /// How the last talk with the authority went.
     #[must_use]
     pub fn contact(&self) -> Contact {
@@ -199,7 +214,7 @@ impl NodeCa {
     /// Blocks until the ledger has it.
     ///
     /// # Errors
-    /// `no-intermediate`, `bad-request`, `checker-refused`, or `unavailable` if the ledger cannot be written.
+    /// `no-intermediate`, `quarantined`, `bad-request`, `checker-refused`, or `unavailable` if the ledger cannot be written.
     pub fn issue_leaf(
         &self,
         workload: &WorkloadName,
@@ -208,12 +223,13 @@ impl NodeCa {
     ) -> Result<Leaf, AttestRefusal> {
         let no_intermediate = |why: &str| AttestRefusal::new(AttestReason::NoIntermediate, why);
         let member = self.member().ok_or_else(|| no_intermediate("this node has not joined the trust domain yet"))?;
+        self.not_quarantined(fingerprint)?;
         let key = PublicKey::of_csr(csr).map_err(|e| AttestRefusal::new(AttestReason::BadRequest, e.to_string()))?;
         let now = self.clock.unix();
         let validity = member.signer().validity.within(now, i64::from(self.setup.leaf_ttl));
         let order = Order {
             trust_domain: member.bundle().trust_domain().clone(),
-            holder: Holder::Workload(workload.clone(), certified(fingerprint)),
+            holder: Holder::Workload(workload.clone(), Box::new(certified(fingerprint, &self.machine))),
             validity,
         };
         let leaf = member.signer().issue(&order, &key, None, self.store.as_ref(), now).map_err(refusal)?;
@@ -249,7 +265,7 @@ impl NodeCa {
         let expected = checker::read_root(token.root()).map_err(MembershipError::TokenRoot)?.trust_domain;
         let candidate = Candidate::generate()?;
         let (signing_csr, authentication_csr) = candidate.requests()?;
-        let Machine { bios_uuid, machine_id } = Machine::read();
+        let Machine { bios_uuid, machine_id } = self.machine.clone();
         let node = self.setup.name.clone();
         let application = Application { node, signing_csr, authentication_csr, bios_uuid, machine_id };
         let issued = link.join(token, &application).await?;
@@ -269,12 +285,33 @@ impl NodeCa {
         outcome
     }
 
-    /// Learns whether the authority is there, unless it was asked within the last minute.
-    pub async fn probe(&self, link: &dyn AuthorityLink) {
-        let now = self.clock.unix();
-        let recently = self.asked.load(Ordering::Relaxed).saturating_add(PROBE_EVERY);
-        if let Some(member) = self.member().filter(|_| now >= recently) {
-            self.note(&link.probe(&member).await.map_err(MembershipError::from));
+    /// Listens to what the authority tells every member, until it goes away. Returns at once if it is no member.
+    ///
+    /// # Errors
+    /// How it went away, if not in order; what was told stays in force.
+    pub async fn follow(&self, link: &dyn AuthorityLink) -> Result<(), MembershipError> {
+        let outcome = self.try_follow(link).await;
+        if outcome.is_err() {
+            self.note(&outcome);
+        }
+        outcome
+    }
+
+    async fn try_follow(&self, link: &dyn AuthorityLink) -> Result<(), MembershipError> {
+        let Some(member) = self.member() else { return Ok(()) };
+        let mut states = link.follow(&member).await?;
+        self.note(&Ok(()));
+        while let Some(state) = states.next().await {
+            self.known.told(member.bundle().trust_domain(), &state?);
+        }
+        Ok(())
+    }
+
+    fn not_quarantined(&self, fingerprint: &Fingerprint) -> Result<(), AttestRefusal> {
+        let mesh = self.known.now();
+        match fingerprint.digests().find(|digest| mesh.quarantine.contains(digest)) {
+            Some(digest) => Err(AttestRefusal::new(AttestReason::Quarantined, format!("{digest} is in quarantine"))),
+            None => Ok(()),
         }
     }
 
@@ -296,15 +333,15 @@ impl NodeCa {
         issued: crate::authority::Membership,
         expected: &TrustDomain,
     ) -> Result<(), MembershipError> {
-        let before = self.member();
+        let (before, mesh) = (self.member(), issued.mesh.clone());
         let member = Member::take(&self.setup.name, candidate, issued, expected, before.as_deref())?;
+        self.known.told_earlier(expected, &mesh);
         member.save(&self.setup.state.join(MEMBER_FILE))?;
         self.member.send_replace(Some(Arc::new(member)));
         Ok(())
     }
 
     fn note(&self, outcome: &Result<(), MembershipError>) {
-        self.asked.store(self.clock.unix(), Ordering::Relaxed);
         self.contact.send_replace(match outcome {
             Ok(()) => Contact::Reached,
             Err(e) => Contact::Failed(e.to_string()),
@@ -313,17 +350,21 @@ impl NodeCa {
 }
 
 const MEMBER_FILE: &str = "membership.json";
+const KNOWN_FILE: &str = "mesh.json";
 
-fn certified(fingerprint: &Fingerprint) -> CertifiedProgram {
-    let script = match &fingerprint.script {
-        Evidence::Known(file) => Some(file),
-        Evidence::Absent(_) => None,
-    };
+/// Which program: as identityd saw it. On which host: as this process read it, whatever identityd says.
+fn certified(fingerprint: &Fingerprint, machine: &Machine) -> CertifiedProgram {
+    let filled = |text: &String| (!text.is_empty()).then(|| text.clone());
     CertifiedProgram {
         exe: fingerprint.exe.digest,
-        script: script.map(|s| s.digest),
         program: fingerprint.exe.path.clone(),
-        script_path: script.map(|s| s.path.clone()).unwrap_or_default(),
+        uid: fingerprint.uid,
+        taints: fingerprint.taints.clone(),
+        script: fingerprint.script.known().cloned(),
+        libraries: fingerprint.libraries.known().map(|libraries| libraries.digest),
+        image: fingerprint.container.known().map(|container| container.image),
+        bios_uuid: filled(&machine.bios_uuid),
+        machine_id: filled(&machine.machine_id),
     }
 }
 

@@ -15,7 +15,7 @@ pub(crate) enum Holder {
     /// The authority's own SVID, shown by its server.
     Authority,
     /// A program that earned a workload.
-    Workload(WorkloadName, CertifiedProgram),
+    Workload(WorkloadName, Box<CertifiedProgram>),
 }
 
 impl Holder {

@@ -1,24 +1,27 @@
 //! Room for so many connections, so that strangers can hold no place that a node needs. Performs no I/O.
 //!
 //! ```text
-//! accepted ─► a handshake's place ─┬─ showed a node SVID ─► a member's place
-//!      (few per source, seconds)   └─ showed nothing ─────► a stranger's place
+//! accepted ─► a handshake's place ─┬─ showed a node SVID ─► a member's place (few per node)
+//!      (few per source, seconds)   └─ showed nothing ─────► a stranger's place (few per source)
 //! ```
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bonafide_proto::name::NodeName;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 /// Handshakes at once.
 const HANDSHAKES: usize = 256;
 /// Connections at once that showed no certificate: each is a node that joins, or nobody.
 const STRANGERS: usize = 64;
-/// Connections at once that showed a node SVID.
-const MEMBERS: usize = 128;
-/// Connections at once from one source. A node needs one.
+/// Connections at once that showed a node SVID: two by which each node follows and shares, and those that renew.
+const MEMBERS: usize = 8192;
+/// Connections at once from one source that showed no certificate yet. A node needs one.
 const PER_SOURCE: usize = 8;
+/// Connections at once of one node. It needs three, and as many again while the other end of an old one is not gone.
+const PER_NODE: usize = 6;
 
 /// All places there are.
 #[derive(Debug)]
@@ -26,21 +29,29 @@ pub(crate) struct Places {
     handshakes: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
     members: Arc<Semaphore>,
-    sources: Arc<Sources>,
+    sources: Arc<Shares<IpAddr>>,
+    nodes: Arc<Shares<NodeName>>,
 }
 
 /// A place for a handshake.
 #[derive(Debug)]
 pub(crate) struct Greeted {
-    source: SourcePlace,
+    source: Share<IpAddr>,
     _handshake: OwnedSemaphorePermit,
 }
 
 /// A place for a connection; free again when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
-    _source: SourcePlace,
+    _share: Whose,
     _room: OwnedSemaphorePermit,
+}
+
+/// On whose account a place is.
+#[derive(Debug)]
+enum Whose {
+    Stranger(#[expect(dead_code, reason = "held")] Share<IpAddr>),
+    Member(#[expect(dead_code, reason = "held")] Share<NodeName>),
 }
 
 impl Places {
@@ -49,7 +60,8 @@ impl Places {
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
             strangers: Arc::new(Semaphore::new(STRANGERS)),
             members: Arc::new(Semaphore::new(MEMBERS)),
-            sources: Arc::default(),
+            sources: Arc::new(Shares::of(PER_SOURCE)),
+            nodes: Arc::new(Shares::of(PER_NODE)),
         }
     }
 
@@ -63,11 +75,14 @@ impl Places {
         Some(Greeted { source: self.sources.take(source(from))?, _handshake: handshake })
     }
 
-    /// The place after the handshake; none if all of its kind are taken.
-    pub(crate) fn seat(&self, greeted: Greeted, is_member: bool) -> Option<Place> {
-        let rooms = if is_member { &self.members } else { &self.strangers };
-        let room = rooms.clone().try_acquire_owned().ok()?;
-        Some(Place { _source: greeted.source, _room: room })
+    /// The place after the handshake; none if all of its kind are taken. A member's source is free again: hundreds
+    /// of nodes may come from one.
+    pub(crate) fn seat(&self, greeted: Greeted, member: Option<NodeName>) -> Option<Place> {
+        let (share, rooms) = match member {
+            Some(node) => (Whose::Member(self.nodes.take(node)?), &self.members),
+            None => (Whose::Stranger(greeted.source), &self.strangers),
+        };
+        Some(Place { _share: share, _room: rooms.clone().try_acquire_owned().ok()? })
     }
 }
 
@@ -79,35 +94,42 @@ fn source(from: IpAddr) -> IpAddr {
     }
 }
 
-/// How many places each source has.
-#[derive(Debug, Default)]
-struct Sources(Mutex<BTreeMap<IpAddr, usize>>);
+/// How many places each has; no more than a few.
+#[derive(Debug)]
+struct Shares<K> {
+    each: usize,
+    taken: Mutex<BTreeMap<K, usize>>,
+}
 
-impl Sources {
-    fn take(self: &Arc<Self>, source: IpAddr) -> Option<SourcePlace> {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = taken.entry(source).or_default();
-        if *count >= PER_SOURCE {
+impl<K: Ord + Clone> Shares<K> {
+    fn of(each: usize) -> Self {
+        Self { each, taken: Mutex::default() }
+    }
+
+    fn take(self: &Arc<Self>, whose: K) -> Option<Share<K>> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(whose.clone()).or_default();
+        if *count >= self.each {
             return None;
         }
         *count += 1;
-        Some(SourcePlace { source, of: self.clone() })
+        Some(Share { whose, of: self.clone() })
     }
 }
 
-/// One of its source's places.
+/// One of somebody's places.
 #[derive(Debug)]
-struct SourcePlace {
-    source: IpAddr,
-    of: Arc<Sources>,
+struct Share<K: Ord> {
+    whose: K,
+    of: Arc<Shares<K>>,
 }
 
-impl Drop for SourcePlace {
+impl<K: Ord> Drop for Share<K> {
     fn drop(&mut self) {
-        let mut taken = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match taken.get_mut(&self.source) {
+        let mut taken = self.of.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        match taken.get_mut(&self.whose) {
             Some(count) if *count > 1 => *count -= 1,
-            _ => drop(taken.remove(&self.source)),
+            _ => drop(taken.remove(&self.whose)),
         }
     }
 }
@@ -118,6 +140,30 @@ mod tests {
 
     async fn greet(places: &Places, from: &str) -> Option<Greeted> {
         places.greet(from.parse().unwrap(), places.for_handshake().await.unwrap())
+    }
+
+    fn node(name: &str) -> Option<NodeName> {
+        Some(name.parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_source_is_shared_by_any_number_of_nodes_and_a_node_gets_so_many_places() {
+        let places = Places::new();
+        let mut held = Vec::new();
+        for n in 0..4 * PER_SOURCE {
+            let greeted = greet(&places, "2001:db8::1").await.unwrap();
+            held.push(places.seat(greeted, node(&format!("n{n}"))).unwrap());
+        }
+        for _ in 0..PER_NODE {
+            let greeted = greet(&places, "10.0.0.1").await.unwrap();
+            held.push(places.seat(greeted, node("a")).unwrap());
+        }
+        let more = greet(&places, "10.0.0.2").await.unwrap();
+        assert!(places.seat(more, node("a")).is_none());
+        let other = greet(&places, "10.0.0.2").await.unwrap();
+        assert!(places.seat(other, node("b")).is_some());
+        drop(held);
+        assert!(places.nodes.taken.lock().unwrap().is_empty());
     }
 
     #[tokio::test]
@@ -135,7 +181,7 @@ mod tests {
             held.pop();
             assert!(greet(&places, same).await.is_some());
             drop(held);
-            assert!(places.sources.0.lock().unwrap().is_empty());
+            assert!(places.sources.taken.lock().unwrap().is_empty());
         }
     }
 
@@ -145,12 +191,12 @@ mod tests {
         let mut held = Vec::new();
         for n in 0..STRANGERS {
             let greeted = greet(&places, &format!("10.0.0.{n}")).await.unwrap();
-            held.push(places.seat(greeted, false).unwrap());
+            held.push(places.seat(greeted, None).unwrap());
         }
         let late = greet(&places, "10.0.1.1").await.unwrap();
-        assert!(places.seat(late, false).is_none());
+        assert!(places.seat(late, None).is_none());
         let member = greet(&places, "10.0.1.1").await.unwrap();
-        assert!(places.seat(member, true).is_some());
+        assert!(places.seat(member, node("a")).is_some());
         assert_eq!(places.handshakes.available_permits(), HANDSHAKES, "a seated one still holds its first place");
     }
 }

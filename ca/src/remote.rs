@@ -13,22 +13,32 @@ use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::authority::{Application, Membership};
 use crate::checker;
-use crate::link::{AuthorityLink, LinkError};
+use crate::link::{AuthorityLink, Halves, LinkError, MeshStates};
 use crate::listener::ALPN;
 use crate::member::Member;
+use crate::mesh::{MalformedState, MeshState};
+use crate::sharing::Half;
 use bonafide_proto::token::JoinToken;
 
 /// How long connecting, handshake included, may take.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(20);
+/// How often a silent authority is asked whether it is still there: what it tells must come within a second, so a
+/// connection that was cut off (capture that begins cuts off those that say nothing) has to be noticed as soon.
+const ALIVE: Duration = Duration::from_secs(1);
+/// How long it may take to say so.
+const SILENCE: Duration = Duration::from_secs(3);
 /// The largest answer that is read, in bytes.
 const ANSWER_MAX: usize = 256 * 1024;
 
@@ -152,8 +162,33 @@ impl AuthorityLink for Remote {
         self.answered(client.renew(wire::RenewRequest { signing_csr, authentication_csr })).await
     }
 
-    async fn probe(&self, member: &Member) -> Result<(), LinkError> {
-        self.client(member.bundle().clone(), Some(member)).await.map(|_| ())
+    async fn follow(&self, member: &Member) -> Result<MeshStates, LinkError> {
+        let mut client = self.client(member.bundle().clone(), Some(member)).await?;
+        let opened = match tokio::time::timeout(ANSWER, client.follow(wire::FollowRequest {})).await {
+            Ok(opened) => opened.map_err(|status| self.refused(&status))?,
+            Err(_) => return Err(self.unreachable("no answer in time")),
+        };
+        let remote = self.clone();
+        Ok(Box::pin(opened.into_inner().map(move |state| {
+            // The connection lives as long as the client does.
+            let _connection = &client;
+            state.map_err(|status| remote.refused(&status)).and_then(mesh_state)
+        })))
+    }
+
+    async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
+        let mut client = self.client(member.bundle().clone(), Some(member)).await?;
+        let offered = ReceiverStream::new(flows).map(|flow| wire::FlowHalf { node: String::new(), flow });
+        let opened = match tokio::time::timeout(ANSWER, client.share_flows(offered)).await {
+            Ok(opened) => opened.map_err(|status| self.refused(&status))?,
+            Err(_) => return Err(self.unreachable("no answer in time")),
+        };
+        let remote = self.clone();
+        Ok(Box::pin(opened.into_inner().map(move |half| {
+            // The connection lives as long as the client does.
+            let _connection = &client;
+            half.map_err(|status| remote.refused(&status)).and_then(half_of)
+        })))
     }
 }
 
@@ -164,7 +199,21 @@ async fn channel(stream: TlsStream<TcpStream>) -> Result<Channel, tonic::transpo
         let taken = stream.take().ok_or(std::io::Error::from(std::io::ErrorKind::NotConnected));
         async move { taken }
     });
-    Endpoint::from_static("http://authority.invalid").connect_with_connector(once).await
+    Endpoint::from_static("http://authority.invalid")
+        .http2_keep_alive_interval(ALIVE)
+        .keep_alive_timeout(SILENCE)
+        .keep_alive_while_idle(true)
+        .connect_with_connector(once)
+        .await
+}
+
+fn half_of(wire: wire::FlowHalf) -> Result<Half, LinkError> {
+    let node = wire.node.parse().map_err(|e| LinkError::Malformed(format!("the node name {e}")))?;
+    Ok(Half { node, flow: wire.flow })
+}
+
+fn mesh_state(wire: wire::MeshState) -> Result<MeshState, LinkError> {
+    wire.try_into().map_err(|e: MalformedState| LinkError::Malformed(e.to_string()))
 }
 
 fn membership(wire: wire::Membered) -> Result<Membership, LinkError> {
@@ -174,5 +223,6 @@ fn membership(wire: wire::Membered) -> Result<Membership, LinkError> {
         intermediate: wire.intermediate.into(),
         node_svid: wire.node_svid.into(),
         roots: wire.roots.into_iter().map(Into::into).collect(),
+        mesh: mesh_state(wire.mesh.unwrap_or_default())?,
     })
 }

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::key;
+
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -50,6 +52,21 @@ pub fn prepare(path: &Path) -> Result<(), StateError> {
         return Err(StateError::Exposed { path: path.to_owned(), mode, owner, us });
     }
     Ok(())
+}
+
+/// Replaces a file that only this uid may read, durably: either the old content or the new one is there.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("new");
+    match std::fs::remove_file(&draft) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    key::write_secret(&draft, bytes)?;
+    std::fs::rename(&draft, path)?;
+    match path.parent() {
+        Some(parent) => std::fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,10 @@
 
 mod embedded;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::name::{NodeName, TrustDomain};
 use serde::{Deserialize, Serialize};
 
@@ -93,8 +95,35 @@ pub struct LedgerEntry {
     pub membership: Option<u64>,
     /// For workloads: the executable's digest.
     pub exe: Option<String>,
-    /// For workloads: the script's digest.
+    /// For workloads: the digest of the script, or of the code in the command line.
     pub script: Option<String>,
+    /// For workloads: the composite digest of the libraries.
+    #[serde(default)]
+    pub libraries: Option<String>,
+    /// For workloads: the digest of the container image's config.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// For workloads: the effective user ID.
+    #[serde(default)]
+    pub uid: Option<u32>,
+}
+
+/// Every digest in quarantine.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct QuarantineRecord {
+    /// Counts the changes.
+    pub sequence: u64,
+    /// The digests.
+    pub digests: BTreeMap<Digest, Quarantined>,
+}
+
+/// One digest in quarantine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// Unix seconds.
+    pub since: i64,
+    /// In the operator's words; may be empty.
+    pub reason: String,
 }
 
 /// The seam to a store. Every method returns after its change is durable.
@@ -146,6 +175,16 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Any [`StoreError`].
     fn entry(&self, serial: &str) -> Result<Option<LedgerEntry>, StoreError>;
+    /// What is in quarantine; `None`: nothing ever was.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    fn quarantine(&self) -> Result<Option<QuarantineRecord>, StoreError>;
+    /// Replaces it as it was `seen`; false if it has changed since.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    fn swap_quarantine(&self, seen: Option<&QuarantineRecord>, new: &QuarantineRecord) -> Result<bool, StoreError>;
     /// Drops tokens and ledger entries that ended before this unix second.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //!
 //! Rules: X509-SVID.md §2 to §4.
 
+use bonafide_proto::fingerprint::Script;
 use bonafide_proto::name::{SpiffeId, TrustDomain};
 use bonafide_proto::svid::{CertifiedProgram, FINGERPRINT_OID};
 use rcgen::{
@@ -91,18 +92,49 @@ fn instant(unix: i64) -> Result<OffsetDateTime, MintError> {
     OffsetDateTime::from_unix_timestamp(unix).map_err(|_| MintError::Time(unix))
 }
 
-/// The DER content of the fingerprint extension, as `bonafide_proto::svid` documents it.
+/// The DER content of the fingerprint extension, as `bonafide_proto::program` documents it.
 fn fingerprint(program: &CertifiedProgram) -> Vec<u8> {
+    let taints: Vec<u8> = program.taints.iter().flat_map(|taint| tlv(UTF8_STRING, taint.as_str().as_bytes())).collect();
     let mut content = tlv(OCTET_STRING, &program.exe.0);
-    content.extend(tlv(OCTET_STRING, program.script.as_ref().map_or(&[][..], |d| &d.0)));
     content.extend(tlv(UTF8_STRING, program.program.as_bytes()));
-    content.extend(tlv(UTF8_STRING, program.script_path.as_bytes()));
+    content.extend(tlv(INTEGER, &unsigned(program.uid)));
+    content.extend(tlv(SEQUENCE, &taints));
+    content.extend(program.script.iter().flat_map(script));
+    let digests = [(LIBRARIES, program.libraries), (IMAGE, program.image)];
+    content.extend(digests.iter().flat_map(|(tag, digest)| digest.iter().flat_map(|digest| tlv(*tag, &digest.0))));
+    let hosts = [(BIOS_UUID, &program.bios_uuid), (MACHINE_ID, &program.machine_id)];
+    content.extend(hosts.iter().flat_map(|(tag, text)| text.iter().flat_map(|text| tlv(*tag, text.as_bytes()))));
     tlv(SEQUENCE, &content)
 }
 
+fn script(script: &Script) -> Vec<u8> {
+    match script {
+        Script::File(file) => {
+            tlv(FILE, &[tlv(OCTET_STRING, &file.digest.0), tlv(UTF8_STRING, file.path.as_bytes())].concat())
+        }
+        Script::Inline(digest) => tlv(INLINE, &digest.0),
+        Script::Stdin => tlv(STDIN, &[]),
+    }
+}
+
+/// The shortest bytes of an integer that is not negative (X.690 §8.3).
+fn unsigned(value: u32) -> Vec<u8> {
+    let bytes = [&[0], &value.to_be_bytes()[..]].concat();
+    let spare = bytes.windows(2).take_while(|pair| matches!(pair, [0, next] if *next < 0x80)).count();
+    bytes.into_iter().skip(spare).collect()
+}
+
+const INTEGER: u8 = 0x02;
 const OCTET_STRING: u8 = 0x04;
 const UTF8_STRING: u8 = 0x0c;
 const SEQUENCE: u8 = 0x30;
+const FILE: u8 = 0xa0;
+const INLINE: u8 = 0x81;
+const STDIN: u8 = 0x82;
+const LIBRARIES: u8 = 0x83;
+const IMAGE: u8 = 0x84;
+const BIOS_UUID: u8 = 0x85;
+const MACHINE_ID: u8 = 0x86;
 
 /// One DER element: tag, shortest length, value (X.690 §8.1, §10.1).
 fn tlv(tag: u8, value: &[u8]) -> Vec<u8> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::authority::{Authority, TokenCreationError};
@@ -18,6 +19,10 @@ use bonafide_proto::token::{JoinToken, TOKEN_TEXT_MAX, TokenError};
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// The longest pause after failures.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// The first pause before a node that heard its authority go away comes again.
+const AWAY_MIN: Duration = Duration::from_millis(100);
+/// The longest of those pauses.
+const AWAY_MAX: Duration = Duration::from_secs(5);
 /// The clock is looked at this often at least: hosts sleep, and clocks are set.
 const LOOK: Duration = Duration::from_secs(5);
 /// Life of the token an embedded authority gives its own node, seconds.
@@ -113,6 +118,25 @@ pub async fn keep(
     }
 }
 
+/// Listens to what the authority tells every member, for ever: whenever it goes away the node comes again.
+pub async fn follow(node: &NodeCa, link: &dyn AuthorityLink) -> std::convert::Infallible {
+    let mut pause = AWAY_MIN;
+    let mut member = node.watch();
+    loop {
+        // Its sender is the node itself, which lives as long as this.
+        let _ = member.wait_for(Option::is_some).await;
+        let began = Instant::now();
+        match node.follow(link).await {
+            Ok(()) => tracing::debug!("the authority ended what it tells; asking again"),
+            Err(e) => {
+                tracing::warn!(error = %e, again_in = ?pause, "the authority tells nothing; what it told stays in force")
+            }
+        }
+        pause = if began.elapsed() > AWAY_MAX { AWAY_MIN } else { (pause * 2).min(AWAY_MAX) };
+        tokio::time::sleep(jittered(pause)).await;
+    }
+}
+
 /// Does what is due now; says how long to rest.
 ///
 /// # Errors
@@ -120,7 +144,6 @@ pub async fn keep(
 pub async fn step(node: &NodeCa, link: &dyn AuthorityLink, tokens: &TokenSource) -> Result<Duration, UpkeepError> {
     match node.due() {
         Due::NothingFor(seconds) => {
-            node.probe(link).await;
             let rest = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
             return Ok(rest.clamp(Duration::from_millis(100), LOOK));
         }

@@ -8,9 +8,11 @@ use crate::exit::EXIT_CODES;
 use crate::flows::FlowsArgs;
 use crate::launch::{Capability, Launch};
 use crate::policy_check::PolicyCommand;
+use crate::quarantine::QuarantineArgs;
 use crate::run::RunArgs;
 use crate::screen::ColourWhen;
 use crate::whois::WhoisArgs;
+use crate::workload::WorkloadCommand;
 
 /// Bonafide: a mesh in which a rule names programs, not addresses.
 #[derive(Debug, clap::Parser)]
@@ -40,12 +42,17 @@ pub enum Verb {
     /// Works with policy files
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Works with the workloads of a policy
+    #[command(subcommand)]
+    Workload(WorkloadCommand),
     /// Makes join tokens (where the authority runs)
     #[command(subcommand)]
     Token(TokenCommand),
     /// Shows the nodes of the trust domain (where the authority runs)
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Puts a program's digest in quarantine on every node (where the authority runs)
+    Quarantine(QuarantineArgs),
     /// Runs a node on this machine until Ctrl-C, then removes every trace of it
     Run(RunArgs),
     /// Becomes a daemon, with its own cgroup, user and capabilities
@@ -68,9 +75,12 @@ pub struct LaunchArgs {
     /// Its user
     #[arg(long)]
     pub uid: u32,
-    /// Its only group
+    /// Its group
     #[arg(long)]
     pub gid: u32,
+    /// A further group (repeatable)
+    #[arg(long = "group", value_name = "GID")]
+    pub groups: Vec<u32>,
     /// A capability to keep (repeatable)
     #[arg(long = "cap", value_name = "CAPABILITY")]
     pub capabilities: Vec<Capability>,
@@ -81,8 +91,8 @@ pub struct LaunchArgs {
 
 impl From<LaunchArgs> for Launch {
     fn from(args: LaunchArgs) -> Self {
-        let LaunchArgs { cgroup, uid, gid, capabilities, command } = args;
-        Self { cgroup, uid, gid, capabilities, command }
+        let LaunchArgs { cgroup, uid, gid, groups, capabilities, command } = args;
+        Self { cgroup, uid, gid, groups, capabilities, command }
     }
 }
 
@@ -102,7 +112,7 @@ mod tests {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "bonafide", &mut script);
             let script = String::from_utf8(script).unwrap();
-            for verb in ["status", "flows", "whois", "policy", "token", "run"] {
+            for verb in ["status", "flows", "whois", "policy", "token", "quarantine", "workload", "run"] {
                 assert!(script.contains(verb), "{shell} does not know {verb}");
             }
         }

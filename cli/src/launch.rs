@@ -30,8 +30,10 @@ pub struct Launch {
     pub cgroup: PathBuf,
     /// Its uid: real, effective, saved.
     pub uid: u32,
-    /// Its gid, and no supplementary groups.
+    /// Its gid.
     pub gid: u32,
+    /// Its supplementary groups, and no others.
+    pub groups: Vec<u32>,
     /// All it may do beyond an ordinary user.
     pub capabilities: Vec<Capability>,
     /// The program and its arguments.
@@ -41,20 +43,29 @@ pub struct Launch {
 /// A capability that some daemon of ours needs. No other can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Capability {
-    /// `CAP_NET_ADMIN`: the enforcer captures.
+    /// `CAP_CHECKPOINT_RESTORE`: identityd opens what other processes have mapped, also what was replaced since.
+    CheckpointRestore,
+    /// `CAP_NET_ADMIN`: the enforcer captures; identityd puts programs in the way of sockets.
     NetAdmin,
     /// `CAP_SYS_PTRACE`: identityd looks into other users' processes.
     SysPtrace,
     /// `CAP_DAC_READ_SEARCH`: identityd reads their executables.
     DacReadSearch,
+    /// `CAP_BPF`: identityd loads programs into the kernel.
+    Bpf,
+    /// `CAP_PERFMON`: those programs read the kernel's structures.
+    Perfmon,
 }
 
 impl Capability {
     fn set(self) -> CapabilitySet {
         match self {
+            Self::CheckpointRestore => CapabilitySet::CHECKPOINT_RESTORE,
             Self::NetAdmin => CapabilitySet::NET_ADMIN,
             Self::SysPtrace => CapabilitySet::SYS_PTRACE,
             Self::DacReadSearch => CapabilitySet::DAC_READ_SEARCH,
+            Self::Bpf => CapabilitySet::BPF,
+            Self::Perfmon => CapabilitySet::PERFMON,
         }
     }
 }
@@ -68,7 +79,7 @@ pub fn launch(launch: &Launch) -> Result<Infallible, LaunchError> {
     enter(&launch.cgroup)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     bound(kept)?;
-    change_user(launch.uid, launch.gid)?;
+    change_user(launch)?;
     keep(kept)?;
     step("forbid new privileges", rustix::thread::set_no_new_privs(true))?;
     become_program(&launch.command)
@@ -105,10 +116,11 @@ fn bound(kept: CapabilitySet) -> Result<(), LaunchError> {
     Ok(())
 }
 
-fn change_user(uid: u32, gid: u32) -> Result<(), LaunchError> {
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+fn change_user(launch: &Launch) -> Result<(), LaunchError> {
+    let (uid, gid) = (Uid::from_raw(launch.uid), Gid::from_raw(launch.gid));
+    let groups: Vec<Gid> = launch.groups.iter().map(|group| Gid::from_raw(*group)).collect();
     step("keep capabilities", rustix::thread::set_keep_capabilities(true))?;
-    step("leave all groups", rustix::thread::set_thread_groups(&[]))?;
+    step("leave all other groups", rustix::thread::set_thread_groups(&groups))?;
     step("change the group", rustix::thread::set_thread_res_gid(gid, gid, gid))?;
     step("change the user", rustix::thread::set_thread_res_uid(uid, uid, uid))
 }

@@ -13,10 +13,12 @@ mod exit;
 mod flows;
 mod policy_check;
 mod printable;
+mod quarantine;
 mod run;
 mod screen;
 mod status;
 mod whois;
+mod workload;
 
 use std::process::ExitCode;
 
@@ -27,9 +29,11 @@ pub use exit::Exit;
 pub use flows::{Filter, FlowTable, FlowsArgs, Line, Tail, Verdict, record};
 pub use policy_check::PolicyCommand;
 pub use printable::{printable, printable_json};
+pub use quarantine::QuarantineArgs;
 pub use run::{BackendChoice, RunArgs};
 pub use screen::ColourWhen;
-pub use whois::WhoisArgs;
+pub use whois::{Who, WhoisArgs};
+pub use workload::{AddArgs, Pin, WorkloadCommand};
 
 use args::{Args, Verb};
 use exit::Failure;
@@ -62,6 +66,8 @@ fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
         Verb::Policy(PolicyCommand::Check { files }) => policy_check::check(&files, screen),
         Verb::Token(TokenCommand::Create(create)) => admission::create_token(&create, &layout, screen),
         Verb::Node(NodeCommand::List) => admission::list_nodes(&layout, screen),
+        Verb::Quarantine(args) => quarantine::quarantine(&args, &layout, screen),
+        Verb::Workload(WorkloadCommand::Add(add)) => workload::add(&add, &layout, screen),
         Verb::Run(run) => run::run(&run, &args.dir, screen),
         Verb::Launch(launch) => match launch::launch(&launch.into()) {
             Ok(never) => match never {},

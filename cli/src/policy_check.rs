@@ -42,13 +42,17 @@ pub(crate) fn check(files: &[PathBuf], screen: &mut Screen) -> Result<Exit, Fail
 
 /// The policy in this file, or its mistakes, one a line.
 pub(crate) fn parse(file: &Path) -> Result<Policy, String> {
+    Policy::parse(&file.display().to_string(), &text(file)?).map_err(|e| e.to_string())
+}
+
+/// The text of a policy file.
+pub(crate) fn text(file: &Path) -> Result<String, String> {
     let name = file.display().to_string();
     let mut bytes = Vec::new();
     std::fs::File::open(file)
         .and_then(|f| f.take(POLICY_MAX as u64 + 1).read_to_end(&mut bytes))
         .map_err(|e| format!("{name}: cannot be read: {e}"))?;
-    let text = String::from_utf8(bytes).map_err(|e| format!("{name}: is not UTF-8 text: {e}"))?;
-    Policy::parse(&name, &text).map_err(|e| e.to_string())
+    String::from_utf8(bytes).map_err(|e| format!("{name}: is not UTF-8 text: {e}"))
 }
 
 fn summary(file: &Path, policy: &Policy, screen: &Screen) -> String {

@@ -118,7 +118,14 @@ fn following_survives_rotation() {
 fn a_node_that_is_not_there_is_exit_code_1_with_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().to_str().unwrap();
-    for args in [&["status"] as &[&str], &["whois", "1"], &["token", "create"], &["node", "list"]] {
+    for args in [
+        &["status"] as &[&str],
+        &["whois", "1"],
+        &["token", "create"],
+        &["node", "list"],
+        &["quarantine", "--list"],
+        &["workload", "add", "--from-pid", "1"],
+    ] {
         let output = bonafide(&[&["--dir", dir], args].concat());
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         let said = stdout(&output) + &stderr(&output);

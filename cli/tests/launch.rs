@@ -12,6 +12,9 @@ const BONAFIDE: &str = env!("CARGO_BIN_EXE_bonafide");
 const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
 const CAP_NET_ADMIN: u64 = 1 << 12;
 const CAP_SYS_PTRACE: u64 = 1 << 19;
+const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
+const CAP_PERFMON: u64 = 1 << 38;
+const CAP_BPF: u64 = 1 << 39;
 
 /// An instance of its own, removed in the end.
 struct Instance(InstanceCgroup);
@@ -53,6 +56,8 @@ fn it_keeps_its_capabilities_and_nothing_else() {
         (&[] as &[&str], 0),
         (&["net-admin"], CAP_NET_ADMIN),
         (&["sys-ptrace", "dac-read-search"], CAP_SYS_PTRACE | CAP_DAC_READ_SEARCH),
+        (&["checkpoint-restore"], CAP_CHECKPOINT_RESTORE),
+        (&["bpf", "perfmon"], CAP_BPF | CAP_PERFMON),
     ] {
         let output = instance.launch(names, &["/bin/cat", "/proc/self/status"]);
         let status = String::from_utf8(output.stdout).unwrap();
@@ -64,6 +69,16 @@ fn it_keeps_its_capabilities_and_nothing_else() {
         assert_eq!(field(&status, "NoNewPrivs"), "1");
         assert_eq!(field(&status, "Umask"), "0022");
     }
+}
+
+#[test]
+fn it_has_the_groups_that_it_is_given() {
+    let instance = Instance::new("grp");
+    let mut command = Command::new(BONAFIDE);
+    command.args(["launch", "--uid", "74702", "--gid", "74702", "--cgroup"]).arg(instance.0.daemon("ca"));
+    let output =
+        command.args(["--group", "7", "--group", "0", "--", "/bin/cat", "/proc/self/status"]).output().unwrap();
+    assert_eq!(field(&String::from_utf8(output.stdout).unwrap(), "Groups"), "0 7");
 }
 
 #[test]

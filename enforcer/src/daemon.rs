@@ -4,7 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bonafide_policy::Policy;
 use bonafide_proto::clock::{SharedClock, SystemClock};
@@ -22,10 +22,11 @@ use crate::config::Config;
 use crate::flow::{Abort as _, Node, refuse};
 use crate::identity::Identity;
 use crate::live::Live;
+use crate::observe::{Observer, observes};
 use crate::record::{Account, Records, Why};
 use crate::serve::Operator;
 use crate::sys::locality::Locality;
-use crate::{inbound, outbound, sys};
+use crate::{inbound, outbound, reverify, sys};
 
 /// The most connections that are carried at once in each direction; more are reset at once.
 const FLOWS_MAX: usize = 32_768;
@@ -59,7 +60,7 @@ fn os(what: impl Into<String>) -> impl FnOnce(io::Error) -> DaemonError {
 
 /// Runs until SIGTERM or SIGINT.
 ///
-/// Stopping in observe mode removes the capture rules; in enforce mode they stay, so that a stopped enforcer
+/// Stopping removes the capture rules, but in enforce mode they stay, so that a stopped enforcer
 /// means no traffic rather than plaintext (`bonafide-enforcer remove-capture` takes them away).
 ///
 /// # Errors
@@ -77,13 +78,14 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         trust: identity.trust(),
         records: Records::open(&config.records, &config.state, clock)
             .map_err(os(format!("the flow records in {}", config.records.display())))?,
-        live: Arc::new(Live::new(identity.policy())),
+        live: Arc::new(Live::new(identity.policy(), identity.quarantine(), identity.memory())),
         locality: Locality,
         netns: sys::netns::own().map_err(os("/proc/self/ns/net"))?,
         ports: [config.outbound_port, config.inbound_port],
         identity,
     });
     serve_operator(admin, Arc::clone(&node), &config);
+    tokio::spawn(reverify::run(Arc::clone(&node.live), node.identity.clone()));
 
     let mut policies = node.policy.clone();
     tracing::info!("waiting for the policy from identityd");
@@ -100,15 +102,17 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         exempt,
         control: config.control,
     };
+    let observer = Observer::start(Arc::clone(&node), plan.control.clone());
     let mut capture = Capture::install(plan).await?;
+    tell(&observer, &capture);
     node.live.judge_again(&policy);
-    tracing::info!(mode = policy.mode().as_str(), backend = config.backend.as_str(), "capturing");
+    tracing::info!(mode = policy.mode().as_str(), backend = config.backend.as_str(), "at work");
 
     let mut refresh = tokio::time::interval(REFRESH);
     loop {
         tokio::select! {
-            policy = next_policy(&mut policies) => adopt(&policy, &mut capture, &node).await,
-            _ = refresh.tick() => put_right(&mut capture, &node).await,
+            policy = next_policy(&mut policies) => adopt(&policy, &mut capture, &node, &observer).await,
+            _ = refresh.tick() => put_right(&mut capture, &node, &observer).await,
             () = stop.asked() => break,
         }
     }
@@ -116,27 +120,37 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 }
 
 /// A new policy: every live flow is asked again at once, then the rules follow the mode.
-async fn adopt(policy: &Policy, capture: &mut Capture, node: &Node) {
+async fn adopt(policy: &Policy, capture: &mut Capture, node: &Node, observer: &Observer) {
     let ended = node.live.judge_again(policy);
     tracing::info!(mode = policy.mode().as_str(), digest = %policy.digest(), ended, "policy in force");
-    follow_mode(policy, capture).await;
+    follow_mode(policy, capture, observer).await;
 }
 
 /// A switch that fails leaves the rules that are in force; it is tried again every [`REFRESH`].
-async fn follow_mode(policy: &Policy, capture: &mut Capture) {
+async fn follow_mode(policy: &Policy, capture: &mut Capture, observer: &Observer) {
     if policy.mode() == capture.mode() {
         return;
+    }
+    // What is captured no more shall be seen from its first packet.
+    if observes(policy.mode()) {
+        observer.observe();
     }
     match capture.switch(policy.mode()).await {
         Ok(()) => tracing::info!(mode = policy.mode().as_str(), "the capture rules follow the mode"),
         Err(e) => tracing::error!(error = %e, "the capture rules cannot follow the mode yet; those in force stay"),
     }
+    tell(observer, capture);
+}
+
+/// Who records connections: whoever captures them, else the observer.
+fn tell(observer: &Observer, capture: &Capture) {
+    if observes(capture.mode()) { observer.observe() } else { observer.leave_to_capture() }
 }
 
 /// Somebody else's change to what the rules refer to: a restarted daemon's new cgroup, a killed guard.
-async fn put_right(capture: &mut Capture, node: &Node) {
+async fn put_right(capture: &mut Capture, node: &Node, observer: &Observer) {
     if let Ok(policy) = node.policy() {
-        follow_mode(&policy, capture).await;
+        follow_mode(&policy, capture, observer).await;
     }
     match capture.refresh().await {
         Ok(false) => {}
@@ -166,7 +180,7 @@ async fn finish(capture: Capture, node: &Node) -> Result<(), DaemonError> {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     tracing::info!(ended, "stopping");
-    if capture.mode() == bonafide_policy::Mode::Observe {
+    if capture.mode() != bonafide_policy::Mode::Enforce {
         capture.remove().await?;
     }
     Ok(())
@@ -234,11 +248,12 @@ async fn accept(listener: TcpListener, direction: Direction, node: Arc<Node>, sl
                 continue;
             }
         };
+        let accepted = Instant::now();
         let node = Arc::clone(&node);
         match Arc::clone(&slots).try_acquire_owned() {
             Ok(slot) => {
                 tokio::spawn(async move {
-                    carry(stream, direction, &node).await;
+                    carry(stream, direction, accepted, &node).await;
                     drop(slot);
                 });
             }
@@ -261,13 +276,13 @@ fn refuse_for_want_of_slots(stream: TcpStream, direction: Direction, node: &Node
     let _ended = refuse(stream, account, &Why::new(Reason::Limit, "too many connections are carried already"));
 }
 
-async fn carry(stream: TcpStream, direction: Direction, node: &Arc<Node>) {
+async fn carry(stream: TcpStream, direction: Direction, accepted: Instant, node: &Arc<Node>) {
     // Small writes must not wait for each other; a socket that refuses the option works all the same.
     let _ = stream.set_nodelay(true);
     stream.arm();
     match direction {
         Direction::Out => {
-            let _ended = outbound::carry(stream, node).await;
+            let _ended = outbound::carry(stream, accepted, node).await;
         }
         Direction::In => {
             let _ended = inbound::accepted(stream, node).await;

@@ -3,23 +3,25 @@
 //! A flow walks Captured → Attributed → Authorized → Tunnel → Ended. Each stage owns the one before it, so a
 //! failing step can always reset the program's connection and close the account with its reason.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bonafide_policy::{Denied, Mode, Policy, Verdict};
 use bonafide_proto::convert::Attestation;
-use bonafide_proto::flow::NetNs;
+use bonafide_proto::flow::{FlowKey, NetNs};
 use bonafide_proto::name::{SpiffeId, WorkloadName};
-use bonafide_proto::record::{Outcome, Reason};
-use bonafide_proto::refusal::AttestRefusal;
+use bonafide_proto::record::{Outcome, Party, Reason};
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use tokio::io::DuplexStream;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::identity::{Identity, NodeTrust};
-use crate::live::{Judged, Live};
-use crate::record::{Account, Records, Why};
+use crate::identity::{Attested, Identity, NodeTrust};
+use crate::live::{Live, Peer, Program};
+use crate::record::{Account, Records, Why, describe_attested};
+use crate::sys::dial::Reserved;
 use crate::sys::locality::Locality;
 use crate::tunnel::TunnelError;
 use crate::tunnel::sniff::Rewind;
@@ -73,51 +75,83 @@ impl Node {
         Some(SpiffeId::workload(trust.as_ref()?.trust.bundle.trust_domain(), workload?))
     }
 
+    /// Writes what attestation found into a party.
+    pub(crate) fn describe(&self, party: &mut Party, attested: &Attested) {
+        let attestation = &attested.attestation;
+        describe_attested(party, attestation, self.spiffe_id(attestation.workload.as_ref()));
+    }
+
+    /// Refuses what is in quarantine.
+    ///
+    /// # Errors
+    /// `quarantined`, with the digest.
+    pub(crate) fn admit(&self, program: Program) -> Result<Program, Why> {
+        match program.quarantined(&self.identity.quarantined()) {
+            Some(why) => Err(why),
+            None => Ok(program),
+        }
+    }
+
+    /// Whether this end accepts what a peer's certificate says about its program: the node that issued it judged by its
+    /// own policy, and may not know yet what is in quarantine.
+    ///
+    /// # Errors
+    /// `quarantined`, or `peer-certificate` with the demand of the policy that it misses.
+    pub(crate) fn accept(&self, peer: &Peer, policy: &Policy) -> Result<(), Why> {
+        let objection = peer.quarantined(&self.identity.quarantined());
+        objection.or_else(|| peer.misfit(policy)).map_or(Ok(()), Err)
+    }
+
     /// True for an address that is one of our own capture listeners: relaying to it would loop for ever.
     pub fn is_own_listener(&self, addr: SocketAddr) -> bool {
         addr.ip().is_loopback() && self.ports.contains(&addr.port())
     }
 }
 
-/// A program that earned a workload.
-#[derive(Debug, Clone)]
-pub struct Program {
-    /// The evidence.
-    pub attestation: Attestation,
-    /// What it earned.
-    pub workload: WorkloadName,
-}
-
-impl Program {
-    /// As a party of a verdict on this host.
-    pub(crate) fn judged(&self) -> Judged {
-        Judged::Workload(self.workload.clone(), Some(Box::new(self.attestation.fingerprint.clone())))
-    }
-
-    /// Whether another look found the same program.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        let (a, b) = (&self.attestation.fingerprint, &other.attestation.fingerprint);
-        self.workload == other.workload && a.exe == b.exe && a.script == b.script
-    }
-}
-
 /// Names the program behind an attestation, or says why it has no name.
-pub(crate) fn program(attested: Result<Attestation, AttestRefusal>) -> Result<Program, Why> {
-    let attestation = attested.map_err(|e| Why::new(Reason::Unattributed, format!("{}: {}", e.reason, e.detail)))?;
-    match attestation.workload.clone() {
-        Some(workload) => Ok(Program { attestation, workload }),
-        None => Err(Why {
-            reason: Reason::NoWorkload,
-            detail: match attestation.near_misses.first() {
-                Some(near) => {
-                    format!("{} fits no workload; nearest is {:?}", attestation.fingerprint.exe.path, near.of)
-                }
-                None => format!("{} fits no workload", attestation.fingerprint.exe.path),
-            },
-            rule: None,
-            nearest: attestation.near_misses.into_iter().next(),
-        }),
+pub(crate) fn program(attested: Result<Attested, AttestRefusal>) -> Result<Program, Why> {
+    let attested = attested.map_err(|e| why_unattributed(&e))?;
+    let workload = named(&attested.attestation)?.clone();
+    Ok(Program::new(workload, attested))
+}
+
+/// The name that an attestation earned, or why it earned none.
+pub(crate) fn named(attestation: &Attestation) -> Result<&WorkloadName, Why> {
+    let path = &attestation.fingerprint.exe.path;
+    match (&attestation.workload, attestation.near_misses.first()) {
+        (Some(workload), _) => Ok(workload),
+        (None, Some(near)) => {
+            let detail = format!("{path} fits no workload; nearest is {:?}", near.of);
+            Err(Why { nearest: Some(near.clone()), ..Why::new(Reason::NoWorkload, detail) })
+        }
+        (None, None) => Err(Why::new(Reason::NoWorkload, format!("{path} fits no workload"))),
     }
+}
+
+/// The question who listens now where this one was asked before. It is asked from a port of its own, to be held until
+/// the answer is there: by now the pair of the first question is connected.
+pub(crate) fn listener_now(key: FlowKey) -> io::Result<(Reserved, FlowKey)> {
+    let spare = Reserved::bind(key.remote.ip(), scope(key.remote))?;
+    let remote = spare.local();
+    Ok((spare, FlowKey { remote, ..key }))
+}
+
+/// A doubt about a program in the words of the record.
+pub(crate) fn why_unattributed(refusal: &AttestRefusal) -> Why {
+    let reason = match refusal.reason {
+        AttestReason::Quarantined => Reason::Quarantined,
+        _ => Reason::Unattributed,
+    };
+    Why::new(reason, refusal.to_string())
+}
+
+/// Why a program gets no certificate, in the words of the record.
+pub(crate) fn why_no_svid(refusal: &AttestRefusal) -> Why {
+    let reason = match refusal.reason {
+        AttestReason::Quarantined => Reason::Quarantined,
+        _ => Reason::NoSvid,
+    };
+    Why::new(reason, refusal.to_string())
 }
 
 /// A permission, and what its holder now must write down.
@@ -138,13 +172,13 @@ impl Grant {
         }
     }
 
-    /// Observe mode: the other end's program cannot be known in the clear.
+    /// Shadow mode: the other end's program cannot be known in the clear.
     pub fn undecided() -> Self {
         Self { outcome: Outcome::Undecided, rule: None, why: None }
     }
 }
 
-/// The decision, in the mode in force: observe lets everything through and writes down what enforce would do.
+/// The decision, in the mode in force: shadow lets everything through and writes down what enforce would do.
 pub(crate) fn judge(mode: Mode, verdict: Result<Verdict, Why>) -> Result<Grant, Why> {
     let refusal = match verdict {
         Ok(Verdict::Allow(allowed)) => {
@@ -155,8 +189,16 @@ pub(crate) fn judge(mode: Mode, verdict: Result<Verdict, Why>) -> Result<Grant, 
     };
     match mode {
         Mode::Enforce => Err(refusal),
-        Mode::Observe => Ok(Grant { outcome: Outcome::WouldRefuse, rule: None, why: Some(refusal) }),
+        Mode::Observe | Mode::Shadow => Ok(Grant { outcome: Outcome::WouldRefuse, rule: None, why: Some(refusal) }),
     }
+}
+
+/// A destination that the policy does not know, in the words of the record.
+pub(crate) fn unknown_address(addr: SocketAddr) -> Why {
+    Why::new(
+        Reason::UnknownAddress,
+        format!("{addr} is neither in the policy's mesh nor in an [[outside]]; add one of them, and a rule"),
+    )
 }
 
 /// A denial in the words of the record.

@@ -16,11 +16,11 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::flow::{
-    Abort, CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, Program, finish, judge, program, refuse, scope,
-    why_late, why_tunnel,
+    Abort, CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, finish, judge, listener_now, program, refuse, scope,
+    why_late, why_no_svid, why_tunnel,
 };
-use crate::live::{Judged, Question, Seat};
-use crate::record::{Account, Why, describe_attested, describe_peer};
+use crate::live::{Judged, Peer, Program, Question, Seat};
+use crate::record::{Account, Why, describe_peer};
 use crate::relay::{self, Beside};
 use crate::sys::dial::Reserved;
 use crate::tunnel::frame::{Accept, RefuseCode};
@@ -108,11 +108,8 @@ impl<S: Abort> Captured<S> {
             FlowKey { netns: node.netns, local: self.dialled, remote: reserved.local(), role: SocketRole::Listener };
         let attested = node.identity.attest(key).await;
         match &attested {
-            Ok(attestation) => {
-                let id = node.spiffe_id(attestation.workload.as_ref());
-                describe_attested(self.account.destination(), attestation, id);
-            }
-            // Observe mode refuses nothing: a listener bound to a device is not found this way, and serves all the same.
+            Ok(attested) => node.describe(self.account.destination(), attested),
+            // Shadow mode refuses nothing: a listener bound to a device is not found this way, and serves all the same.
             Err(AttestRefusal { reason: AttestReason::NoSocket, .. }) if self.policy.mode() == Mode::Enforce => {
                 let why = Why::new(Reason::Unreachable, format!("nobody listens on {}", canonical(self.dialled)));
                 return Err(refuse(self.far, self.account, &why));
@@ -120,7 +117,8 @@ impl<S: Abort> Captured<S> {
             Err(_) => {}
         }
         let Self { far, from, dialled, policy, account } = self;
-        let known = Known { from, dialled, policy, account, program: program(attested) };
+        let program = program(attested).and_then(|program| node.admit(program));
+        let known = Known { from, dialled, policy, account, program };
         Ok(Attributed { far, reserved, known })
     }
 }
@@ -160,7 +158,7 @@ impl Known {
 
     fn patience(&self) -> Duration {
         match (self.policy.mode(), self.clear_verdict()) {
-            (Mode::Observe, _) | (_, Ok(Verdict::Allow(_))) => PATIENCE_CLEAR,
+            (Mode::Observe | Mode::Shadow, _) | (_, Ok(Verdict::Allow(_))) => PATIENCE_CLEAR,
             _ => PATIENCE_MESH,
         }
     }
@@ -209,7 +207,7 @@ where
         }
     }
 
-    /// An outside client by a rule, or anybody in observe mode.
+    /// An outside client by a rule, or anybody in shadow mode.
     async fn in_the_clear(self, speaks: Speaks, node: &Arc<Node>) -> Ended {
         let Self { far, reserved, mut known } = self;
         match known.authorize_clear(speaks, reserved, node).await {
@@ -228,20 +226,18 @@ where
 
 impl Known {
     /// Does the program still listen that was named before the handshake? Its port may have changed hands while
-    /// the peer took its time. Asked from a port of its own: the delivery's own pair is connected by now.
+    /// the peer took its time.
     async fn listens_still(&self, node: &Node) -> Result<(), Why> {
         let Ok(before) = &self.program else { return Ok(()) };
         let changed = |detail: String| Why::new(Reason::Unattributed, detail);
-        let spare = Reserved::bind(self.from.ip(), scope(self.from));
-        let spare = spare.map_err(|e| Why::new(Reason::Limit, format!("no port to ask from: {e}")))?;
-        let key = FlowKey { netns: node.netns, local: self.dialled, remote: spare.local(), role: SocketRole::Listener };
+        let (_spare, key) =
+            listener_now(before.about.key).map_err(|e| Why::new(Reason::Limit, format!("no port to ask from: {e}")))?;
         let now = program(node.identity.attest(key).await)
             .map_err(|why| changed(format!("looked at again, the listener is in doubt: {}", why.detail)))?;
-        if now.is_same(before) {
-            return Ok(());
+        match before.changed(&now.attestation) {
+            None => Ok(()),
+            Some(how) => Err(changed(format!("the port changed hands during the handshake: {how}"))),
         }
-        let path = &now.attestation.fingerprint.exe.path;
-        Err(changed(format!("the port changed hands during the handshake: {path} listens there now")))
     }
 
     async fn authorize_clear(
@@ -251,21 +247,21 @@ impl Known {
         node: &Arc<Node>,
     ) -> Result<(TcpStream, Grant, Seat), Why> {
         let source = canonical(self.from).ip();
-        let observe = self.policy.mode() == Mode::Observe;
+        let shadow = self.policy.mode() != Mode::Enforce;
         self.account.source().outside = self.policy.outside_source(source).map(ToOwned::to_owned);
-        let grant = match (observe && self.policy.place(source) == Place::Mesh, &self.program) {
+        let grant = match (shadow && self.policy.place(source) == Place::Mesh, &self.program) {
             // In the clear the source's program is not known.
             (true, Ok(_)) => Grant::undecided(),
-            (true, Err(why)) => judge(Mode::Observe, Err(why.clone()))?,
+            (true, Err(why)) => judge(Mode::Shadow, Err(why.clone()))?,
             (false, _) => judge(self.policy.mode(), self.clear_verdict()).map_err(|why| unheard(why, speaks))?,
         };
         let app = reserved.connect(self.dialled, CONNECT_TIMEOUT).await;
         let app = app.map_err(|e| unreachable(self.dialled, &e))?;
-        if !observe {
+        if !shadow {
             self.listens_still(node).await?;
         }
         let seat = match self.clear_question() {
-            Ok(question) if !observe => node.live.enter(Some(question))?,
+            Ok(question) if !shadow => node.live.enter(Some(question))?,
             _ => node.live.enter(None)?,
         };
         Ok((app, grant, seat))
@@ -277,15 +273,14 @@ impl Known {
     {
         let program = self.program.clone()?;
         let leaf = node.identity.leaf(&program.attestation).await;
-        let leaf = leaf.map_err(|e| Why::new(Reason::NoSvid, format!("{}: {}", e.reason, e.detail)))?;
+        let leaf = leaf.map_err(|e| why_no_svid(&e))?;
         let trust = node.trust()?;
         let handshake = timeout(HANDSHAKE_TIMEOUT, tunnel::server::handshake(far, &leaf, &trust.trust));
         let server = handshake.await.map_err(|_| why_late("the handshake", HANDSHAKE_TIMEOUT))?;
         let server = server.map_err(|e| why_tunnel(&e))?;
         describe_peer(self.account.source(), server.peer());
         self.account.tls(server.facts());
-        let peer = server.peer().id().workload_name();
-        let peer = peer.ok_or_else(|| Why::new(Reason::PeerCertificate, "the peer's SPIFFE ID names no workload"))?;
+        let peer = Peer::of(server.peer())?;
         let opened = timeout(HANDSHAKE_TIMEOUT, server.await_open()).await;
         let (open, pending) =
             opened.map_err(|_| why_late("opening the flow", HANDSHAKE_TIMEOUT))?.map_err(|e| match e {
@@ -300,8 +295,10 @@ impl Known {
         let claimed = (open.client != canonical(self.from)).then_some(open.client);
         self.account.addresses(canonical(self.from), canonical(self.dialled), claimed);
 
-        let question = Question { from: Judged::Workload(peer, None), to: program.judged(), port: self.dialled.port() };
-        let granted = judge(self.policy.mode(), Ok(question.ask(&self.policy))).and_then(|grant| {
+        let accepted = node.accept(&peer, &self.policy);
+        let question = Question { from: peer.judged(), to: program.judged(), port: self.dialled.port() };
+        let verdict = accepted.map(|()| question.ask(&self.policy));
+        let granted = judge(self.policy.mode(), verdict).and_then(|grant| {
             let question = Some(question).filter(|_| self.policy.mode() == Mode::Enforce);
             Ok((grant, node.live.enter(question)?))
         });

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bonafide_policy::{Mode, Place, Policy, SameHost, Subject, Verdict};
 use bonafide_proto::flow::{FlowKey, SocketRole, canonical};
@@ -14,28 +15,34 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::flow::{
-    CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, Program, finish, judge, program, refuse, scope, why_denied,
-    why_late, why_tunnel,
+    CONNECT_TIMEOUT, Ended, Grant, HANDSHAKE_TIMEOUT, Node, finish, judge, program, refuse, scope, unknown_address,
+    why_denied, why_late, why_no_svid, why_tunnel,
 };
-use crate::live::{Judged, Question, Seat};
-use crate::record::{Account, Why, describe_attested, describe_peer};
+use crate::live::{Judged, Peer, Program, Question, Seat};
+use crate::record::{Account, Why, describe_peer};
 use crate::relay::{self, Beside};
 use crate::sys::dial::{self, Reserved};
 use crate::tunnel::frame::{EndCode, Open};
 use crate::tunnel::{self, Tunnel};
 use crate::{inbound, sys};
 
+/// Where it is told how long the attribution of a connection took, well or not, and when it was over.
+const ATTRIBUTION: &str = "bonafide_enforcer::attribution";
+
 /// One connection, from capture to record.
-pub(crate) async fn carry(app: TcpStream, node: &Arc<Node>) -> Ended {
+pub(crate) async fn carry(app: TcpStream, accepted: Instant, node: &Arc<Node>) -> Ended {
     let captured = match Captured::new(app, node) {
         Ok(captured) => captured,
         Err(ended) => return ended,
     };
-    let way = match captured.way(node) {
-        Ok(way) => way,
-        Err(why) => return captured.refuse(&why),
-    };
+    let began = Instant::now();
     let attributed = captured.attribute(node).await;
+    let (nanos, since_accepted) = (began.elapsed().as_nanos(), accepted.elapsed().as_nanos());
+    tracing::trace!(target: ATTRIBUTION, nanos, since_accepted, "attributed");
+    let way = match attributed.captured.way(node) {
+        Ok(way) => way,
+        Err(why) => return attributed.refuse(&why),
+    };
     match way {
         Way::SameHost => attributed.deliver_here(node).await,
         Way::SameHostTls => attributed.deliver_here_by_tls(node).await,
@@ -53,7 +60,7 @@ enum Way {
     SameHostTls,
     /// Another host of the mesh.
     Mesh,
-    /// Outside the mesh, or observe mode.
+    /// Outside the mesh, or anywhere unless it enforces: whether the far end is captured is not known yet.
     Clear,
 }
 
@@ -124,12 +131,12 @@ impl Captured {
     /// Whose socket is it?
     async fn attribute(mut self, node: &Node) -> Attributed {
         let key = FlowKey { netns: node.netns, local: self.client, remote: self.asked, role: SocketRole::Connector };
-        let attested = node.identity.attest(key).await;
-        if let Ok(attestation) = &attested {
-            let id = node.spiffe_id(attestation.workload.as_ref());
-            describe_attested(self.account.source(), attestation, id);
+        let attested = node.identity.attest_accepted(&self.app, key).await;
+        if let Ok(attested) = &attested {
+            node.describe(self.account.source(), attested);
         }
-        let program = program(attested).and_then(|program| self.still_open().map(|()| program));
+        let program = program(attested).and_then(|program| node.admit(program));
+        let program = program.and_then(|program| self.still_open().map(|()| program));
         Attributed { captured: self, program }
     }
 }
@@ -213,7 +220,7 @@ impl Attributed {
         let program = self.program.clone()?;
         let workload = &program.workload;
         let leaf = node.identity.leaf(&program.attestation).await;
-        let leaf = leaf.map_err(|e| Why::new(Reason::NoSvid, format!("{}: {}", e.reason, e.detail)))?;
+        let leaf = leaf.map_err(|e| why_no_svid(&e))?;
         let trust = node.trust()?;
         let handshake = timeout(HANDSHAKE_TIMEOUT, tunnel::client::handshake(wire, &leaf, &trust.trust));
         let client = handshake.await.map_err(|_| why_late("the handshake", HANDSHAKE_TIMEOUT))?;
@@ -222,14 +229,17 @@ impl Attributed {
         let account = &mut self.captured.account;
         describe_peer(account.destination(), client.peer());
         account.tls(client.facts());
-        let peer = client.peer().id().workload_name();
-        let peer = peer.ok_or_else(|| Why::new(Reason::PeerCertificate, "the peer's SPIFFE ID names no workload"))?;
+        let peer = Peer::of(client.peer())?;
         let policy = &self.captured.policy;
+        node.accept(&peer, policy)?;
         // Behind port forwarding the program listens on another port than was dialled: the far end says which.
         // A peer that no rule allows on any port does not even learn what was asked.
-        if !policy.may_reach(workload, &peer)
-            && let Verdict::Deny(denied) =
-                policy.decide(&Subject::Workload(workload), &Subject::Workload(&peer), self.captured.dialled.port())
+        if !policy.may_reach(workload, &peer.workload)
+            && let Verdict::Deny(denied) = policy.decide(
+                &Subject::Workload(workload),
+                &Subject::Workload(&peer.workload),
+                self.captured.dialled.port(),
+            )
         {
             return Err(why_denied(denied));
         }
@@ -243,7 +253,7 @@ impl Attributed {
         let opened = timeout(limit, client.open(open)).await.map_err(|_| why_late("opening the flow", limit))?;
         let (accept, tunnel) = opened.map_err(|e| why_tunnel(&e))?;
 
-        let question = Question { from: program.judged(), to: Judged::Workload(peer, None), port: accept.port };
+        let question = Question { from: program.judged(), to: peer.judged(), port: accept.port };
         let verdict = verdict_on(policy, &question, self.captured.dialled.port());
         let granted = judge(Mode::Enforce, Ok(verdict)).and_then(|grant| Ok((grant, node.live.enter(Some(question))?)));
         match granted {
@@ -278,13 +288,15 @@ impl Attributed {
             .map_err(|e| Why::new(Reason::Limit, format!("no port to deliver from: {e}")))?;
         let key = FlowKey { netns: node.netns, local: dialled, remote: reserved.local(), role: SocketRole::Listener };
         let attested = node.identity.attest(key).await;
-        if let Ok(attestation) = &attested {
-            let id = node.spiffe_id(attestation.workload.as_ref());
-            describe_attested(self.captured.account.destination(), attestation, id);
+        if let Ok(attested) = &attested {
+            node.describe(self.captured.account.destination(), attested);
         }
-        let question = self.program.as_ref().map_err(Clone::clone).and_then(|from| {
-            Ok(Question { from: from.judged(), to: program(attested)?.judged(), port: dialled.port() })
-        });
+        let to = program(attested).and_then(|program| node.admit(program));
+        let question = self
+            .program
+            .as_ref()
+            .map_err(Clone::clone)
+            .and_then(|from| Ok(Question { from: from.judged(), to: to?.judged(), port: dialled.port() }));
         let policy = &self.captured.policy;
         let verdict = question.as_ref().map(|q| q.ask(policy)).map_err(Clone::clone);
         let grant = judge(policy.mode(), verdict)?;
@@ -295,7 +307,7 @@ impl Attributed {
         Ok((destination, grant, seat))
     }
 
-    /// Outside the mesh by a rule, or anywhere in observe mode.
+    /// Outside the mesh by a rule, or anywhere in shadow mode.
     async fn in_the_clear(mut self, node: &Arc<Node>) -> Ended {
         match self.authorize_clear(node).await {
             Ok((destination, grant, mut seat)) => {
@@ -329,7 +341,7 @@ impl Attributed {
                 .and_then(|question| if known { Ok(question.ask(&policy)) } else { Err(unknown_address(dialled)) });
             (judge(policy.mode(), verdict)?, question.ok())
         } else {
-            // Observe mode towards the mesh: who listens there is not known in the clear.
+            // Shadow mode towards the mesh: who listens there is not known in the clear.
             match self.may_try() {
                 Ok(()) => (Grant::undecided(), None),
                 Err(why) => (judge(policy.mode(), Err(why))?, None),
@@ -356,7 +368,7 @@ struct Authorized<S> {
 /// Behind port forwarding that is not the port dialled. But where this program has business with somebody on the
 /// port it dialled, a peer may not take that flow over by naming another port on which it would be allowed.
 fn verdict_on(policy: &Policy, accepted: &Question, dialled: u16) -> Verdict {
-    if let Judged::Workload(from, _) = &accepted.from
+    if let Some(from) = accepted.from.workload()
         && accepted.port != dialled
         && policy.expects_on(from, dialled)
     {
@@ -366,11 +378,4 @@ fn verdict_on(policy: &Policy, accepted: &Question, dialled: u16) -> Verdict {
         }
     }
     accepted.ask(policy)
-}
-
-fn unknown_address(addr: SocketAddr) -> Why {
-    Why::new(
-        Reason::UnknownAddress,
-        format!("{addr} is neither in the policy's mesh nor in an [[outside]]; add one of them, and a rule"),
-    )
 }

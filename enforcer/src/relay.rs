@@ -169,7 +169,8 @@ where
 /// What the other enforcer may learn about why a live flow was ended.
 fn end_code(reason: Reason) -> EndCode {
     match reason {
-        Reason::PolicyChanged => EndCode::Policy,
+        Reason::PolicyChanged | Reason::Quarantined => EndCode::Policy,
+        Reason::IdentityChanged => EndCode::Identity,
         Reason::EnforcerStopped => EndCode::Stopping,
         _ => EndCode::Internal,
     }

@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 
 use crate::capture::Backend;
 use crate::flow::Node;
+use crate::observe::observes;
 
 /// Answers from the node's own counters.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub(crate) struct Operator {
 impl Enforcement for Operator {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<EnforcementStatus>, Status> {
         let policy = self.node.policy().ok();
+        let observing = self.node.identity.sees_flows(policy.as_ref().is_some_and(|p| observes(p.mode())));
         let (flows, refused) = self.node.records.totals();
         Ok(Response::new(EnforcementStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -30,6 +32,7 @@ impl Enforcement for Operator {
             flows,
             refused,
             records: self.node.records.path().display().to_string(),
+            observing,
         }))
     }
 }

@@ -1,19 +1,25 @@
 //! The story of one question: whose socket is it, what does that program run, and which workload has it earned?
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bonafide_policy::{Identified, Policy};
 use bonafide_proto::convert::Attestation;
-use bonafide_proto::fingerprint::{Execution, Fingerprint};
+use bonafide_proto::fingerprint::{Evidence, Execution, Fingerprint};
 use bonafide_proto::flow::{FlowKey, SocketRole};
+use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
+use crate::lookup;
+use crate::observe::{Asked, Attests};
 use crate::policy_file::InForce;
 use crate::refuse::refuse;
 use crate::source::{Held as _, SocketSource};
 use crate::sys::process::Process;
+use crate::watch::Watch;
 use crate::witness::{Witness, Witnessed};
 
 /// Waits before the next attempt where a moment may heal the doubt: a fork or a hand-over was under way.
@@ -23,8 +29,20 @@ const RETRIES: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis
 #[derive(Debug)]
 pub(crate) struct Attestor<S> {
     source: S,
-    witness: Witness,
+    witness: Arc<Witness>,
     policy: InForce,
+    watch: Watch,
+}
+
+/// Whom an operator asks about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// A process.
+    Process(u32),
+    /// Whoever has a socket with this local address.
+    Socket(SocketAddr),
+    /// The first process of a container, by its name, or the beginning of its ID.
+    Container(String),
 }
 
 /// What the evidence earned.
@@ -34,9 +52,9 @@ struct Earned {
 }
 
 impl<S: SocketSource> Attestor<S> {
-    /// Answers by this source, this witness, and whatever policy is in force when asked.
-    pub(crate) fn new(source: S, witness: Witness, policy: InForce) -> Self {
-        Self { source, witness, policy }
+    /// Answers by this source, this witness, and whatever policy is in force when asked; what it answers is watched.
+    pub(crate) fn new(source: S, witness: Arc<Witness>, policy: InForce, watch: Watch) -> Self {
+        Self { source, witness, policy, watch }
     }
 
     /// Where the answers come from.
@@ -44,47 +62,108 @@ impl<S: SocketSource> Attestor<S> {
         self.source.name()
     }
 
+    /// Why they come from nowhere better; empty: there is nothing better.
+    pub(crate) fn source_reason(&self) -> &str {
+        self.source.reason()
+    }
+
     /// Who looks at processes.
     pub(crate) fn witness(&self) -> &Witness {
         &self.witness
     }
 
-    /// Whose socket is it?
+    /// Whose socket is it? By the kernel's record of a connection, where the socket that accepted it has one.
     ///
     /// # Errors
     /// Any doubt, by name.
-    pub(crate) async fn flow(&self, key: FlowKey) -> Result<Attestation, AttestRefusal> {
+    pub(crate) async fn flow(&self, key: FlowKey, record: Option<ConnectRecord>) -> Result<Attestation, AttestRefusal> {
         self.policy.get()?;
+        if key.role == SocketRole::Connector && record.is_none() && self.source.sees_connections() {
+            // Whoever has these addresses now need not be who had them when the connection was accepted.
+            let detail = format!("the kernel saw no program here connect {} to {}", key.local, key.remote);
+            return refuse(AttestReason::NoRecord, detail);
+        }
+        self.holders(key, record).await
+    }
+
+    async fn holders(&self, key: FlowKey, record: Option<ConnectRecord>) -> Result<Attestation, AttestRefusal> {
         let mut retries = RETRIES.iter();
         loop {
-            match (self.flow_once(key).await, retries.next()) {
+            match (self.holders_now(key, record).await, retries.next()) {
                 (Err(refusal), Some(wait)) if may_heal(refusal.reason) => tokio::time::sleep(*wait).await,
                 (answer, _) => return answer,
             }
         }
     }
 
-    async fn flow_once(&self, key: FlowKey) -> Result<Attestation, AttestRefusal> {
-        let held = self.source.holders(key).await?;
+    async fn holders_now(&self, key: FlowKey, record: Option<ConnectRecord>) -> Result<Attestation, AttestRefusal> {
+        let held = self.source.holders(key, record).await?;
         let witnessed = self.witness.examine(held.executions()).await?;
         self.source.still_held(&held).await?;
         one_program(&witnessed, key.role)?;
+        self.watch.attested(&witnessed)?;
         self.attestation(witnessed)
     }
 
-    /// The same question about a process; what it misses is told of this workload alone, if one is named.
+    /// The same question as an operator asks it; what it misses is told of this workload alone, if one is named.
     ///
     /// # Errors
     /// Any doubt, by name.
-    pub(crate) async fn process(&self, pid: u32, named: Option<&WorkloadName>) -> Result<Attestation, AttestRefusal> {
+    pub(crate) async fn asked(&self, who: &Who, named: Option<&WorkloadName>) -> Result<Attestation, AttestRefusal> {
         self.policy.get()?;
-        let execution = Process::pin(pid)?.execution();
-        let mut attestation = self.attestation(self.witness.examine(&[execution]).await?)?;
+        let mut attestation = match who {
+            Who::Process(pid) => self.process(*pid).await?,
+            Who::Socket(local) => self.socket(*local).await?,
+            Who::Container(named) => self.container(named).await?,
+        };
         if let Some(name) = named {
             let miss = self.policy.get()?.policy.miss_of(name, &attestation.fingerprint);
             attestation.near_misses = miss.into_iter().collect();
         }
         Ok(attestation)
+    }
+
+    async fn process(&self, pid: u32) -> Result<Attestation, AttestRefusal> {
+        let execution = Process::pin(pid)?.execution();
+        let witnessed = self.examined(&[execution]).await?;
+        // People ask this: nobody remembers the answer, so it is not watched.
+        self.watch.unquarantined(&witnessed)?;
+        self.attestation(witnessed)
+    }
+
+    /// Every socket with this local address must be one program's.
+    async fn socket(&self, local: SocketAddr) -> Result<Attestation, AttestRefusal> {
+        let keys = tokio::task::spawn_blocking(move || lookup::sockets(local)).await;
+        let keys = keys.unwrap_or_else(|e| refuse(AttestReason::Unavailable, format!("sock_diag: {e}")))?;
+        let mut all: Option<Attestation> = None;
+        for key in keys {
+            let one = self.holders(key, None).await?;
+            match &mut all {
+                None => all = Some(one),
+                Some(all) if same_program(all, &one) => {
+                    let new = one.executions.into_iter().filter(|e| !all.executions.contains(e));
+                    let new: Vec<Execution> = new.collect();
+                    all.executions.extend(new);
+                }
+                Some(_) => {
+                    return refuse(AttestReason::TwoPrograms, format!("two programs have connections from {local}"));
+                }
+            }
+        }
+        all.map_or_else(|| refuse(AttestReason::NoSocket, format!("no socket has the address {local}")), Ok)
+    }
+
+    /// The container's first process, if its runtime confirms that it is in that one.
+    async fn container(&self, named: &str) -> Result<Attestation, AttestRefusal> {
+        let (id, first) = self.witness.runtimes().first_process(named).await?;
+        let attestation = self.process(first).await?;
+        match &attestation.fingerprint.container {
+            Evidence::Known(container) if container.id == id => Ok(attestation),
+            Evidence::Known(_) => refuse(AttestReason::GenerationGone, format!("process {first} went elsewhere")),
+            Evidence::Absent(why) | Evidence::Unavailable(why) => {
+                refuse(AttestReason::EvidenceUnavailable, format!("nobody confirms the container {id}: {why}"))
+            }
+        }
     }
 
     /// The fingerprint of executions that were attested before, if all of them still earn this workload.
@@ -97,13 +176,44 @@ impl<S: SocketSource> Attestor<S> {
         workload: &WorkloadName,
     ) -> Result<Fingerprint, AttestRefusal> {
         self.policy.get()?;
-        let witnessed = self.witness.examine(executions).await?;
+        let witnessed = self.examined(executions).await?;
         one_program(&witnessed, SocketRole::Connector)?;
+        self.watch.attested(&witnessed)?;
         let attestation = self.attestation(witnessed)?;
         match attestation.workload {
             Some(earned) if earned == *workload => Ok(attestation.fingerprint),
             Some(earned) => refuse(AttestReason::NotEntitled, format!("the program is {earned}, not {workload}")),
             None => refuse(AttestReason::NotEntitled, format!("the program does not earn {workload} any more")),
+        }
+    }
+
+    /// Another look at executions that were attested before; those that ended are left out.
+    ///
+    /// # Errors
+    /// `process-gone` if all have ended, else any doubt, by name.
+    pub(crate) async fn again(&self, executions: &[Execution]) -> Result<Attestation, AttestRefusal> {
+        self.policy.get()?;
+        let alive: Vec<Execution> = executions.iter().copied().filter(|e| !Process::has_ended(*e)).collect();
+        if alive.is_empty() {
+            return refuse(AttestReason::ProcessGone, "every process that was attested has ended");
+        }
+        let witnessed = self.examined(&alive).await?;
+        one_program(&witnessed, SocketRole::Connector)?;
+        self.watch.attested(&witnessed)?;
+        self.attestation(witnessed)
+    }
+
+    /// The evidence about executions. A program that has just begun is still loading its libraries, and one that has
+    /// just forked may be dropping privileges.
+    async fn examined(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
+        let mut retries = RETRIES.iter();
+        loop {
+            match (self.witness.examine(executions).await, retries.next()) {
+                (Err(refusal), Some(wait)) if refusal.reason == AttestReason::GenerationGone => {
+                    tokio::time::sleep(*wait).await;
+                }
+                (answer, _) => return answer,
+            }
         }
     }
 
@@ -122,6 +232,18 @@ impl<S: SocketSource> Attestor<S> {
             source: self.source.name().to_owned(),
         })
     }
+}
+
+impl<S: SocketSource> Attests for Attestor<S> {
+    fn execution(&self, execution: Execution) -> Asked<'_> {
+        Box::pin(async move { self.again(&[execution]).await })
+    }
+}
+
+/// As of the holders of one socket: users may differ, but what they earn may not.
+fn same_program(a: &Attestation, b: &Attestation) -> bool {
+    let (x, y) = (&a.fingerprint, &b.fingerprint);
+    x.exe == y.exe && x.script == y.script && a.workload == b.workload
 }
 
 /// A child between fork and exec holds all its parent's sockets, and for an instant it does so as its new program:
@@ -143,7 +265,7 @@ fn one_program(witnessed: &[Witnessed], role: SocketRole) -> Result<(), AttestRe
         SocketRole::Listener => AttestReason::AmbiguousListener,
     };
     let name = |w: &Witnessed| {
-        let script = w.fingerprint.script.known().map(|s| format!(" {}", s.path)).unwrap_or_default();
+        let script = w.fingerprint.script_file().map(|s| format!(" {}", s.path)).unwrap_or_default();
         format!("{}{script} (process {}, uid {})", w.fingerprint.exe.path, w.execution.pid, w.fingerprint.uid)
     };
     refuse(reason, format!("held by {} and by {}", name(first), name(other)))
@@ -175,6 +297,9 @@ fn judged(policy: &Policy, fingerprint: &Fingerprint) -> Result<Earned, AttestRe
     match policy.identify(fingerprint) {
         Identified::Workload(name) => Ok(Earned { workload: Some(name), near_misses: Vec::new() }),
         Identified::Nothing { near } => Ok(Earned { workload: None, near_misses: near }),
+        Identified::Unavailable { workload, field, why } => {
+            refuse(AttestReason::EvidenceUnavailable, format!("{workload} requires {field}, and {why}"))
+        }
         Identified::Ambiguous(names) => {
             let names: Vec<String> = names.iter().take(8).map(ToString::to_string).collect();
             refuse(AttestReason::AmbiguousWorkload, format!("the evidence fits {}", names.join(", ")))

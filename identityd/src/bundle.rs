@@ -1,10 +1,12 @@
 //! The node's CA: leaves are asked of it, and its trust bundle is passed on.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bonafide_proto::endpoint;
-use bonafide_proto::fingerprint::Fingerprint;
+use bonafide_proto::fingerprint::{Digest, Fingerprint};
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node as wire;
@@ -20,12 +22,16 @@ const ISSUE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Waits between attempts to reach the CA: doubled each time, so that its restart is noticed soon.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
+/// The digests in quarantine.
+pub(crate) type QuarantineInForce = watch::Receiver<Arc<BTreeSet<Digest>>>;
+
 /// The node's CA as this daemon sees it.
 #[derive(Debug, Clone)]
 pub(crate) struct Authority {
     issuance: IssuanceClient<Channel>,
     socket: PathBuf,
     bundle: watch::Receiver<Option<wire::Bundle>>,
+    quarantine: QuarantineInForce,
     connected: watch::Receiver<bool>,
 }
 
@@ -34,14 +40,26 @@ impl Authority {
     pub(crate) fn follow(socket: PathBuf) -> Self {
         let issuance = IssuanceClient::new(endpoint::channel(socket.clone()));
         let (bundle_to, bundle) = watch::channel(None);
+        let (quarantine_to, quarantine) = watch::channel(Arc::default());
         let (connected_to, connected) = watch::channel(false);
-        tokio::spawn(follow(issuance.clone(), bundle_to, connected_to));
-        Self { issuance, socket, bundle, connected }
+        let told = Told { bundle: bundle_to, quarantine: quarantine_to };
+        tokio::spawn(follow(issuance.clone(), told, connected_to));
+        Self { issuance, socket, bundle, quarantine, connected }
     }
 
     /// The last bundle it gave, and every later one.
     pub(crate) fn bundle(&self) -> watch::Receiver<Option<wire::Bundle>> {
         self.bundle.clone()
+    }
+
+    /// The digests in quarantine, and every change of them. None as long as the CA has told nothing.
+    pub(crate) fn quarantine(&self) -> QuarantineInForce {
+        self.quarantine.clone()
+    }
+
+    /// The way to it.
+    pub(crate) fn issuance(&self) -> IssuanceClient<Channel> {
+        self.issuance.clone()
     }
 
     /// Whether it answers now.
@@ -74,11 +92,35 @@ impl Authority {
     }
 }
 
-async fn follow(
-    mut issuance: IssuanceClient<Channel>,
+/// Where the parts of a bundle go: a change of one is no change of the other.
+struct Told {
     bundle: watch::Sender<Option<wire::Bundle>>,
-    connected: watch::Sender<bool>,
-) {
+    quarantine: watch::Sender<Arc<BTreeSet<Digest>>>,
+}
+
+impl Told {
+    /// A bundle counts as a whole or not at all.
+    fn take(&self, bundle: wire::Bundle) {
+        let digest = |bytes: &Vec<u8>| Digest::try_from(bytes.as_slice());
+        match bundle.quarantine.iter().map(digest).collect::<Result<BTreeSet<_>, _>>() {
+            Ok(digests) => {
+                self.quarantine.send_if_modified(|now| {
+                    let differs = **now != digests;
+                    if differs {
+                        *now = Arc::new(digests);
+                    }
+                    differs
+                });
+                self.bundle.send_replace(Some(bundle));
+            }
+            Err(_) => {
+                tracing::error!("the CA told a digest in quarantine that is not 32 bytes; its last bundle stays in use")
+            }
+        }
+    }
+}
+
+async fn follow(mut issuance: IssuanceClient<Channel>, told: Told, connected: watch::Sender<bool>) {
     let mut wait = BACK_OFF.0;
     loop {
         match issuance.watch_bundle(wire::WatchBundleRequest {}).await {
@@ -86,13 +128,13 @@ async fn follow(
                 tracing::info!("the CA answers");
                 wait = BACK_OFF.0;
                 connected.send_replace(true);
-                let ended = relay(stream.into_inner(), &bundle).await;
+                let ended = relay(stream.into_inner(), &told).await;
                 connected.send_replace(false);
                 tracing::warn!(why = ended, "the CA went away; its last bundle stays in use");
             }
             Err(status) => tracing::debug!(%status, "the CA does not answer"),
         }
-        if bundle.is_closed() && connected.is_closed() {
+        if told.bundle.is_closed() && connected.is_closed() {
             return;
         }
         tokio::time::sleep(wait).await;
@@ -101,14 +143,40 @@ async fn follow(
 }
 
 /// Passes bundles on until the CA goes away; why it did.
-async fn relay(mut stream: tonic::Streaming<wire::Bundle>, to: &watch::Sender<Option<wire::Bundle>>) -> String {
+async fn relay(mut stream: tonic::Streaming<wire::Bundle>, told: &Told) -> String {
     loop {
         match stream.message().await {
-            Ok(Some(bundle)) => {
-                to.send_replace(Some(bundle));
-            }
+            Ok(Some(bundle)) => told.take(bundle),
             Ok(None) => return "it closed the stream".to_owned(),
             Err(status) => return status.message().to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quarantine_and_trust_change_apart_and_a_malformed_bundle_changes_neither() {
+        let (bundle, mut trust) = watch::channel(None);
+        let (quarantine, mut digests) = watch::channel(Arc::default());
+        let told = Told { bundle, quarantine };
+        let of = |sequence, quarantine: &[Vec<u8>]| wire::Bundle {
+            sequence,
+            quarantine: quarantine.to_vec(),
+            ..wire::Bundle::default()
+        };
+        told.take(of(1, &[vec![1; 32]]));
+        assert!(trust.has_changed().unwrap() && digests.has_changed().unwrap());
+        assert_eq!(**digests.borrow_and_update(), [Digest([1; 32])].into());
+        trust.mark_unchanged();
+
+        told.take(of(2, &[vec![1; 32]]));
+        assert!(!digests.has_changed().unwrap());
+        assert_eq!(trust.borrow_and_update().as_ref().unwrap().sequence, 2);
+
+        told.take(of(3, &[vec![2; 31]]));
+        assert!(!trust.has_changed().unwrap() && !digests.has_changed().unwrap());
     }
 }

@@ -5,13 +5,20 @@
 //! socket = "/run/bonafide/identityd.sock"
 //! ca_socket = "/run/bonafide/ca.sock"
 //! policy = "/etc/bonafide/policy.toml"
+//! state = "/var/lib/bonafide/identityd"   # where digests of files outlive a restart; default: nowhere
 //! callers = [74703]   # uids that may ask, besides root; default: the enforcer's
+//! source = "auto"     # or "kernel": refuse to start where the kernel programs cannot run; or "proc": without them
 //! log = "info"        # off, error, warn, info, debug or trace
 //! ```
+//!
+//! and, for container runtimes elsewhere than usual, any number of `[[runtime]]`; see [`RuntimeConfig`].
 
 use std::path::{Path, PathBuf};
 
 use bonafide_proto::name::NodeName;
+
+use crate::container::config::{RawRuntime, well_known};
+pub use crate::container::config::{RuntimeConfig, RuntimeKind};
 use serde::Deserialize;
 use tracing::level_filters::LevelFilter;
 
@@ -32,10 +39,16 @@ pub struct Config {
     pub ca_socket: PathBuf,
     /// The policy file. Absolute; it need not exist yet.
     pub policy: PathBuf,
+    /// The directory in which it keeps digests of files; absolute. None: they are hashed again after each restart.
+    pub state: Option<PathBuf>,
     /// Uids that may ask; root is always among them.
     pub callers: Vec<u32>,
+    /// Where answers come from.
+    pub source: SourceChoice,
     /// How much is logged.
     pub log: LevelFilter,
+    /// Container runtimes that are asked; by default those at the usual sockets.
+    pub runtimes: Vec<RuntimeConfig>,
 }
 
 /// What is wrong with the configuration.
@@ -71,6 +84,19 @@ pub enum ConfigError {
     },
 }
 
+/// Which source of evidence answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceChoice {
+    /// The kernel programs where they can run, else `/proc`.
+    #[default]
+    Auto,
+    /// The kernel programs, or the daemon does not start.
+    Kernel,
+    /// sock_diag and `/proc`, which see less.
+    Proc,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawConfig {
@@ -78,10 +104,14 @@ struct RawConfig {
     socket: PathBuf,
     ca_socket: PathBuf,
     policy: PathBuf,
+    state: Option<PathBuf>,
     #[serde(default = "enforcer")]
     callers: RawCallers,
+    #[serde(default)]
+    source: SourceChoice,
     #[serde(default = "info")]
     log: String,
+    runtime: Option<Vec<RawRuntime>>,
 }
 
 /// A list; what is none is answered with one.
@@ -135,16 +165,24 @@ impl Config {
         let log = raw.log.parse().map_err(|_| {
             wrong("log", raw.log.clone(), "is not one of off, error, warn, info, debug, trace".to_owned())
         })?;
-        for (field, path) in [("socket", &raw.socket), ("ca_socket", &raw.ca_socket), ("policy", &raw.policy)] {
+        let paths = [("socket", &raw.socket), ("ca_socket", &raw.ca_socket), ("policy", &raw.policy)];
+        for (field, path) in paths.into_iter().chain(raw.state.iter().map(|path| ("state", path))) {
             if !path.is_absolute() {
                 return Err(wrong(field, path.display().to_string(), "is not an absolute path".to_owned()));
             }
         }
-        let RawCallers::Listed(mut callers) = raw.callers;
+        let RawConfig { socket, ca_socket, policy, state, source, callers: RawCallers::Listed(mut callers), .. } = raw;
         callers.push(0);
         callers.sort_unstable();
         callers.dedup();
-        Ok(Self { node, socket: raw.socket, ca_socket: raw.ca_socket, policy: raw.policy, callers, log })
+        let runtimes = match raw.runtime {
+            None => well_known(),
+            Some(listed) => listed
+                .into_iter()
+                .map(|runtime| RuntimeConfig::try_from(runtime).map_err(|e| wrong(e.field, e.value, e.expected)))
+                .collect::<Result<_, _>>()?,
+        };
+        Ok(Self { node, socket, ca_socket, policy, state, callers, source, log, runtimes })
     }
 }
 
@@ -165,9 +203,50 @@ policy = "/etc/p.toml"
     #[test]
     fn defaults_are_the_enforcer_and_info() {
         let config = Config::parse(Path::new("x"), GOOD).unwrap();
-        assert_eq!((config.callers, config.log), (vec![0, 74703], LevelFilter::INFO));
+        assert_eq!((config.callers, config.log, config.state), (vec![0, 74703], LevelFilter::INFO, None));
         let config = Config::parse(Path::new("x"), &format!("{GOOD}callers = [7, 0]\nlog = \"debug\"")).unwrap();
         assert_eq!((config.callers, config.log), (vec![0, 7], LevelFilter::DEBUG));
+    }
+
+    #[test]
+    fn runtimes_are_the_usual_ones_unless_some_are_named() {
+        let runtimes = |more: &str| Config::parse(Path::new("x"), &format!("{GOOD}{more}")).unwrap().runtimes;
+        let kinds: Vec<RuntimeKind> = runtimes("").iter().map(|runtime| runtime.kind).collect();
+        assert_eq!(kinds, [RuntimeKind::Containerd, RuntimeKind::Docker, RuntimeKind::Podman]);
+        assert!(runtimes("").iter().all(|runtime| runtime.usual));
+        assert_eq!(runtimes("runtime = []"), []);
+        let named = runtimes("[[runtime]]\nkind = \"podman\"\nsocket = \"/run/user/7/p.sock\"\nuser = 7");
+        assert_eq!((named.len(), named[0].user, named[0].usual), (1, 7, false));
+        assert_eq!(
+            runtimes("[[runtime]]\nkind = \"containerd\"\nsocket = \"/c\"")[0].namespaces,
+            ["k8s.io", "default"]
+        );
+    }
+
+    #[test]
+    fn each_mistake_about_a_runtime_is_named() {
+        let said = |more: &str| error(&format!("{GOOD}[[runtime]]\n{more}"));
+        assert!(
+            said("kind = \"docker\"\nsocket = \"d.sock\"")
+                .contains("runtime.socket = \"d.sock\" is not an absolute path")
+        );
+        assert!(said("kind = \"rkt\"\nsocket = \"/d\"").contains("rkt"));
+        let containerd = "kind = \"containerd\"\nsocket = \"/c\"\n";
+        assert!(said(&format!("{containerd}namespaces = [\"moby\"]")).contains("Docker's own"));
+        assert!(said(&format!("{containerd}namespaces = [\"a b\"]")).contains("a b"));
+        assert!(said(&format!("{containerd}user = 7")).contains("runtime.user = \"7\""));
+        assert!(said("kind = \"docker\"\nsocket = \"/d\"\nnamespaces = [\"x\"]").contains("containerd only"));
+        assert!(said("kind = \"docker\"\nsocket = \"/d\"\nservice_account = \"x\"").contains("containerd only"));
+    }
+
+    #[test]
+    fn the_source_of_evidence_is_chosen_by_name() {
+        let source = |text: &str| Config::parse(Path::new("x"), &format!("{GOOD}{text}")).unwrap().source;
+        assert_eq!(source(""), SourceChoice::Auto);
+        assert_eq!(source("source = \"kernel\""), SourceChoice::Kernel);
+        assert_eq!(source("source = \"proc\""), SourceChoice::Proc);
+        let said = error(&format!("{GOOD}source = \"guess\""));
+        assert!(said.contains("line 5") && said.contains("`auto`, `kernel`"), "{said}");
     }
 
     #[test]
@@ -183,6 +262,7 @@ policy = "/etc/p.toml"
         assert!(error(&GOOD.replace("node = \"a\"\n", "")).contains("node"));
         assert!(error(&GOOD.replace("\"a\"", "\"A b\"")).contains("identityd.toml: node = \"A b\""));
         assert!(error(&GOOD.replace("/run/i.sock", "i.sock")).contains("socket = \"i.sock\" is not an absolute path"));
+        assert!(error(&format!("{GOOD}state = \"s\"")).contains("state = \"s\" is not an absolute path"));
         assert!(error(&format!("{GOOD}log = \"loud\"")).contains("log = \"loud\""));
         for callers in ["[-1]", "7"] {
             let said = error(&format!("{GOOD}callers = {callers}"));

@@ -12,16 +12,25 @@ use bonafide_proto::wire::node::attestation_server::AttestationServer;
 use clap::Parser;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::attest::Attestor;
 use crate::bundle::Authority;
-use crate::config::Config;
+use crate::config::{Config, SourceChoice};
+use crate::events::{Event, Sentry};
+use crate::execs::{Execs, NoExecs};
 use crate::host;
+use crate::kernel::{Ground, Kernel};
+use crate::lapse::Lapses;
+use crate::observe::{Attests, Observatory};
 use crate::policy_file::PolicyFile;
 use crate::proc_source::ProcSource;
 use crate::serve::Service;
+use crate::source::SocketSource;
 use crate::sys::namespace::{INITIAL_USER_NAMESPACE, Namespace};
+use crate::watch::proc_sentry::ProcSentry;
+use crate::watch::{Parts, Watch};
 use crate::witness::Witness;
 
 /// Printed below `--help`.
@@ -50,6 +59,9 @@ pub enum RunError {
         /// Why.
         error: io::Error,
     },
+    /// The kernel programs, where the configuration demands them.
+    #[error("{0}; source = \"kernel\" demands the kernel programs, \"auto\" does not")]
+    Source(String),
     /// sock_diag, `/proc`, or a signal.
     #[error("the kernel: {0}")]
     Kernel(#[from] io::Error),
@@ -122,11 +134,67 @@ pub async fn run(config: Config, clock: SharedClock, stop: impl Future<Output = 
     if Namespace::own("user")?.ino != INITIAL_USER_NAMESPACE {
         tracing::warn!("this is not the initial user namespace: programs that share it can forge their executable");
     }
-    let source = ProcSource::open()?;
-    let witness = Witness::new(host::read(config.node), Arc::clone(&clock))?;
-    let (file, policy) = PolicyFile::open(config.policy, clock);
+    match load(config.source).await? {
+        Ok((kernel, events)) => {
+            let source = kernel.source()?;
+            let _handover = kernel
+                .hand_over(&config.socket, &config.callers)
+                .map_err(|error| RunError::Socket { path: config.socket.with_added_extension("map"), error })?;
+            let ground = kernel.ground().map_err(|e| e.to_string());
+            let ears = Ears { execs: kernel.execs(), sentry: kernel.sentry(), events };
+            Box::pin(serve(config, clock, source, ears, ground, stop)).await
+        }
+        Err(reason) => {
+            tracing::warn!("without the kernel programs, sock_diag and /proc answer, which see less: {reason}");
+            let (sentry, events) = ProcSentry::start()?;
+            let ears = Ears { execs: Arc::new(NoExecs), sentry, events };
+            let source = ProcSource::open(reason.clone())?;
+            Box::pin(serve(config, clock, source, ears, Err(reason), stop)).await
+        }
+    }
+}
+
+/// The kernel programs and what they tell, or why they do not run.
+async fn load(choice: SourceChoice) -> Result<Result<(Kernel, mpsc::Receiver<Event>), String>, RunError> {
+    if choice == SourceChoice::Proc {
+        return Ok(Err("the configuration says source = \"proc\"".to_owned()));
+    }
+    let loaded = tokio::task::spawn_blocking(Kernel::load).await.map_err(io::Error::other)?;
+    match (loaded, choice) {
+        (Ok(loaded), _) => Ok(Ok(loaded)),
+        (Err(e), SourceChoice::Kernel) => Err(RunError::Source(e.to_string())),
+        (Err(e), _) => Ok(Err(e.to_string())),
+    }
+}
+
+/// How it is heard what processes do.
+struct Ears {
+    execs: Arc<dyn Execs>,
+    sentry: Arc<dyn Sentry>,
+    events: mpsc::Receiver<Event>,
+}
+
+async fn serve<S: SocketSource>(
+    config: Config,
+    clock: SharedClock,
+    source: S,
+    Ears { execs, sentry, events }: Ears,
+    ground: Result<Ground, String>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let (state, runtimes) = (config.state.as_deref(), &config.runtimes);
+    let witness = Witness::new(host::read(config.node), Arc::clone(&clock), Arc::clone(&execs), state, runtimes)?;
+    let witness = Arc::new(witness);
+    let (file, policy) = PolicyFile::open(config.policy, Arc::clone(&clock));
     let authority = Authority::follow(config.ca_socket);
-    let service = Service::new(Attestor::new(source, witness, policy.clone()), policy, authority);
+    let (lapses, quarantined) = (Lapses::new(), authority.quarantine());
+    let parts = Parts { witness: Arc::clone(&witness), sentry, events, execs, lapses: lapses.clone(), quarantined };
+    let (watch, _watching) = Watch::start(parts)?;
+    let attestor = Arc::new(Attestor::new(source, witness, policy.clone(), watch));
+    let attests: Arc<dyn Attests> = Arc::<Attestor<S>>::clone(&attestor);
+    let node = attestor.witness().host().node.clone();
+    let flows = ground.map(|ground| Observatory::open(ground, attests, authority.clone(), node, clock));
+    let service = Service::new(attestor, policy, authority, lapses, flows);
 
     let socket = |error| RunError::Socket { path: config.socket.clone(), error };
     let listener = endpoint::bind(&config.socket).map_err(socket)?;

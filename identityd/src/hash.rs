@@ -1,29 +1,48 @@
-//! Digests of files. Only a file that keeps its content is hashed once and remembered; every other is hashed for every
-//! question, where questions that wait for the same file share the next reading. A file that changes while it is read
-//! has no digest.
+//! Digests of files. Only a file that keeps its content is hashed once and remembered, also while this daemon is away;
+//! every other is hashed for every question, where questions that wait for the same file share the next reading. A file
+//! that changes while it is read has no digest.
+//!
+//! | file | answer |
+//! |---|---|
+//! | too large | refused by its size, unread |
+//! | sparse | hashed like any other: its holes count as the zeros they stand for |
+//! | FUSE, network, `/proc` and the like | refused, unread: see [`crate::sys::storage`] |
+//! | pipe, device, socket, directory | refused, unopened where that could have an effect |
+//! | a user's who had much hashed lately | refused, unread |
+//! | one that is read too slowly, or never | refused, and its thread left behind, counted |
+
+mod allowance;
+mod kept;
+mod reading;
+mod slots;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Digest;
-use sha2::Digest as _;
+use tokio::sync::OwnedMutexGuard;
 
-use crate::slots::{Account, Busy, Slots};
+use crate::patience::{OutOfPatience, Patience};
+use crate::sys::mounts::OwnOverlays;
+use crate::sys::storage::Storage;
 use crate::version::FileVersion;
+use allowance::{Allowances, Exceeded};
+use kept::Kept;
+use reading::{read_all, time_for};
+use slots::{Account, Busy, Slots};
 
 /// Files that are kept in mind.
-const ENTRIES_MAX: usize = 8192;
+const ENTRIES_MAX: usize = 65_536;
 /// The largest file that only root can write and that is hashed, in bytes.
 const ROOTS_MAX: u64 = 2 << 30;
 /// The largest file of anybody else that is hashed, in bytes: it is hashed again for each question.
 const OTHERS_MAX: u64 = 256 << 20;
-/// Read at once, in bytes.
-const READ: usize = 256 << 10;
 
 /// Why a file has no digest.
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +55,21 @@ pub(crate) enum HashError {
         /// What it may have, in bytes.
         most: u64,
     },
+    /// See [`Storage::Elsewhere`]; or an overlay may be over such.
+    #[error("{0}")]
+    Unhashable(&'static str),
     /// Twice.
     #[error("it changed while it was read")]
     Changed,
     /// The user who runs it has too many waiting.
     #[error("{0}")]
     Busy(#[from] Busy),
+    /// The user who runs it had too much hashed.
+    #[error("{0}")]
+    RateLimited(#[from] Exceeded),
+    /// It takes too long, or the user who runs it has left too many threads stuck.
+    #[error("{0}")]
+    Endless(#[from] OutOfPatience),
     /// The system said no.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -51,8 +79,18 @@ pub(crate) enum HashError {
 #[derive(Debug)]
 pub(crate) struct Digests {
     known: Mutex<Known>,
-    slots: Slots,
+    overlays: OwnOverlays,
     clock: SharedClock,
+    reader: Arc<Reader>,
+}
+
+/// What a reading takes; it goes on when whoever asked has gone.
+#[derive(Debug)]
+struct Reader {
+    allowances: Allowances,
+    slots: Slots,
+    patience: Arc<Patience>,
+    kept: Option<Kept>,
     /// Counts questions and beginnings of readings, to tell which came first.
     moment: AtomicU64,
     /// Files hashed so far; what was remembered does not count.
@@ -61,10 +99,12 @@ pub(crate) struct Digests {
 
 #[derive(Debug, Default)]
 struct Known {
-    entries: HashMap<(FileVersion, Account), Entry>,
+    entries: HashMap<Key, Entry>,
     /// Counts uses, so that the least recently used are the first to go.
     now: u64,
 }
+
+type Key = (FileVersion, Account);
 
 #[derive(Debug)]
 struct Entry {
@@ -82,15 +122,41 @@ struct Reading {
 }
 
 impl Digests {
+    /// How many files were hashed so far.
+    #[cfg(test)]
+    pub(crate) fn hashed(&self) -> u64 {
+        self.reader.hashed.load(Ordering::Relaxed)
+    }
+
     /// None known; at most `at_once` files whose digests last are hashed at once.
-    pub(crate) fn new(at_once: usize, clock: SharedClock) -> Self {
-        Self {
-            known: Mutex::default(),
+    ///
+    /// # Errors
+    /// `/proc` is not mounted.
+    pub(crate) fn new(at_once: usize, clock: SharedClock, patience: Arc<Patience>) -> io::Result<Self> {
+        let reader = Reader {
+            allowances: Allowances::new(Instant::now()),
             slots: Slots::new(at_once),
-            clock,
+            patience,
+            kept: None,
             moment: AtomicU64::new(0),
             hashed: AtomicU64::new(0),
+        };
+        Ok(Self { known: Mutex::default(), overlays: OwnOverlays::open()?, clock, reader: Arc::new(reader) })
+    }
+
+    /// The same, with those that last kept in this directory, and known from there.
+    pub(crate) fn kept_in(mut self, directory: &Path) -> Self {
+        let (kept, entries) = Kept::open(directory);
+        let known = self.known.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (version, digest) in entries {
+            known.now += 1;
+            let last = Arc::new(tokio::sync::Mutex::new(Some(Reading { began: 0, digest })));
+            known.entries.insert((version, Account::Lasting), Entry { last, used: known.now });
         }
+        if let Some(reader) = Arc::get_mut(&mut self.reader) {
+            reader.kept = kept;
+        }
+        self
     }
 
     /// The digest of an open file's content, all of it, as it is now or, where it cannot have changed since, was.
@@ -106,19 +172,38 @@ impl Digests {
     }
 
     async fn digest_version(&self, version: FileVersion, file: &Arc<File>, user: u32) -> Result<Digest, HashError> {
-        let most = if version.root_only { ROOTS_MAX } else { OTHERS_MAX };
-        if version.size > most {
-            return Err(HashError::TooLarge { size: version.size, most });
-        }
-        let asked = self.moment();
-        let account = if version.lasts(self.clock.now()) { Account::Lasting } else { Account::User(user) };
+        let own = self.hashable(version)?;
+        let asked = self.reader.moment();
+        let lasts = own && version.lasts(self.clock.now());
+        let account = if lasts { Account::Lasting } else { Account::User(user) };
         let key = (version, account);
         let last = self.last(key);
-        let reading = self.reading(&last, asked, key, file).await;
+        let reading = self.reading(&last, asked, key, user, file).await;
         if account != Account::Lasting || reading.is_err() {
             self.let_go(key, &last);
         }
         Ok(reading?.digest)
+    }
+
+    /// Whether it is on no overlay but the host's own, if it can be hashed at all.
+    fn hashable(&self, version: FileVersion) -> Result<bool, HashError> {
+        let most = if version.root_only { ROOTS_MAX } else { OTHERS_MAX };
+        if version.size > most {
+            return Err(HashError::TooLarge { size: version.size, most });
+        }
+        let own = match version.storage {
+            Storage::Disk | Storage::Image | Storage::Memory => true,
+            Storage::Overlay => self.overlays.have(version.id.dev)?,
+            Storage::Elsewhere => {
+                return Err(HashError::Unhashable("its file system does not keep its bytes on this host"));
+            }
+        };
+        if !own && !version.layered_on_disk {
+            return Err(HashError::Unhashable(
+                "it is on an overlay of a user over a file system that may be a program of theirs",
+            ));
+        }
+        Ok(own)
     }
 
     /// A reading that lasts, or one that began after the question was asked.
@@ -126,39 +211,29 @@ impl Digests {
         &self,
         last: &Last,
         asked: u64,
-        key: (FileVersion, Account),
+        key: Key,
+        user: u32,
         file: &Arc<File>,
     ) -> Result<Reading, HashError> {
-        let mut last = last.lock().await;
+        let last = Arc::clone(last).lock_owned().await;
         match *last {
             Some(reading) if key.1 == Account::Lasting || reading.began > asked => Ok(reading),
-            _ => Ok(*last.insert(self.read(key, Arc::clone(file)).await?)),
+            _ => {
+                let reading = Arc::clone(&self.reader).renew(last, key, user, Arc::clone(file));
+                // Not dropped with the question: else somebody who asks and leaves again could keep a large file from
+                // ever being known.
+                tokio::spawn(reading).await.map_err(io::Error::other)?
+            }
         }
     }
 
-    async fn read(&self, (version, account): (FileVersion, Account), file: Arc<File>) -> Result<Reading, HashError> {
-        // The slot goes along: a task that is dropped leaves its thread hashing.
-        let slot = self.slots.take(account).await?;
-        let (began, nth) = (self.moment(), self.hashed.fetch_add(1, Ordering::Relaxed) + 1);
-        tracing::trace!(file = ?version.id, bytes = version.size, nth, "hashing");
-        let hashed = tokio::task::spawn_blocking(move || {
-            let digest = read_all(&file, version);
-            drop(slot);
-            digest
-        });
-        Ok(Reading { began, digest: hashed.await.map_err(io::Error::other)?? })
-    }
-
-    fn moment(&self) -> u64 {
-        self.moment.fetch_add(1, Ordering::SeqCst)
-    }
-
-    fn last(&self, key: (FileVersion, Account)) -> Last {
+    fn last(&self, key: Key) -> Last {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.now += 1;
         let now = known.now;
         if known.entries.len() >= ENTRIES_MAX && !known.entries.contains_key(&key) {
-            known.make_room();
+            let gone = known.make_room();
+            self.reader.forget(gone);
         }
         let entry = known.entries.entry(key).or_insert_with(|| Entry { last: Arc::default(), used: now });
         entry.used = now;
@@ -166,7 +241,7 @@ impl Digests {
     }
 
     /// Forgets a reading that does not last, unless somebody waits who may share it.
-    fn let_go(&self, key: (FileVersion, Account), last: &Last) {
+    fn let_go(&self, key: Key, last: &Last) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = known.entries.get(&key).is_some_and(|entry| Arc::ptr_eq(&entry.last, last));
         // One is here, one is in the entry.
@@ -176,38 +251,65 @@ impl Digests {
     }
 }
 
-impl Known {
-    /// Forgets the least recently used eighth, so that this is rarely needed. Whoever waits for one keeps it.
-    fn make_room(&mut self) {
-        let mut uses: Vec<u64> = self.entries.values().map(|entry| entry.used).collect();
-        let (_, eighth, _) = uses.select_nth_unstable(ENTRIES_MAX / 8);
-        let eighth = *eighth;
-        self.entries.retain(|_, entry| entry.used > eighth);
+impl Reader {
+    async fn renew(
+        self: Arc<Self>,
+        mut last: OwnedMutexGuard<Option<Reading>>,
+        key: Key,
+        user: u32,
+        file: Arc<File>,
+    ) -> Result<Reading, HashError> {
+        let reading = self.read(key, user, file).await?;
+        *last = Some(reading);
+        if key.1 == Account::Lasting {
+            self.keep(key.0, reading.digest);
+        }
+        Ok(reading)
+    }
+
+    async fn read(&self, (version, account): Key, user: u32, file: Arc<File>) -> Result<Reading, HashError> {
+        if let Account::User(user) = account {
+            self.allowances.take(user, version.size, Instant::now())?;
+        }
+        let _slot = self.slots.take(account).await?;
+        let (began, nth) = (self.moment(), self.hashed.fetch_add(1, Ordering::Relaxed) + 1);
+        tracing::trace!(file = ?version.id, bytes = version.size, nth, "hashing");
+        let work = move |wanted: &_| read_all(&file, version, wanted);
+        let digest = self.patience.wait(user, time_for(version.size), work).await??;
+        Ok(Reading { began, digest })
+    }
+
+    fn moment(&self) -> u64 {
+        self.moment.fetch_add(1, Ordering::SeqCst)
+    }
+
+    fn keep(&self, version: FileVersion, digest: Digest) {
+        if let Some(kept) = self.kept.clone() {
+            tokio::task::spawn_blocking(move || kept.add(&version, digest));
+        }
+    }
+
+    fn forget(&self, versions: Vec<FileVersion>) {
+        if let Some(kept) = self.kept.clone() {
+            tokio::task::spawn_blocking(move || kept.remove(&versions));
+        }
     }
 }
 
-fn read_all(file: &File, version: FileVersion) -> Result<Digest, HashError> {
-    let mut hasher = sha2::Sha256::new();
-    let mut buffer = vec![0; READ];
-    let mut at = 0;
-    loop {
-        let read = match file.read_at(&mut buffer, at) {
-            Ok(0) => break,
-            Ok(read) => read,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(e.into()),
-        };
-        hasher.update(buffer.get(..read).unwrap_or_default());
-        at += read as u64;
-        // A file that grows faster than it is read would never end.
-        if at > version.size {
-            return Err(HashError::Changed);
+impl Known {
+    /// Forgets the least recently used eighth, so that this is rarely needed; before them whatever does not last and is
+    /// left over from a question that was not waited for. Whoever waits for one keeps it. Those forgotten that lasted.
+    fn make_room(&mut self) -> Vec<FileVersion> {
+        self.entries.retain(|(_, account), entry| *account == Account::Lasting || Arc::strong_count(&entry.last) > 1);
+        let mut uses: Vec<u64> = self.entries.values().map(|entry| entry.used).collect();
+        if uses.len() <= ENTRIES_MAX - ENTRIES_MAX / 8 {
+            return Vec::new();
         }
+        let (_, eighth, _) = uses.select_nth_unstable(ENTRIES_MAX / 8);
+        let eighth = *eighth;
+        let gone = self.entries.extract_if(|_, entry| entry.used <= eighth);
+        gone.filter(|((_, account), _)| *account == Account::Lasting).map(|((version, _), _)| version).collect()
     }
-    if at != version.size || FileVersion::of(file)? != version {
-        return Err(HashError::Changed);
-    }
-    Ok(Digest(hasher.finalize().into()))
 }
 
 #[cfg(test)]
@@ -232,7 +334,7 @@ mod tests {
 
     fn digests(settled: bool) -> Digests {
         let now = if settled { Duration::from_secs(u64::from(u32::MAX)) } else { Duration::ZERO };
-        Digests::new(2, Arc::new(At(now)))
+        Digests::new(2, Arc::new(At(now)), Arc::default()).unwrap()
     }
 
     fn file(content: &[u8]) -> (tempfile::NamedTempFile, Arc<File>) {
@@ -243,7 +345,7 @@ mod tests {
     }
 
     fn hashed(digests: &Digests) -> u64 {
-        digests.hashed.load(Ordering::Relaxed)
+        digests.hashed()
     }
 
     /// A file that only root can write, of the system's own.
@@ -277,6 +379,64 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_restart_hashes_nothing_again_but_what_does_not_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let ((open, digest), (_kept, others)) = (system_file(), anybodys(b"content"));
+        let before = digests(true).kept_in(dir.path());
+        assert_eq!(before.digest(&open, 1000).await.unwrap(), digest);
+        before.digest(&others, 1000).await.unwrap();
+        let kept = before.reader.kept.clone().unwrap();
+        while kept.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        drop((before, kept));
+        // A thread that kept something may have the store for a moment longer.
+        let after = loop {
+            let after = digests(true).kept_in(dir.path());
+            if after.reader.kept.is_some() {
+                break after;
+            }
+        };
+        assert_eq!(after.digest(&open, 1000).await.unwrap(), digest);
+        assert_eq!(hashed(&after), 0);
+        after.digest(&others, 1000).await.unwrap();
+        assert_eq!(hashed(&after), 1);
+    }
+
+    #[tokio::test]
+    async fn what_another_program_may_serve_is_not_read() {
+        let (open, _) = system_file();
+        let digests = digests(true);
+        let version = FileVersion::of(&open).unwrap();
+        let no_device = crate::sys::executable::FileId { dev: u64::MAX, ino: 7 };
+        let foreign = FileVersion { id: no_device, storage: Storage::Overlay, layered_on_disk: false, ..version };
+        for odd in [FileVersion { storage: Storage::Elsewhere, ..version }, foreign] {
+            let refused = digests.digest_version(odd, &open, 1000).await;
+            assert!(matches!(refused, Err(HashError::Unhashable(_))), "{refused:?}");
+        }
+        assert_eq!(hashed(&digests), 0);
+        // An overlay of somebody else's over a disk of ours is hashed, and never remembered.
+        let disk = FileVersion { layered_on_disk: true, ..foreign };
+        assert!(disk.lasts(digests.clock.now()) && !digests.hashable(disk).unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_user_who_had_too_much_hashed_is_refused_before_anything_is_read() {
+        let (_kept, open) = anybodys(b"content");
+        let digests = digests(true);
+        while digests.reader.allowances.take(1000, OTHERS_MAX, Instant::now()).is_ok() {}
+        while digests.reader.allowances.take(1000, 1 << 20, Instant::now()).is_ok() {}
+        let version = FileVersion { size: OTHERS_MAX, ..FileVersion::of(&open).unwrap() };
+        let refused = digests.digest_version(version, &open, 1000).await;
+        assert!(matches!(refused, Err(HashError::RateLimited(_))), "{refused:?}");
+        assert_eq!(hashed(&digests), 0);
+        // Another user's account, and what is hashed once for all.
+        assert_eq!(digests.digest(&open, 1001).await.unwrap(), Digest::of(b"content"));
+        let (open, digest) = system_file();
+        assert_eq!(digests.digest(&open, 1000).await.unwrap(), digest);
+    }
+
+    #[tokio::test]
     async fn what_others_can_write_is_read_for_each_question_and_not_remembered() {
         let (_kept, open) = anybodys(b"content");
         let digests = digests(true);
@@ -293,7 +453,7 @@ mod tests {
         let digests = Arc::new(digests(true));
         let last = digests.last((FileVersion::of(&open).unwrap(), Account::User(1000)));
         let mut under_way = last.lock().await;
-        let began = digests.moment();
+        let began = digests.reader.moment();
         let asked: Vec<_> = (0..50).map(|_| ask(&digests, &open)).collect();
         while Arc::strong_count(&last) < 52 {
             tokio::task::yield_now().await;

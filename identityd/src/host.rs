@@ -18,7 +18,7 @@ pub(crate) fn read(node: NodeName) -> Host {
 fn bios_uuid(file: &Path) -> Evidence<String> {
     let uuid = match line(file) {
         Evidence::Known(line) => line.to_ascii_lowercase(),
-        absent @ Evidence::Absent(_) => return absent,
+        absent => return absent,
     };
     let digits: String = uuid.split('-').collect();
     let lengths: Vec<usize> = uuid.split('-').map(str::len).collect();
@@ -39,7 +39,7 @@ fn machine_id(file: &Path) -> Evidence<String> {
             Evidence::Known(id)
         }
         Evidence::Known(_) => Evidence::Absent(format!("{} holds no machine ID", file.display())),
-        absent @ Evidence::Absent(_) => absent,
+        absent => absent,
     }
 }
 

@@ -1,32 +1,29 @@
 //! The source that works everywhere: sock_diag names the socket, a walk of `/proc` its holders.
-//!
-//! For a listener the question is put with the very addresses the enforcer is about to use, so the kernel picks the
-//! member of an `SO_REUSEPORT` group. But a member may steer the group by a BPF program of its own, which sock_diag does not
-//! run; so every listener that could be picked is held to the same program.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bonafide_proto::fingerprint::Execution;
-use bonafide_proto::flow::{FlowKey, NetNs, SocketRole, canonical};
+use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
+use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
 use crate::refuse::refuse;
+use crate::sockets::{Sockets, same};
 use crate::source::{HOLDERS_MAX, Held, SocketSource};
-use crate::sys::diag::{Diag, Found};
+use crate::sys::diag::Found;
 use crate::sys::namespace::Namespace;
 use crate::sys::process::Process;
 use crate::sys::walk::{Sighting, Sightings, socket_inode};
-use crate::walks::Walks;
+use crate::walks::{Walk, Walks};
 
 /// Asks sock_diag and `/proc`.
 #[derive(Debug)]
 pub(crate) struct ProcSource {
     netns: NetNs,
-    diag: Arc<Mutex<Diag>>,
-    walks: Walks,
+    sockets: Sockets,
+    walks: Walks<Walk>,
+    reason: String,
 }
 
 /// What sock_diag and one walk said.
@@ -45,32 +42,17 @@ impl Held for ProcHeld {
 }
 
 impl ProcSource {
-    /// Opens what it needs, in this daemon's own network namespace.
+    /// Opens what it needs, in this daemon's own network namespace; `reason` says why it is this source.
     ///
     /// # Errors
     /// The kernel has no sock_diag, or `/proc` is not mounted.
-    pub(crate) fn open() -> io::Result<Self> {
+    pub(crate) fn open(reason: String) -> io::Result<Self> {
         let netns = NetNs(Namespace::own("net")?.ino);
-        Ok(Self { netns, diag: Arc::new(Mutex::new(Diag::open()?)), walks: Walks::start() })
-    }
-
-    async fn sockets(&self, key: FlowKey) -> Result<Vec<Found>, AttestRefusal> {
-        let diag = Arc::clone(&self.diag);
-        let asked = move || {
-            let mut diag = diag.lock().unwrap_or_else(PoisonError::into_inner);
-            match key.role {
-                SocketRole::Connector => connector(&mut diag, key).map(|found| vec![found]),
-                SocketRole::Listener => listeners(&mut diag, key),
-            }
-        };
-        match tokio::task::spawn_blocking(asked).await {
-            Ok(answer) => answer,
-            Err(e) => refuse(AttestReason::Unavailable, format!("sock_diag: {e}")),
-        }
+        Ok(Self { netns, sockets: Sockets::open()?, walks: Walks::start(), reason })
     }
 
     async fn once(&self, key: FlowKey) -> Result<ProcHeld, AttestRefusal> {
-        let sockets = self.sockets(key).await?;
+        let sockets = self.sockets.of(key).await?;
         let seen = self.walks.seek(sockets.iter().map(|s| s.inode).collect()).await?;
         if key.role == SocketRole::Connector {
             no_twin(&sockets, &seen.device_bound)?;
@@ -91,7 +73,15 @@ impl SocketSource for ProcSource {
         "proc"
     }
 
-    async fn holders(&self, key: FlowKey) -> Result<ProcHeld, AttestRefusal> {
+    fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    fn sees_connections(&self) -> bool {
+        false
+    }
+
+    async fn holders(&self, key: FlowKey, _: Option<ConnectRecord>) -> Result<ProcHeld, AttestRefusal> {
         if key.netns != self.netns {
             let detail = format!("the flow is in network namespace {}, this daemon in {}", key.netns.0, self.netns.0);
             return refuse(AttestReason::OtherNetns, detail);
@@ -100,23 +90,13 @@ impl SocketSource for ProcSource {
     }
 
     async fn still_held(&self, held: &ProcHeld) -> Result<(), AttestRefusal> {
-        if self.sockets(held.key).await? != held.sockets {
+        if self.sockets.of(held.key).await? != held.sockets {
             return refuse(AttestReason::GenerationGone, "another socket took the place of the one that was attested");
         }
         let links = held.links.clone();
         let looked = tokio::task::spawn_blocking(move || links.iter().try_for_each(|(e, links)| still_open(*e, links)));
         looked.await.unwrap_or_else(|e| refuse(AttestReason::Unavailable, format!("/proc: {e}")))
     }
-}
-
-fn connector(diag: &mut Diag, key: FlowKey) -> Result<Found, AttestRefusal> {
-    let (local, remote) = (canonical(key.local), canonical(key.remote));
-    let found = exact(diag, local, remote)?;
-    // sock_diag falls back to a listener on the local port: that is not who connected.
-    if found.listens || !same(found.local, local) || !same(found.remote, remote) {
-        return refuse(AttestReason::NoSocket, format!("no socket connects {local} to {remote}"));
-    }
-    with_file(found)
 }
 
 /// The kernel lets a socket bound to a device and one bound to none have the same four addresses. Which of them sent
@@ -130,62 +110,6 @@ fn no_twin(sockets: &[Found], device_bound: &[Found]) -> Result<(), AttestRefusa
             refuse(AttestReason::TwoPrograms, detail)
         }
     }
-}
-
-fn listeners(diag: &mut Diag, key: FlowKey) -> Result<Vec<Found>, AttestRefusal> {
-    let (local, remote) = (canonical(key.local), canonical(key.remote));
-    let picked = exact(diag, local, remote)?;
-    let covers = picked.local.ip().is_unspecified() || same(picked.local, local);
-    if !picked.listens || picked.local.port() != local.port() || !covers {
-        let detail = format!("no socket listens on {local} for {remote}: the two are connected already");
-        return refuse(AttestReason::NoSocket, detail);
-    }
-    let on_port = diag.listeners(local.port()).map_err(|e| unavailable(&e))?;
-    let mut group = vec![with_file(picked)?];
-    for other in on_port.into_iter().filter(|other| *other != picked && could_be_picked(other, &picked, local)) {
-        group.push(with_file(other)?);
-    }
-    group.sort_by_key(|found| found.cookie);
-    Ok(group)
-}
-
-/// Members of the picked one's reuseport group, and listeners that a device's own segments would reach first.
-fn could_be_picked(other: &Found, picked: &Found, local: SocketAddr) -> bool {
-    let same_group = other.local == picked.local && other.family6 == picked.family6;
-    let covers = other.local.ip().is_unspecified() || same(other.local, local);
-    let other_link = matches!((other.local, local), (SocketAddr::V6(a), SocketAddr::V6(b))
-        if a.scope_id() != 0 && b.scope_id() != 0 && a.scope_id() != b.scope_id());
-    !other_link && (same_group || (other.interface != 0 && covers))
-}
-
-fn exact(diag: &mut Diag, local: SocketAddr, remote: SocketAddr) -> Result<Found, AttestRefusal> {
-    match diag.exact(local, remote) {
-        Ok(Some(found)) => Ok(found),
-        Ok(None) => refuse(AttestReason::NoSocket, format!("no socket has {local} here and {remote} as its peer")),
-        Err(e) => Err(unavailable(&e)),
-    }
-}
-
-fn unavailable(e: &io::Error) -> AttestRefusal {
-    AttestRefusal::new(AttestReason::Unavailable, format!("sock_diag: {e}"))
-}
-
-fn with_file(found: Found) -> Result<Found, AttestRefusal> {
-    if found.inode == 0 {
-        return refuse(AttestReason::HolderUnseen, "no process has the socket open any more");
-    }
-    Ok(found)
-}
-
-/// Equal addresses; a scope counts where both have one.
-fn same(a: SocketAddr, b: SocketAddr) -> bool {
-    let scopes_agree = match (a, b) {
-        (SocketAddr::V6(a), SocketAddr::V6(b)) => {
-            a.scope_id() == b.scope_id() || a.scope_id() == 0 || b.scope_id() == 0
-        }
-        _ => true,
-    };
-    a.ip() == b.ip() && a.port() == b.port() && scopes_agree
 }
 
 /// Pins each holder and checks through the pin that it holds the socket, whoever had that PID during the walk.

@@ -1,48 +1,78 @@
-//! The script of an interpreter: found in its command line, opened as the process itself would open it.
+//! The code that an interpreter runs: found in its command line, opened as the process itself would open it.
 //!
-//! The weakness of this evidence: a process can rewrite its command line and change its working directory after it
-//! started. It then shows another script, but never one whose content it could not have run in the first place.
+//! The command line is the one recorded at exec, where somebody recorded it. Elsewhere it is what the process shows
+//! now: it can rewrite that, and change its working directory. It then shows another script, but never one whose content
+//! it could not have run in the first place.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use bonafide_proto::fingerprint::Evidence;
+use bonafide_proto::fingerprint::{Digest, Evidence};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
+use crate::beginning::{Beginning, Early};
 use crate::parse::cmdline::{CMDLINE_MAX, arguments};
-use crate::parse::interpreter::{Named, script};
-use crate::refuse::{exhausted, refuse, shown, unread};
+use crate::parse::grammar::Grammar;
+use crate::parse::interpreter::{Interpreter, Named, interpreter};
+use crate::refuse::{exhausted, refuse, shown};
 use crate::sys::executable::FileId;
-use crate::sys::process::Process;
+use crate::sys::process::{Look, Process, UNPROVEN};
 use crate::sys::regular::{OpenError, inside, open_beneath, path_of};
 
-/// A script, open.
-#[derive(Debug)]
-pub(crate) struct OpenScript {
-    /// Its path as the process sees it, links resolved.
-    pub(crate) path: String,
-    /// The file.
-    pub(crate) file: File,
+/// What an interpreter runs.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Code<F> {
+    /// A file: where it is as the process sees it, links resolved; and the file.
+    File(String, F),
+    /// Text in its command line.
+    Inline(Digest),
+    /// What comes in through its standard input.
+    Stdin,
 }
 
-/// Finds and opens the script of a process that runs `exe_path`.
+/// The code of one process.
+#[derive(Debug)]
+pub(crate) struct Interpreted {
+    /// The code.
+    pub(crate) code: Evidence<Code<File>>,
+    /// How its interpreter reads command lines; none if it is no interpreter.
+    pub(crate) grammar: Option<&'static Grammar>,
+}
+
+/// Finds the code of a process that runs `exe_path`, and opens it.
 ///
 /// # Errors
 /// `evidence-unreadable` for paths that are no printable UTF-8; `process-gone`.
-pub(crate) fn open(process: &Process, exe_path: &str) -> Result<Evidence<OpenScript>, AttestRefusal> {
-    let program = Path::new(exe_path).file_name().unwrap_or_default();
-    let cmdline = process.content("cmdline", CMDLINE_MAX as u64)?;
-    let path = match script(program.as_encoded_bytes(), &arguments(&cmdline)) {
-        None => return Ok(Evidence::Absent("the program is no interpreter".into())),
-        Some(Named::Nothing(why)) => return Ok(Evidence::Absent(why)),
-        Some(Named::Script(path)) => path,
+pub(crate) fn find(
+    process: &Process,
+    look: &Look,
+    beginning: &Beginning,
+    early: &Early,
+) -> Result<Interpreted, AttestRefusal> {
+    let program = Path::new(std::ffi::OsStr::from_bytes(&look.exe_path)).file_name().unwrap_or_default();
+    let line = CommandLine::of(process, beginning)?;
+    let read = interpreter(program.as_encoded_bytes(), &arguments(&line.bytes, line.whole), line.whole);
+    let Some(Interpreter { grammar, code }) = read else {
+        return Ok(Interpreted { code: Evidence::Absent("the program is no interpreter".into()), grammar: None });
     };
-    printable(path, "the script's path")?;
-    match opened(process, path)? {
-        Ok(script) => Ok(Evidence::Known(script)),
-        Err(e) => Ok(Evidence::Absent(format!("the script {} cannot be opened: {e}", shown(path)))),
-    }
+    let code = match code {
+        Named::Nothing(why) => Evidence::Absent(why),
+        Named::Stdin => Evidence::Known(Code::Stdin),
+        Named::Inline(code) => Evidence::Known(Code::Inline(Digest::of(code))),
+        Named::Script(path) => {
+            printable(path, "the script's path")?;
+            let search = Search { process, beginning, early };
+            match search.open(path)? {
+                Ok((found, file)) => Evidence::Known(Code::File(named(found, look)?, file)),
+                Err(e) => Evidence::Absent(format!("the script {} cannot be opened: {e}", shown(path))),
+            }
+        }
+    };
+    Ok(Interpreted { code, grammar: Some(grammar) })
 }
 
 /// A path as text.
@@ -59,54 +89,109 @@ pub(crate) fn printable(path: &[u8], what: &str) -> Result<String, AttestRefusal
 /// `PATH_MAX` (include/uapi/linux/limits.h).
 const PATH_MAX: usize = 4096;
 
-/// The outer error refuses; the inner one is the absence of the script.
-fn opened(process: &Process, path: &[u8]) -> Result<Result<OpenScript, OpenError>, AttestRefusal> {
-    let root = process.open_dir("root")?;
-    let root_path = process.link("root")?;
-    let whole = if path.starts_with(b"/") {
-        path.to_vec()
-    } else {
-        match working_directory(process, &root, &root_path)? {
-            Ok(directory) => [directory.as_slice(), b"/", path].concat(),
-            Err(e) => return Ok(Err(e.into())),
-        }
-    };
-    let file = match open_beneath(&root, &whole) {
-        Ok(file) => file,
-        Err(OpenError::Io(e)) if exhausted(&e) => return Err(unread(process.execution().pid, "the script", &e)),
-        Err(e) => return Ok(Err(e)),
-    };
-    let resolved = match path_of(&file) {
-        Ok(path) => path,
-        Err(e) => return Ok(Err(e.into())),
-    };
-    let path = printable(inside(&resolved, &root_path).unwrap_or(&resolved), "the script's path")?;
-    Ok(Ok(OpenScript { path, file }))
+/// A process outside the initial user namespace puts what it likes at any path of its root.
+fn named(found: Vec<u8>, look: &Look) -> Result<String, AttestRefusal> {
+    let path = if look.foreign { [UNPROVEN, &found].concat() } else { found };
+    printable(&path, "the script's path")
 }
 
-/// The working directory as a path inside the process's root. Resolving from the directory itself would let `..` and
-/// absolute links end there instead of at the root.
+/// What a process was called with.
+struct CommandLine<'b> {
+    bytes: Cow<'b, [u8]>,
+    whole: bool,
+}
+
+impl<'b> CommandLine<'b> {
+    fn of(process: &Process, beginning: &'b Beginning) -> Result<Self, AttestRefusal> {
+        if let Some(seen) = beginning.seen() {
+            return Ok(Self { bytes: Cow::Borrowed(&seen.arguments), whole: seen.arguments_whole });
+        }
+        let bytes = process.content("cmdline", CMDLINE_MAX as u64)?;
+        let whole = bytes.len() < CMDLINE_MAX;
+        Ok(Self { bytes: Cow::Owned(bytes), whole })
+    }
+}
+
+/// Where a script is looked for.
+struct Search<'p> {
+    process: &'p Process,
+    beginning: &'p Beginning,
+    early: &'p Early,
+}
+
+/// Its path from the process's root, links resolved, and the script.
+type Found = (Vec<u8>, File);
+
+impl Search<'_> {
+    /// The outer error refuses; the inner one is the absence of the script.
+    fn open(&self, path: &[u8]) -> Result<Result<Found, OpenError>, AttestRefusal> {
+        let root = self.process.open_dir("root")?;
+        let root_path = self.process.link("root")?;
+        let whole = if path.starts_with(b"/") {
+            path.to_vec()
+        } else {
+            match self.below_its_directory(path, &root, &root_path)? {
+                Ok(whole) => whole,
+                Err(e) => return Ok(Err(e.into())),
+            }
+        };
+        let file = match open_beneath(&root, &whole) {
+            Ok(file) => file,
+            Err(OpenError::Io(e)) if exhausted(&e) => return Err(self.process.unread("the script", &e)),
+            Err(e) => return Ok(Err(e)),
+        };
+        let resolved = match path_of(&file) {
+            Ok(path) => path,
+            Err(e) => return Ok(Err(e.into())),
+        };
+        Ok(Ok((inside(&resolved, &root_path).unwrap_or(&resolved).to_vec(), file)))
+    }
+
+    /// The path from the root of a script that is relative to the directory in which the process began.
+    fn below_its_directory(
+        &self,
+        path: &[u8],
+        root: &impl AsFd,
+        root_path: &[u8],
+    ) -> Result<io::Result<Vec<u8>>, AttestRefusal> {
+        let (directory, at) = working_directory(self.process, root, root_path)?;
+        let left = self.beginning.seen().is_some_and(|seen| seen.directory != Some(directory));
+        if left {
+            let known = self.early.script(self.beginning.image());
+            let lost = || io::Error::other("its process left the directory in which it began");
+            return Ok(known.ok_or_else(lost));
+        }
+        let whole = at.map(|directory| [directory.as_slice(), b"/", path].concat());
+        if let Ok(whole) = &whole {
+            self.early.note_script(self.beginning.image(), whole);
+        }
+        Ok(whole)
+    }
+}
+
+/// The working directory, and its path inside the process's root. Resolving from the directory itself would let `..`
+/// and absolute links end there instead of at the root.
 fn working_directory(
     process: &Process,
-    root: &impl std::os::fd::AsFd,
+    root: &impl AsFd,
     root_path: &[u8],
-) -> Result<io::Result<Vec<u8>>, AttestRefusal> {
+) -> Result<(FileId, io::Result<Vec<u8>>), AttestRefusal> {
     use rustix::fs::{Mode, OFlags, ResolveFlags};
     let directory = process.open_dir("cwd")?;
     let directory_path = process.link("cwd")?;
-    let outside = || Ok(Err(io::Error::other("its working directory is removed or outside its root")));
+    let id = |fd: &std::os::fd::OwnedFd| {
+        let stat = rustix::fs::fstat(fd).map_err(io::Error::from);
+        stat.map(|s| FileId { dev: s.st_dev, ino: s.st_ino }).map_err(|e| process.unread("the working directory", &e))
+    };
+    let here = id(&directory)?;
+    let outside = || Ok((here, Err(io::Error::other("its working directory is removed or outside its root"))));
     let Some(path) = inside(&directory_path, root_path) else { return outside() };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let id = |fd: &std::os::fd::OwnedFd| rustix::fs::fstat(fd).map(|s| FileId { dev: s.st_dev, ino: s.st_ino });
-    let again = match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve).map_err(io::Error::from) {
-        Ok(again) => again,
-        Err(e) if exhausted(&e) => return Err(unread(process.execution().pid, "the working directory", &e)),
-        Err(_) => return outside(),
-    };
-    match (id(&directory), id(&again)) {
-        (Ok(a), Ok(b)) if a == b => Ok(Ok(path.to_vec())),
-        _ => outside(),
+    match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve).map_err(io::Error::from) {
+        Ok(again) if id(&again)? == here => Ok((here, Ok(path.to_vec()))),
+        Err(e) if exhausted(&e) => Err(process.unread("the working directory", &e)),
+        Ok(_) | Err(_) => outside(),
     }
 }
 

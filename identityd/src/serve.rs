@@ -6,16 +6,19 @@ use std::sync::Arc;
 use bonafide_proto::convert::Malformed;
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::flow::FlowKey;
+use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node as wire;
 use bonafide_proto::wire::node::attestation_server::Attestation;
-use tokio_stream::wrappers::WatchStream;
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
-use crate::attest::Attestor;
+use crate::attest::{Attestor, Who};
 use crate::bundle::Authority;
+use crate::lapse::Lapses;
+use crate::observe::{Observatory, Wish};
 use crate::policy_file::{InForce, Loaded, State};
 use crate::refuse::refuse;
 use crate::source::{HOLDERS_MAX, SocketSource};
@@ -28,15 +31,23 @@ type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// Answers the enforcer and root.
 #[derive(Debug)]
 pub(crate) struct Service<S> {
-    attestor: Attestor<S>,
+    attestor: Arc<Attestor<S>>,
     policy: InForce,
     authority: Authority,
+    lapses: Lapses,
+    flows: Result<Observatory, String>,
 }
 
 impl<S: SocketSource> Service<S> {
-    /// A service of these parts.
-    pub(crate) fn new(attestor: Attestor<S>, policy: InForce, authority: Authority) -> Self {
-        Self { attestor, policy, authority }
+    /// A service of these parts; instead of an observatory, why there is none.
+    pub(crate) fn new(
+        attestor: Arc<Attestor<S>>,
+        policy: InForce,
+        authority: Authority,
+        lapses: Lapses,
+        flows: Result<Observatory, String>,
+    ) -> Self {
+        Self { attestor, policy, authority, lapses, flows }
     }
 
     /// The workload that a question names, if it names one.
@@ -74,26 +85,51 @@ impl Order {
             let detail = format!("the certificate request has {} bytes; 1 to {CSR_MAX} are read", request.csr.len());
             return Ok(refuse(AttestReason::BadRequest, detail));
         }
-        if request.executions.is_empty() || request.executions.len() > HOLDERS_MAX {
-            return Err(Malformed(format!("{} executions; 1 to {HOLDERS_MAX} are read", request.executions.len())));
-        }
-        let executions = request.executions.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
+        let executions = executions(request.executions)?;
         let workload = request.workload.parse().map_err(|e| Malformed(format!("workload name {e}")))?;
         Ok(Ok(Self { executions, workload, csr: request.csr }))
     }
+}
+
+/// Exactly one of what can be asked about.
+fn who(request: wire::AttestProcessRequest) -> Result<Who, Malformed> {
+    match (request.pid, request.socket, request.container.as_str()) {
+        (pid, None, "") => Ok(Who::Process(pid)),
+        (0, Some(socket), "") => Ok(Who::Socket(socket.try_into()?)),
+        (0, None, _) => Ok(Who::Container(request.container)),
+        _ => Err(Malformed("name one of process, socket and container".to_owned())),
+    }
+}
+
+fn record(wire: &[u8]) -> Result<Option<ConnectRecord>, Malformed> {
+    if wire.is_empty() {
+        return Ok(None);
+    }
+    ConnectRecord::parse(wire).map(Some).map_err(|e| Malformed(e.to_string()))
+}
+
+fn executions(wire: Vec<wire::Execution>) -> Result<Vec<Execution>, Malformed> {
+    if wire.is_empty() || wire.len() > HOLDERS_MAX {
+        return Err(Malformed(format!("{} executions; 1 to {HOLDERS_MAX} are read", wire.len())));
+    }
+    wire.into_iter().map(TryInto::try_into).collect()
 }
 
 #[tonic::async_trait]
 impl<S: SocketSource> Attestation for Service<S> {
     type WatchPolicyStream = Updates<wire::PolicyUpdate>;
     type WatchBundleStream = Updates<wire::Bundle>;
+    type WatchLapsesStream = Updates<wire::Lapse>;
+    type WatchFlowsStream = Updates<wire::ObservedFlow>;
 
     async fn attest_flow(
         &self,
         request: Request<wire::AttestFlowRequest>,
     ) -> Result<Response<wire::AttestResponse>, Status> {
-        let key = FlowKey::try_from(request.into_inner())?;
-        let answer = self.attestor.flow(key).await;
+        let request = request.into_inner();
+        let record = record(&request.kernel)?;
+        let key = FlowKey::try_from(request)?;
+        let answer = self.attestor.flow(key, record).await;
         if let Err(refusal) = &answer {
             tracing::debug!(local = %key.local, remote = %key.remote, %refusal, "not attested");
         }
@@ -106,7 +142,7 @@ impl<S: SocketSource> Attestation for Service<S> {
     ) -> Result<Response<wire::AttestResponse>, Status> {
         let request = request.into_inner();
         let named = self.named(&request.workload)?;
-        let answer = self.attestor.process(request.pid, named.as_ref()).await;
+        let answer = self.attestor.asked(&who(request)?, named.as_ref()).await;
         Ok(Response::new((&answer).into()))
     }
 
@@ -149,6 +185,33 @@ impl<S: SocketSource> Attestation for Service<S> {
         Ok(Response::new(Box::pin(updates)))
     }
 
+    async fn watch_lapses(
+        &self,
+        _: Request<wire::WatchLapsesRequest>,
+    ) -> Result<Response<Self::WatchLapsesStream>, Status> {
+        Ok(Response::new(Box::pin(self.lapses.listen().map(Ok))))
+    }
+
+    async fn reattest(
+        &self,
+        request: Request<wire::ReattestRequest>,
+    ) -> Result<Response<wire::AttestResponse>, Status> {
+        let executions = executions(request.into_inner().executions)?;
+        Ok(Response::new((&self.attestor.again(&executions).await).into()))
+    }
+
+    async fn watch_flows(
+        &self,
+        request: Request<wire::WatchFlowsRequest>,
+    ) -> Result<Response<Self::WatchFlowsStream>, Status> {
+        let flows =
+            self.flows.as_ref().map_err(|why| Status::failed_precondition(format!("no flow is seen: {why}")))?;
+        let wire::WatchFlowsRequest { connections, quiet } = request.into_inner();
+        let told = flows.listen(Wish { connections, quiet }).await;
+        let told = told.map_err(|why| Status::failed_precondition(format!("no flow is seen: {why}")))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(told).map(Ok))))
+    }
+
     async fn status(&self, _: Request<wire::StatusRequest>) -> Result<Response<wire::AttestationStatus>, Status> {
         let state = self.policy.state();
         Ok(Response::new(wire::AttestationStatus {
@@ -159,6 +222,7 @@ impl<S: SocketSource> Attestation for Service<S> {
             policy_error: state.error.unwrap_or_default(),
             host: Some(self.attestor.witness().host().into()),
             ca_connected: self.authority.connected(),
+            source_reason: self.attestor.source_reason().to_owned(),
         }))
     }
 }

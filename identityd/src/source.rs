@@ -1,9 +1,10 @@
-//! The seam: from a socket to the executions that hold it. `/proc` answers today, the kernel's own records later.
+//! The seam: from a socket to the executions that hold it. The kernel's own records answer where they are, else `/proc`.
 
 use std::future::Future;
 
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::flow::FlowKey;
+use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::refusal::AttestRefusal;
 
 /// The most executions that may hold one socket: a few descriptors are open for each of them at once.
@@ -18,11 +19,22 @@ pub(crate) trait SocketSource: Send + Sync + 'static {
     /// The name that appears as `source` in an attestation.
     fn name(&self) -> &'static str;
 
-    /// Every execution that holds the socket.
+    /// Why it is not the strongest source there is; empty: it is.
+    fn reason(&self) -> &str;
+
+    /// Whether connections are written down as they are made: then one without a record is not told from a later one
+    /// that has the same addresses.
+    fn sees_connections(&self) -> bool;
+
+    /// Every execution that holds the socket; of a connector, by the record of its connection where there is one.
     ///
     /// # Errors
     /// Any doubt, by name: a socket that is not the one asked about, no holder, a process that could not be looked into.
-    fn holders(&self, key: FlowKey) -> impl Future<Output = Result<Self::Held, AttestRefusal>> + Send;
+    fn holders(
+        &self,
+        key: FlowKey,
+        record: Option<ConnectRecord>,
+    ) -> impl Future<Output = Result<Self::Held, AttestRefusal>> + Send;
 
     /// Whether it is still so.
     ///

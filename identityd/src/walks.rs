@@ -1,4 +1,4 @@
-//! Walks of `/proc` shared by all who ask: a question that arrives during a walk waits for the next one, and one walk
+//! Walks of all processes, shared by all who ask: a question that arrives during a walk waits for the next one, and one walk
 //! answers everything that waited when it began. A thousand connections at once cost a few walks.
 
 use std::collections::HashSet;
@@ -29,19 +29,25 @@ pub(crate) struct Walk {
     pub(crate) device_bound: Vec<Found>,
 }
 
-struct Question {
-    inodes: Vec<u64>,
-    answer: oneshot::Sender<Result<Arc<Walk>, AttestRefusal>>,
+struct Question<W> {
+    sought: Vec<u64>,
+    answer: oneshot::Sender<Result<Arc<W>, AttestRefusal>>,
 }
 
 /// Asks the walker.
-#[derive(Debug, Clone)]
-pub(crate) struct Walks {
-    questions: mpsc::Sender<Question>,
+#[derive(Debug)]
+pub(crate) struct Walks<W> {
+    questions: mpsc::Sender<Question<W>>,
 }
 
-impl Walks {
-    /// Starts the walker; it ends when the last `Walks` is dropped.
+impl<W> Clone for Walks<W> {
+    fn clone(&self) -> Self {
+        Self { questions: self.questions.clone() }
+    }
+}
+
+impl Walks<Walk> {
+    /// Starts the walker of `/proc`; it ends when the last `Walks` is dropped.
     pub(crate) fn start() -> Self {
         let slow = Arc::new(Slow::default());
         Self::with(move |sought| {
@@ -52,26 +58,29 @@ impl Walks {
             Ok(Walk { sightings, device_bound: bound.map_err(|e| format!("sock_diag: {e}"))? })
         })
     }
+}
 
-    fn with(walk: impl Fn(&HashSet<u64>) -> Result<Walk, String> + Clone + Send + 'static) -> Self {
+impl<W: Send + Sync + 'static> Walks<W> {
+    /// Starts a walker that walks like this; it ends when the last `Walks` is dropped.
+    pub(crate) fn with(walk: impl Fn(&HashSet<u64>) -> Result<W, String> + Clone + Send + 'static) -> Self {
         let (questions, waiting) = mpsc::channel(WAITING_MAX);
         tokio::spawn(walker(waiting, walk));
         Self { questions }
     }
 
-    /// What a walk that began after this call saw of these sockets.
+    /// What a walk that began after this call saw of these sockets (inodes of `/proc`, or cookies).
     ///
     /// # Errors
     /// `unavailable` if too many wait or the walk failed.
-    pub(crate) async fn seek(&self, inodes: Vec<u64>) -> Result<Arc<Walk>, AttestRefusal> {
+    pub(crate) async fn seek(&self, sought: Vec<u64>) -> Result<Arc<W>, AttestRefusal> {
         let (answer, answered) = oneshot::channel();
-        if self.questions.try_send(Question { inodes, answer }).is_err() {
-            let detail = format!("{WAITING_MAX} questions wait for a walk of /proc already");
+        if self.questions.try_send(Question { sought, answer }).is_err() {
+            let detail = format!("{WAITING_MAX} questions wait for a walk already");
             return refuse(AttestReason::Unavailable, detail);
         }
         match answered.await {
             Ok(seen) => seen,
-            Err(_) => refuse(AttestReason::Unavailable, "the walk of /proc ended early"),
+            Err(_) => refuse(AttestReason::Unavailable, "the walk ended early"),
         }
     }
 }
@@ -98,18 +107,18 @@ impl Slow {
     }
 }
 
-async fn walker(
-    mut waiting: mpsc::Receiver<Question>,
-    walk: impl Fn(&HashSet<u64>) -> Result<Walk, String> + Clone + Send + 'static,
+async fn walker<W: Send + Sync + 'static>(
+    mut waiting: mpsc::Receiver<Question<W>>,
+    walk: impl Fn(&HashSet<u64>) -> Result<W, String> + Clone + Send + 'static,
 ) {
     let mut batch = Vec::new();
     while waiting.recv_many(&mut batch, WAITING_MAX).await > 0 {
-        let sought: HashSet<u64> = batch.iter().flat_map(|q| &q.inodes).copied().collect();
+        let sought: HashSet<u64> = batch.iter().flat_map(|q| &q.sought).copied().collect();
         let walk = walk.clone();
         let seen = match tokio::task::spawn_blocking(move || walk(&sought)).await {
             Ok(Ok(seen)) => Ok(Arc::new(seen)),
             Ok(Err(why)) => refuse(AttestReason::Unavailable, why),
-            Err(e) => refuse(AttestReason::Unavailable, format!("the walk of /proc failed: {e}")),
+            Err(e) => refuse(AttestReason::Unavailable, format!("the walk failed: {e}")),
         };
         for question in batch.drain(..) {
             // Whoever stopped waiting does not want to know.
@@ -125,7 +134,7 @@ mod tests {
     use super::*;
 
     /// A walker that notes what it was sent for and walks on only when told.
-    fn gated() -> (Walks, gate::Receiver<HashSet<u64>>, gate::Sender<()>) {
+    fn gated() -> (Walks<Walk>, gate::Receiver<HashSet<u64>>, gate::Sender<()>) {
         let (began, begins) = gate::channel();
         let (go, gone) = gate::channel();
         let (began, gone) = (Mutex::new(began), Arc::new(Mutex::new(gone)));
@@ -180,7 +189,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn too_many_questions_are_refused() {
         let (walks, begins, go) = gated();
-        let ask = |walks: Walks| tokio::spawn(async move { walks.seek(vec![1]).await });
+        let ask = |walks: Walks<Walk>| tokio::spawn(async move { walks.seek(vec![1]).await });
         let first = ask(walks.clone());
         begins.recv().unwrap();
         let rest: Vec<_> = (0..WAITING_MAX).map(|_| ask(walks.clone())).collect();

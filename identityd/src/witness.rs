@@ -1,39 +1,57 @@
 //! From executions to fingerprints: look, hash, look again. What changed in between is no evidence.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bonafide_proto::clock::SharedClock;
-use bonafide_proto::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host};
+use bonafide_proto::container::Container;
+use bonafide_proto::fingerprint::{
+    Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Libraries, Script, Unit,
+};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
 use rustix::process::Resource;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::config::RuntimeConfig;
+use crate::container::Containers;
+use crate::execs::Execs;
 use crate::hash::{Digests, HashError};
-use crate::parse::cgroup::Placement;
-use crate::refuse::{refuse, unread};
-use crate::script;
+use crate::library;
+use crate::looks::Looks;
+use crate::mapped::Place;
+use crate::parse::cgroup::{NamedUnit, Placement};
+use crate::patience::Patience;
+use crate::refuse::refuse;
+use crate::script::Code;
+use crate::seen::{Eyes, Files, Seen};
 use crate::sys::executable::FileId;
+use crate::sys::hierarchy::Hierarchies;
 use crate::sys::namespace::Home;
-use crate::sys::process::{Look, Process};
-use crate::sys::regular;
+use crate::sys::process::Process;
+use crate::unit;
 use crate::version::FileVersion;
 
 /// Takes fingerprints.
 #[derive(Debug)]
 pub(crate) struct Witness {
     digests: Digests,
+    patience: Arc<Patience>,
     host: Host,
-    home: Home,
+    eyes: Eyes,
+    hierarchies: Hierarchies,
+    containers: Containers,
+    looks: Looks<Result<Vec<Witnessed>, AttestRefusal>>,
     /// Executions that may be examined at once.
     room: Semaphore,
     room_max: usize,
 }
 
 /// The evidence about one execution.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Witnessed {
     /// Which execution.
     pub(crate) execution: Execution,
@@ -41,6 +59,12 @@ pub(crate) struct Witnessed {
     pub(crate) exe: FileId,
     /// The evidence.
     pub(crate) fingerprint: Fingerprint,
+    /// Every file whose content is evidence, each once and still open, so that it can be watched.
+    pub(crate) files: HashMap<FileVersion, Arc<File>>,
+    /// The files of its libraries, so that they can be opened and watched; none where they are no evidence.
+    pub(crate) mapped: BTreeMap<FileId, Place>,
+    /// It, pinned.
+    pub(crate) process: Arc<Process>,
 }
 
 impl Witnessed {
@@ -54,33 +78,50 @@ impl Witnessed {
     }
 }
 
-/// A process after the first look.
-struct Seen {
-    process: Process,
-    look: Look,
-    exe_path: String,
-    exe: FileVersion,
-    script: Evidence<(String, FileVersion)>,
+/// Evidence that others have to be asked for, or much has to be read for.
+struct Learned {
+    libraries: Evidence<Libraries>,
+    container: Evidence<Container>,
 }
 
-/// The files to be hashed, each once, and a user who runs it.
-type Files = HashMap<FileVersion, (Arc<File>, u32)>;
-
 impl Witness {
-    /// A witness on this host, in this daemon's own namespaces.
+    /// A witness on this host, in this daemon's own namespaces, that keeps digests in the directory `state`, and asks
+    /// these container runtimes.
     ///
     /// # Errors
     /// `/proc` is not mounted.
-    pub(crate) fn new(host: Host, clock: SharedClock) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        host: Host,
+        clock: SharedClock,
+        execs: Arc<dyn Execs>,
+        state: Option<&Path>,
+        runtimes: &[RuntimeConfig],
+    ) -> std::io::Result<Self> {
         let room_max = room();
         let at_once = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+        let patience = Arc::new(Patience::default());
+        let digests = Digests::new(at_once, clock, Arc::clone(&patience))?;
+        let hierarchies = Hierarchies::read();
         Ok(Self {
-            digests: Digests::new(at_once, clock),
+            digests: match state {
+                Some(directory) => digests.kept_in(directory),
+                None => digests,
+            },
+            patience,
             host,
-            home: Home::own()?,
+            eyes: Eyes { home: Home::own()?, execs, early: Arc::default() },
+            containers: Containers::new(runtimes, hierarchies.clone()),
+            looks: Looks::default(),
+            hierarchies,
             room: Semaphore::new(room_max),
             room_max,
         })
+    }
+
+    /// How many files were hashed so far.
+    #[cfg(test)]
+    pub(crate) fn hashed(&self) -> u64 {
+        self.digests.hashed()
     }
 
     /// The host.
@@ -88,17 +129,83 @@ impl Witness {
         &self.host
     }
 
+    /// Who knows containers.
+    pub(crate) fn runtimes(&self) -> &Containers {
+        &self.containers
+    }
+
     /// The evidence about each execution, in their order.
     ///
     /// # Errors
     /// The first doubt about any of them, by name.
     pub(crate) async fn examine(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
+        self.looks.share(executions, || self.examine_now(executions)).await
+    }
+
+    async fn examine_now(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
         let _room = self.enter(executions.len()).await?;
-        let (executions, home) = (executions.to_vec(), self.home);
-        let (seen, files) = blocking(move || first_look(&executions, home)).await?;
+        let (seen, files) = self.first_looks(executions).await?;
         let digests = self.hash(files).await?;
-        let seen = blocking(move || second_look(seen, home)).await?;
-        seen.iter().map(|seen| self.fingerprint(seen, &digests)).collect()
+        let learned = self.learn(&seen).await?;
+        let seen = self.second_looks(seen).await?;
+        let each = seen.into_iter().zip(learned);
+        each.map(|(seen, learned)| self.fingerprint(seen, &digests, learned)).collect()
+    }
+
+    async fn first_looks(&self, executions: &[Execution]) -> Result<(Vec<Seen>, Files), AttestRefusal> {
+        let asked = executions.to_vec();
+        let users = blocking(move || users(&asked)).await?;
+        let (mut all, mut files) = (Vec::with_capacity(executions.len()), Files::new());
+        for (execution, user) in executions.iter().copied().zip(users) {
+            let eyes = self.eyes.clone();
+            let (seen, its_files) = self.look(user, execution, move || eyes.first(execution)).await?;
+            all.push(seen);
+            files.extend(its_files);
+        }
+        Ok((all, files))
+    }
+
+    async fn second_looks(&self, seen: Vec<Seen>) -> Result<Vec<Seen>, AttestRefusal> {
+        let mut all = Vec::with_capacity(seen.len());
+        for one in seen {
+            let (eyes, user, execution) = (self.eyes.clone(), one.look.owner.uid, one.process.execution());
+            all.push(self.look(user, execution, move || eyes.second(one)).await?);
+        }
+        Ok(all)
+    }
+
+    /// What takes more than a look at each of them. The second look tells whether they still are the same processes, in
+    /// the same cgroups, with the same code. Programs of one house share most of their libraries.
+    async fn learn(&self, seen: &[Seen]) -> Result<Vec<Learned>, AttestRefusal> {
+        let (mut known, mut learned) = (HashMap::new(), Vec::with_capacity(seen.len()));
+        for one in seen {
+            let execution = one.process.execution();
+            let libraries = library::libraries(one, self, &mut known).await?;
+            let container = self.containers.of(execution.pid, execution.start_ticks, &one.look.cgroup).await;
+            learned.push(Learned { libraries, container });
+        }
+        Ok(learned)
+    }
+
+    fn unit(&self, named: &Evidence<NamedUnit>) -> Evidence<Unit> {
+        match named {
+            Evidence::Known(named) => unit::unit(&self.hierarchies, named),
+            Evidence::Absent(why) => Evidence::Absent(why.clone()),
+            Evidence::Unavailable(why) => Evidence::Unavailable(why.clone()),
+        }
+    }
+
+    /// Looks at a process, and is not kept waiting by it: its files can be served by a program, its memory too.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        user: u32,
+        execution: Execution,
+        work: impl FnOnce() -> Result<T, AttestRefusal> + Send + 'static,
+    ) -> Result<T, AttestRefusal> {
+        match self.patience.wait(user, LOOK_MAX, move |_| work()).await {
+            Ok(looked) => looked,
+            Err(e) => refuse(AttestReason::Unhashable, format!("looking at process {}: {e}", execution.pid)),
+        }
     }
 
     /// Waits until there are descriptors for so many executions.
@@ -112,6 +219,14 @@ impl Witness {
         entered.or_else(|e| refuse(AttestReason::Unavailable, format!("no process is examined any more: {e}")))
     }
 
+    /// The digest of an open file, read on this user's account if it must be read.
+    ///
+    /// # Errors
+    /// See [`HashError`].
+    pub(crate) async fn digest(&self, file: &Arc<File>, user: u32) -> Result<Digest, HashError> {
+        self.digests.digest(file, user).await
+    }
+
     async fn hash(&self, files: Files) -> Result<HashMap<FileVersion, Digest>, AttestRefusal> {
         let mut digests = HashMap::with_capacity(files.len());
         for (version, (file, user)) in files {
@@ -120,14 +235,22 @@ impl Witness {
         Ok(digests)
     }
 
-    fn fingerprint(&self, seen: &Seen, digests: &HashMap<FileVersion, Digest>) -> Result<Witnessed, AttestRefusal> {
+    fn fingerprint(
+        &self,
+        seen: Seen,
+        digests: &HashMap<FileVersion, Digest>,
+        learned: Learned,
+    ) -> Result<Witnessed, AttestRefusal> {
         let hashed = |path: &String, version: &FileVersion| match digests.get(version) {
             Some(digest) => Ok(HashedFile { path: path.clone(), digest: *digest }),
             None => refuse(AttestReason::Unreadable, format!("{path} was not hashed")),
         };
         let script = match &seen.script {
-            Evidence::Known((path, version)) => Evidence::Known(hashed(path, version)?),
+            Evidence::Known(Code::File(path, version)) => Evidence::Known(Script::File(hashed(path, version)?)),
+            Evidence::Known(Code::Inline(digest)) => Evidence::Known(Script::Inline(*digest)),
+            Evidence::Known(Code::Stdin) => Evidence::Known(Script::Stdin),
             Evidence::Absent(why) => Evidence::Absent(why.clone()),
+            Evidence::Unavailable(why) => Evidence::Unavailable(why.clone()),
         };
         let placement = Placement::parse(&seen.look.cgroup);
         let fingerprint = Fingerprint {
@@ -136,33 +259,46 @@ impl Witness {
             uid: seen.look.owner.uid,
             gid: seen.look.owner.gid,
             cgroup: placement.cgroup,
-            unit: placement.unit,
+            unit: self.unit(&placement.unit),
+            libraries: learned.libraries,
+            container: learned.container,
+            taints: seen.taints,
             host: self.host.clone(),
         };
-        Ok(Witnessed { execution: seen.process.execution(), exe: seen.look.exe.id, fingerprint })
+        let execution = Execution { image: seen.beginning.image(), ..seen.process.execution() };
+        let mapped = fingerprint.libraries.known().map(|_| seen.mapped.files).unwrap_or_default();
+        let (exe, files, process) = (seen.look.exe.id, seen.open, seen.process);
+        Ok(Witnessed { execution, exe, fingerprint, files, mapped, process })
     }
 }
 
-/// For how many executions there are descriptors: directory, pidfd and files of each; and some for all else.
+/// How long one look at a process may take. Only a hostile process takes longer, or a machine that stands still.
+const LOOK_MAX: Duration = Duration::from_secs(3);
+
+/// For how many executions there are descriptors: directory, pidfd, files and some libraries of each; and some for all
+/// else.
 fn room() -> usize {
     let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(limit / DESCRIPTORS_EACH).unwrap_or(usize::MAX).clamp(1, ROOM_MAX)
 }
 
 /// Descriptors that one execution may take while it is examined.
-const DESCRIPTORS_EACH: u64 = 6;
+const DESCRIPTORS_EACH: u64 = 6 + library::OPEN_MAX as u64;
 /// Executions that are examined at once, whatever the limit of open files.
 const ROOM_MAX: usize = 65_536;
 
 fn unhashed(e: HashError) -> AttestRefusal {
     let reason = match e {
         HashError::TooLarge { .. } => AttestReason::TooLarge,
+        HashError::Unhashable(_) | HashError::Endless(_) => AttestReason::Unhashable,
+        HashError::RateLimited(_) => AttestReason::RateLimited,
         HashError::Busy(_) => AttestReason::Unavailable,
         HashError::Changed | HashError::Io(_) => AttestReason::Unreadable,
     };
     AttestRefusal::new(reason, format!("a file cannot be hashed: {e}"))
 }
 
+/// Work that may wait for a disk, on a thread of its own.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, AttestRefusal> + Send + 'static,
 ) -> Result<T, AttestRefusal> {
@@ -172,53 +308,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn first_look(executions: &[Execution], home: Home) -> Result<(Vec<Seen>, Files), AttestRefusal> {
-    let mut files = Files::new();
-    let seen = executions.iter().map(|execution| see(*execution, home, &mut files)).collect::<Result<_, _>>()?;
-    Ok((seen, files))
-}
-
-fn see(execution: Execution, home: Home, files: &mut Files) -> Result<Seen, AttestRefusal> {
-    let process = Process::pin_execution(execution)?;
-    let look = process.look(home)?;
-    let exe_path = script::printable(&look.exe_path, "the executable's path")?;
-    let exe = process.open_exe()?;
-    regular::stored(&exe).or_else(|e| refuse(AttestReason::Unreadable, format!("the executable {exe_path}: {e}")))?;
-    let exe = keep(exe, execution.pid, look.owner.uid, files)?;
-    if exe.id != look.exe.id {
-        let detail = format!("process {} changed its program while it was looked at", execution.pid);
-        return refuse(AttestReason::GenerationGone, detail);
-    }
-    let script = match script::open(&process, &exe_path)? {
-        Evidence::Known(open) => Evidence::Known((open.path, keep(open.file, execution.pid, look.owner.uid, files)?)),
-        Evidence::Absent(why) => Evidence::Absent(why),
-    };
-    Ok(Seen { process, look, exe_path, exe, script })
-}
-
-fn keep(file: File, pid: u32, user: u32, files: &mut Files) -> Result<FileVersion, AttestRefusal> {
-    let version = FileVersion::of(&file).map_err(|e| unread(pid, "a file", &e))?;
-    files.entry(version).or_insert_with(|| (Arc::new(file), user));
-    Ok(version)
-}
-
-/// Everything must be as it was, and alive.
-fn second_look(seen: Vec<Seen>, home: Home) -> Result<Vec<Seen>, AttestRefusal> {
-    for one in &seen {
-        let pid = one.process.execution().pid;
-        if one.process.look(home)? != one.look {
-            return refuse(AttestReason::GenerationGone, format!("process {pid} changed while it was looked at"));
-        }
-        let script = match script::open(&one.process, &one.exe_path)? {
-            Evidence::Known(open) => {
-                let version = FileVersion::of(&open.file).map_err(|e| unread(pid, "the script", &e))?;
-                Evidence::Known((open.path, version))
-            }
-            Evidence::Absent(why) => Evidence::Absent(why),
-        };
-        if script != one.script {
-            return refuse(AttestReason::GenerationGone, format!("the script of process {pid} changed meanwhile"));
-        }
-    }
-    Ok(seen)
+/// On whose account each of them is looked at. Nothing that is read here depends on the process.
+fn users(executions: &[Execution]) -> Result<Vec<u32>, AttestRefusal> {
+    executions.iter().map(|execution| Ok(Process::pin_execution(*execution)?.owner()?.uid)).collect()
 }

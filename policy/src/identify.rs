@@ -1,18 +1,19 @@
 //! Which workload a fingerprint earns: all selectors of exactly one, or none.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
 
-use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile};
+use bonafide_proto::fingerprint::{Evidence, Fingerprint};
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
+use bonafide_proto::taint::Taints;
 
-use crate::workload::{Selectors, Workload};
+use crate::evidence::{Value, seen};
+use crate::explain::{Compare, Fit};
+use crate::selector::{ALLOW_TAINTS, Demand, Field, Selectors};
+use crate::workload::Workload;
 
 /// The most near misses that are reported.
 pub const NEAR_MAX: usize = 8;
-/// The most digests that a near miss writes out.
-const DIGESTS_SHOWN_MAX: usize = 4;
 
 /// What the evidence earned.
 #[must_use]
@@ -27,60 +28,144 @@ pub enum Identified {
     },
     /// The selectors of several hold: earned none of them, for there is no telling which was meant.
     Ambiguous(Vec<WorkloadName>),
+    /// No workload's selectors all hold, but this one's might: all that fail are about evidence that could not be had
+    /// ([`Evidence::Unavailable`]).
+    Unavailable {
+        /// The first such workload in the policy.
+        workload: WorkloadName,
+        /// Its first such selector.
+        field: String,
+        /// Who does not answer.
+        why: String,
+    },
 }
 
 /// Compares the evidence with every workload.
 pub(crate) fn identify(workloads: &[Workload], fingerprint: &Fingerprint) -> Identified {
     let mut fitting = Vec::new();
+    let mut open = None;
     let mut missing: Vec<(Nearness, NearMiss)> = Vec::new();
     for workload in workloads {
         let compared = compare(&workload.selectors, fingerprint);
-        match compared.iter().find_map(|c| c.miss(workload)) {
+        match first_miss(&compared, &workload.name) {
             None => fitting.push(workload.name.clone()),
             Some(miss) => missing.push((nearness(&compared, fingerprint), miss)),
         }
+        open = open.or_else(|| unavailable(&compared, &workload.name));
     }
     match <[WorkloadName; 1]>::try_from(fitting) {
         Ok([one]) => Identified::Workload(one),
-        Err(none) if none.is_empty() => Identified::Nothing { near: nearest(missing) },
+        Err(none) if none.is_empty() => open.unwrap_or_else(|| Identified::Nothing { near: nearest(missing) }),
         Err(several) => Identified::Ambiguous(several),
     }
 }
 
 /// The first selector of this workload that the evidence fails.
 pub(crate) fn miss(workload: &Workload, fingerprint: &Fingerprint) -> Option<NearMiss> {
-    compare(&workload.selectors, fingerprint).iter().find_map(|c| c.miss(workload))
+    first_miss(&compare(&workload.selectors, fingerprint), &workload.name)
 }
 
 /// A selector beside its evidence.
-struct Compared {
+#[derive(Debug)]
+pub(crate) struct Compared {
     field: &'static str,
-    holds: bool,
+    outcome: Outcome,
     expected: String,
-    seen: String,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Holds,
+    /// Something else was seen.
+    Fails(String),
+    /// Nothing can be seen, because somebody does not answer.
+    Unavailable(String),
 }
 
 impl Compared {
-    fn miss(&self, workload: &Workload) -> Option<NearMiss> {
-        (!self.holds).then(|| NearMiss {
-            of: workload.name.to_string(),
-            field: self.field.to_owned(),
-            expected: self.expected.clone(),
-            seen: self.seen.clone(),
-        })
+    /// A demand beside what there is to see.
+    pub(crate) fn with(field: Field, demand: &Demand, seen: &Evidence<Value>) -> Self {
+        let outcome = match seen {
+            Evidence::Known(value) if value.meets(demand) => Outcome::Holds,
+            Evidence::Known(value) => Outcome::Fails(value.shown(demand)),
+            // Absent evidence never holds; what was seen is then the reason for its absence.
+            Evidence::Absent(why) => Outcome::Fails(format!("nothing: {why}")),
+            Evidence::Unavailable(why) => Outcome::Unavailable(why.clone()),
+        };
+        Self { field: field.name(), outcome, expected: demand.shown() }
+    }
+
+    /// The taints that are allowed beside those that were seen.
+    fn with_taints(allowed: &Taints, seen: &Taints) -> Self {
+        let outcome = if seen.is_subset(allowed) { Outcome::Holds } else { Outcome::Fails(listed(seen)) };
+        Self { field: ALLOW_TAINTS, outcome, expected: listed(allowed) }
+    }
+
+    pub(crate) fn holds(&self) -> bool {
+        self.outcome == Outcome::Holds
+    }
+
+    /// The same, for a person.
+    pub(crate) fn explained(self) -> Compare {
+        let fit = match self.outcome {
+            Outcome::Holds => Fit::Holds,
+            Outcome::Fails(seen) => Fit::Fails(seen),
+            Outcome::Unavailable(why) => Fit::Unavailable(why),
+        };
+        Compare { field: self.field, expected: self.expected, fit }
+    }
+
+    fn miss(&self, of: &WorkloadName) -> Option<NearMiss> {
+        let seen = match &self.outcome {
+            Outcome::Holds => return None,
+            Outcome::Fails(seen) => seen.clone(),
+            Outcome::Unavailable(why) => format!("nothing: {why}"),
+        };
+        Some(NearMiss { of: of.to_string(), field: self.field.to_owned(), expected: self.expected.clone(), seen })
     }
 }
 
-/// Greater is nearer: the same script, then the same executable, then, for a process that runs a script, that the
-/// workload is one too, then more selectors that hold and fewer that do not.
-type Nearness = (bool, bool, bool, usize, Reverse<usize>);
+/// The first of these that fails.
+pub(crate) fn first_miss(compared: &[Compared], of: &WorkloadName) -> Option<NearMiss> {
+    compared.iter().find_map(|c| c.miss(of))
+}
 
-fn nearness(compared: &[Compared], seen: &Fingerprint) -> Nearness {
-    let holds = |field| compared.iter().any(|c| c.holds && c.field == field);
-    let asks = |field| compared.iter().any(|c| c.field == field);
-    let scripts = matches!(seen.script, Evidence::Known(_)) && (asks("script") || asks("script_sha256"));
-    let holding = compared.iter().filter(|c| c.holds).count();
-    (holds("script"), holds("exe"), scripts, holding, Reverse(compared.len() - holding))
+fn listed(taints: &Taints) -> String {
+    let taints: Vec<&str> = taints.iter().map(|taint| taint.as_str()).collect();
+    if taints.is_empty() { "none".to_owned() } else { taints.join(", ") }
+}
+
+/// If all that fails is unavailable.
+fn unavailable(compared: &[Compared], workload: &WorkloadName) -> Option<Identified> {
+    if compared.iter().any(|c| matches!(c.outcome, Outcome::Fails(_))) {
+        return None;
+    }
+    compared.iter().find_map(|c| match &c.outcome {
+        Outcome::Unavailable(why) => {
+            Some(Identified::Unavailable { workload: workload.clone(), field: c.field.to_owned(), why: why.clone() })
+        }
+        Outcome::Holds | Outcome::Fails(_) => None,
+    })
+}
+
+/// Greater is nearer: the same script, then the same executable, then the same image or container, then, for a process
+/// that runs a script, that the workload is one too, then more selectors that hold and fewer that do not.
+pub(crate) type Nearness = (bool, bool, bool, bool, usize, Reverse<usize>);
+
+pub(crate) fn nearness(compared: &[Compared], of: &Fingerprint) -> Nearness {
+    let holds = |field: Field| compared.iter().any(|c| c.holds() && c.field == field.name());
+    let asks = |fields: &[Field]| compared.iter().any(|c| fields.iter().any(|field| c.field == field.name()));
+    let code = matches!(of.script, Evidence::Known(_));
+    let scripts = code && asks(&[Field::Script, Field::ScriptSha256, Field::InlineSha256]);
+    let holding = compared.iter().filter(|c| c.holds()).count();
+    (
+        holds(Field::Script) || holds(Field::InlineSha256),
+        holds(Field::Exe),
+        holds(Field::Image) || holds(Field::Container) || holds(Field::Pod),
+        scripts,
+        holding,
+        Reverse(compared.len() - holding),
+    )
 }
 
 fn nearest(mut missing: Vec<(Nearness, NearMiss)>) -> Vec<NearMiss> {
@@ -90,56 +175,28 @@ fn nearest(mut missing: Vec<(Nearness, NearMiss)>) -> Vec<NearMiss> {
     missing.into_iter().map(|(_, miss)| miss).collect()
 }
 
-/// Every selector that is given, in the order in which a person would look.
-fn compare(selectors: &Selectors, seen: &Fingerprint) -> Vec<Compared> {
-    let exe = Evidence::Known(seen.exe.clone());
-    [
-        selectors.exe.as_ref().map(|path| path_of("exe", path, &exe)),
-        selectors.sha256.as_ref().map(|digests| digest_of("sha256", digests, &exe)),
-        selectors.script.as_ref().map(|path| path_of("script", path, &seen.script)),
-        selectors.script_sha256.as_ref().map(|digests| digest_of("script_sha256", digests, &seen.script)),
-        selectors.unit.as_ref().map(|unit| text_of("unit", unit, &seen.unit)),
-        selectors.uid.map(|uid| text_of("uid", &uid.to_string(), &Evidence::Known(seen.uid.to_string()))),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+/// Every selector that is given, in the order in which a person would look; then the taints.
+pub(crate) fn compare(selectors: &Selectors, of: &Fingerprint) -> Vec<Compared> {
+    let believed = |field: Field| disowned(selectors, field, of).unwrap_or_else(|| seen(field, of));
+    let demands = selectors.demands.iter().map(|(field, demand)| Compared::with(*field, demand, &believed(*field)));
+    demands.chain([Compared::with_taints(&selectors.allow_taints, &of.taints)]).collect()
 }
 
-fn path_of(field: &'static str, expected: &str, seen: &Evidence<HashedFile>) -> Compared {
-    let (holds, seen) = against(seen, |file| (file.path == expected, file.path.clone()));
-    Compared { field, holds, expected: expected.to_owned(), seen }
-}
-
-fn digest_of(field: &'static str, expected: &BTreeSet<Digest>, seen: &Evidence<HashedFile>) -> Compared {
-    let (holds, seen) = against(seen, |file| (expected.contains(&file.digest), file.digest.to_string()));
-    Compared { field, holds, expected: listed(expected), seen }
-}
-
-fn text_of(field: &'static str, expected: &str, seen: &Evidence<String>) -> Compared {
-    let (holds, seen) = against(seen, |text| (text == expected, text.clone()));
-    Compared { field, holds, expected: expected.to_owned(), seen }
-}
-
-/// Absent evidence never holds; what was seen is then the reason for its absence.
-fn against<T>(seen: &Evidence<T>, test: impl FnOnce(&T) -> (bool, String)) -> (bool, String) {
-    match seen {
-        Evidence::Known(value) => test(value),
-        Evidence::Absent(why) => (false, format!("nothing: {why}")),
+/// What a user's own runtime says is that user's word: nothing to a workload that does not name that runtime.
+fn disowned(selectors: &Selectors, field: Field, of: &Fingerprint) -> Option<Evidence<Value>> {
+    let runtime = &of.container.known().filter(|container| container.is_of_user())?.runtime;
+    let named = matches!(selectors.demands.get(&Field::Runtime), Some(Demand::Text(named)) if named == runtime);
+    if named || !Field::OF_CONTAINERS.contains(&field) {
+        return None;
     }
-}
-
-fn listed(digests: &BTreeSet<Digest>) -> String {
-    let shown: Vec<String> = digests.iter().take(DIGESTS_SHOWN_MAX).map(ToString::to_string).collect();
-    match digests.len().saturating_sub(DIGESTS_SHOWN_MAX) {
-        0 => shown.join(" or "),
-        more => format!("{} or {more} more", shown.join(" or ")),
-    }
+    Some(Evidence::Absent(format!("its container is only known to {runtime}, which the workload does not name")))
 }
 
 #[cfg(test)]
 mod tests {
-    use bonafide_proto::fingerprint::Host;
+    use bonafide_proto::container::{Container, Pod};
+    use bonafide_proto::fingerprint::{Digest, HashedFile, Host, Libraries, Script, Unit};
+    use bonafide_proto::taint::Taint;
 
     use super::*;
     use crate::Policy;
@@ -155,20 +212,43 @@ mod tests {
     /// `/usr/sbin/nginx` of digest 1, no script, uid 33, in `nginx.service`.
     fn nginx() -> Fingerprint {
         let absent = |why: &str| Evidence::Absent(why.to_owned());
+        let host = Host { bios_uuid: absent("none"), machine_id: absent("none"), node: None };
         Fingerprint {
-            exe: file("/usr/sbin/nginx", 1),
             script: Evidence::Absent("it is no interpreter".into()),
-            uid: 33,
-            gid: 33,
-            cgroup: absent("none"),
-            unit: Evidence::Known("nginx.service".into()),
-            host: Host { bios_uuid: absent("none"), machine_id: absent("none"), node: None },
+            unit: Evidence::Known(Unit { name: "nginx.service".into(), invocation: None }),
+            ..Fingerprint::of(file("/usr/sbin/nginx", 1), (33, 33), host)
         }
     }
 
     fn python(script: &str, byte: u8) -> Fingerprint {
         let exe = file("/usr/bin/python3.11", 9);
-        Fingerprint { exe, script: Evidence::Known(file(script, byte)), ..nginx() }
+        Fingerprint { exe, script: Evidence::Known(Script::File(file(script, byte))), ..nginx() }
+    }
+
+    /// The same in a container of a pod, on the node `a`.
+    fn contained() -> Fingerprint {
+        let labels = |text: &str| [("app".to_owned(), text.to_owned()), ("tier".to_owned(), "1".to_owned())].into();
+        let pod = Pod {
+            namespace: "shop".into(),
+            name: "web-0".into(),
+            uid: "u".into(),
+            service_account: Some("web".into()),
+            labels: labels("podded"),
+        };
+        let container = Container {
+            runtime: "containerd".into(),
+            id: "0123".into(),
+            name: Some("web".into()),
+            image: digest(20),
+            image_name: Some("docker.io/library/nginx:1.27".into()),
+            manifests: vec![digest(21), digest(22)],
+            labels: labels("contained"),
+            pod: Some(pod),
+        };
+        let mut seen = nginx();
+        seen.host.node = Some("a".parse().unwrap());
+        let libraries = Evidence::Known(Libraries { digest: digest(30), count: 3 });
+        Fingerprint { container: Evidence::Known(container), libraries, ..seen }
     }
 
     /// A policy of workloads named `w0`, `w1` and so on.
@@ -226,6 +306,113 @@ mod tests {
         ] {
             assert_eq!(identify(&[&selector], &app), earned("w0"), "{selector}");
         }
+    }
+
+    #[test]
+    fn a_users_own_runtime_convinces_only_who_names_it() {
+        let image = format!("image = \"{}\"", digest(20));
+        let mut theirs = contained();
+        if let Evidence::Known(container) = &mut theirs.container {
+            container.runtime = "podman:1000".into();
+        }
+        let missed = near(&[&image], &theirs);
+        assert_eq!(
+            missed[0].seen,
+            "nothing: its container is only known to podman:1000, which the workload does not name"
+        );
+        let named = |runtime: &str| format!("{image}\nruntime = \"{runtime}\"");
+        assert_eq!(identify(&[&named("podman:1000")], &theirs), earned("w0"));
+        for other in ["podman", "podman:1001", "docker:1000"] {
+            assert_eq!(near(&[&named(other)], &theirs)[0].field, "image", "{other}");
+            assert_eq!(near(&[&named(other)], &contained())[0].field, "runtime", "{other}");
+        }
+        assert_eq!(identify(&["exe = \"/usr/sbin/nginx\""], &theirs), earned("w0"));
+    }
+
+    #[test]
+    fn every_selector_of_containers_libraries_and_hosts_holds_or_misses() {
+        let (config, manifest) = (digest(20), digest(22));
+        for (field, right, wrong) in [
+            ("image", format!("\"{config}\""), format!("\"{}\"", digest(1))),
+            ("image", format!("[\"{}\", \"{manifest}\"]", digest(1)), format!("\"{}\"", digest(23))),
+            ("libraries", format!("\"{}\"", digest(30)), format!("\"{}\"", digest(31))),
+            ("image_name", "\"docker.io/library/nginx:1.27\"".into(), "\"nginx:1.27\"".into()),
+            ("container", "\"web\"".into(), "\"web2\"".into()),
+            ("runtime", "\"containerd\"".into(), "\"docker\"".into()),
+            ("labels", "{ app = \"contained\" }".into(), "{ app = \"contained\", tier = \"2\" }".into()),
+            ("pod_namespace", "\"shop\"".into(), "\"shop2\"".into()),
+            ("pod", "\"web-0\"".into(), "\"web-1\"".into()),
+            ("service_account", "\"web\"".into(), "\"default\"".into()),
+            ("pod_labels", "{ app = \"podded\", tier = \"1\" }".into(), "{ app = \"contained\" }".into()),
+            ("gid", "33".into(), "34".into()),
+            ("nodes", "[\"a\", \"b\"]".into(), "[\"b\", \"c\"]".into()),
+        ] {
+            let workload = |value: &str| format!("exe = \"/usr/sbin/nginx\"\n{field} = {value}");
+            assert_eq!(identify(&[&workload(&right)], &contained()), earned("w0"), "{field} = {right}");
+            let missed = near(&[&workload(&wrong)], &contained());
+            assert_eq!(missed.iter().map(|m| m.field.as_str()).collect::<Vec<_>>(), [field], "{field} = {wrong}");
+            if !matches!(field, "gid") {
+                assert_eq!(near(&[&workload(&right)], &nginx())[0].field, field, "absent evidence");
+            }
+        }
+    }
+
+    #[test]
+    fn labels_are_shown_as_far_as_they_were_asked_for() {
+        let workload = "exe = \"/usr/sbin/nginx\"\nlabels = { app = \"shop\", owner = \"me\" }";
+        assert_eq!(
+            near(&[workload], &contained()),
+            [miss("w0", "labels", "app=shop, owner=me", "app=contained, no owner")]
+        );
+    }
+
+    #[test]
+    fn code_of_a_command_line_is_known_by_its_digest_which_answers_its_taint() {
+        let mut inline = python("/srv/app.py", 1);
+        inline.script = Evidence::Known(Script::Inline(digest(5)));
+        inline.taints.insert(Taint::NoScript);
+        let workload = |byte| format!("exe = \"/usr/bin/python3.11\"\ninline_sha256 = \"{}\"", digest(byte));
+        assert_eq!(identify(&[&workload(5)], &inline), earned("w0"));
+        assert_eq!(near(&[&workload(6)], &inline)[0].field, "inline_sha256");
+        assert_eq!(near(&[&workload(5)], &python("/srv/app.py", 5))[0].seen, "nothing: it runs a script file");
+        // Other taints stay what they are.
+        inline.taints.insert(Taint::Traced);
+        let expected = [miss("w0", "allow_taints", "no-script", "traced, no-script")];
+        assert_eq!(near(&[&workload(5)], &inline), expected);
+    }
+
+    #[test]
+    fn every_taint_must_be_allowed() {
+        let mut tainted = nginx();
+        tainted.taints = [Taint::Preload, Taint::Traced].into();
+        let workload = |allowed: &str| format!("exe = \"/usr/sbin/nginx\"\n{allowed}");
+        let allowing_one = workload("allow_taints = \"preload\"");
+        assert_eq!(near(&[&workload("")], &tainted), [miss("w0", "allow_taints", "none", "preload, traced")]);
+        assert_eq!(near(&[&allowing_one], &tainted), [miss("w0", "allow_taints", "preload", "preload, traced")]);
+        assert_eq!(identify(&[&workload("allow_taints = [\"traced\", \"preload\"]")], &tainted), earned("w0"));
+        // Allowed is not demanded.
+        assert_eq!(identify(&[&allowing_one], &nginx()), earned("w0"));
+    }
+
+    #[test]
+    fn evidence_that_could_not_be_had_is_told_from_evidence_that_is_not_there() {
+        let mut dark = nginx();
+        dark.container = Evidence::Unavailable("docker does not answer".into());
+        let image = format!("image = \"{}\"", digest(20));
+        let unavailable = |of: &str, field: &str| Identified::Unavailable {
+            workload: of.parse().unwrap(),
+            field: field.into(),
+            why: "docker does not answer".into(),
+        };
+        assert_eq!(identify(&["exe = \"/bin/x\"", &image], &dark), unavailable("w1", "image"));
+        let two = format!("exe = \"/usr/sbin/nginx\"\n{image}\npod = \"p\"");
+        assert_eq!(identify(&[&two], &dark), unavailable("w0", "image"));
+        // Something else fails for certain, or another workload fits: nobody has to answer.
+        let other = near(&[&format!("uid = 7\n{image}")], &dark);
+        assert_eq!(other[0].field, "image");
+        assert_eq!(identify(&["exe = \"/usr/sbin/nginx\"", &image], &dark), earned("w0"));
+        dark.taints.insert(Taint::Deleted);
+        assert!(matches!(identify(&[&image], &dark), Identified::Nothing { .. }));
     }
 
     #[test]

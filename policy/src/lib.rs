@@ -3,8 +3,12 @@
 //! Pure: no file is opened here and no clock is read. A text either becomes a [`Policy`] that cannot be wrong,
 //! or [`PolicyErrors`] that name every mistake with its place and what would be right.
 
+mod certified;
 mod compile;
 mod decide;
+mod demand;
+mod evidence;
+mod explain;
 mod fault;
 mod identify;
 mod language;
@@ -14,11 +18,14 @@ mod policy;
 mod ports;
 mod prefix;
 mod rule;
+mod selector;
 mod shadow;
 mod table;
 mod workload;
 
+pub use certified::Certified;
 pub use decide::{Allowed, Denied, Subject, Verdict};
+pub use explain::{Compare, Explained, Fit};
 pub use fault::{ERRORS_MAX, PolicyError, PolicyErrors};
 pub use identify::{Identified, NEAR_MAX};
 pub use language::{LANGUAGE, TableKind};

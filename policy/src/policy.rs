@@ -8,8 +8,10 @@ use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 use toml::de::DeTable;
 
+use crate::certified::{self, Certified};
 use crate::compile::{Tables, compile};
 use crate::decide::{Subject, Verdict};
+use crate::explain::{Explained, explain};
 use crate::fault::{Faults, PolicyError, PolicyErrors, quoted};
 use crate::identify::{Identified, identify, miss};
 use crate::language::{OUTSIDE, RULE, TOP, WORKLOAD};
@@ -28,8 +30,10 @@ const ALL_SYNTAX_ERRORS_MAX: usize = 256 << 10;
 /// What happens to a flow that no rule allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// It is let through, and recorded as one that would be refused.
+    /// Nobody stands in between: the kernel's events are recorded, with the verdict that enforce mode would come to.
     Observe,
+    /// It is captured and let through, and recorded as one that would be refused.
+    Shadow,
     /// It is refused.
     Enforce,
 }
@@ -40,6 +44,7 @@ impl Mode {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Observe => "observe",
+            Self::Shadow => "shadow",
             Self::Enforce => "enforce",
         }
     }
@@ -121,6 +126,22 @@ impl Policy {
     #[must_use]
     pub fn miss_of(&self, name: &WorkloadName, fingerprint: &Fingerprint) -> Option<NearMiss> {
         self.workloads.iter().find(|workload| workload.name == *name).and_then(|workload| miss(workload, fingerprint))
+    }
+
+    /// Every workload beside this evidence, nearest first: which selectors hold, and what was seen where one does not.
+    #[must_use]
+    pub fn explain(&self, fingerprint: &Fingerprint) -> Vec<Explained> {
+        explain(&self.workloads, fingerprint)
+    }
+
+    /// Whether what a peer's certificate says about its program is what this policy demands of the workload: its
+    /// `sha256`, `script_sha256`, `libraries`, `image` and `nodes`. A node's own policy may demand less than this one.
+    ///
+    /// # Errors
+    /// The first of these selectors that fails, or that the policy does not know the workload.
+    pub fn accepts_certified(&self, name: &WorkloadName, certified: &Certified<'_>) -> Result<(), NearMiss> {
+        let workload = self.workloads.iter().find(|workload| workload.name == *name);
+        certified::accept(name, workload, certified)
     }
 
     /// Whether the policy has a workload of this name.
@@ -252,9 +273,13 @@ fn read_mode(top: &Table<'_>, faults: &mut Faults<'_>) -> Option<Mode> {
     let text = top.required_text("mode", faults)?;
     match text.value {
         "observe" => Some(Mode::Observe),
+        "shadow" => Some(Mode::Shadow),
         "enforce" => Some(Mode::Enforce),
         other => {
-            faults.wrong(text.at, format!("the mode {} is not known; write \"observe\" or \"enforce\"", quoted(other)));
+            faults.wrong(
+                text.at,
+                format!("the mode {} is not known; write \"observe\", \"shadow\" or \"enforce\"", quoted(other)),
+            );
             None
         }
     }

@@ -18,6 +18,9 @@ pub(crate) struct Text<'t> {
 /// Any value in the text.
 pub(crate) type Value<'t> = Spanned<DeValue<'t>>;
 
+/// The place of a table, and what is in it.
+pub(crate) type Entries<'t> = (usize, Vec<(Text<'t>, &'t Value<'t>)>);
+
 /// A table whose unknown fields were already reported.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Table<'t> {
@@ -97,6 +100,17 @@ impl<'t> Table<'t> {
             DeValue::Array(list) => Some(list),
             _ => Some(std::slice::from_ref(value)),
         }
+    }
+
+    /// The place and the entries of an optional table of whatever keys.
+    pub(crate) fn entries(&self, field: &str, faults: &mut Faults<'_>) -> Option<Entries<'t>> {
+        let value = self.get(field)?;
+        let DeValue::Table(entries) = value.get_ref() else {
+            self.wrong_type(field, "a table of strings", value, faults);
+            return None;
+        };
+        let text = |key: &'t Spanned<_>| Text { at: key.span().start, value: AsRef::<str>::as_ref(key.get_ref()) };
+        Some((value.span().start, entries.iter().map(|(key, value)| (text(key), value)).collect()))
     }
 
     /// The tables of an array of tables, in order.

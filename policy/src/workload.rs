@@ -1,24 +1,17 @@
 //! A workload: a stable name, and the evidence that earns it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
-use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::name::WorkloadName;
+use bonafide_proto::taint::{Taint, Taints};
 
+use crate::demand;
 use crate::fault::{Faults, quoted};
 use crate::language::WORKLOAD;
 use crate::names::{self, End, Names};
+use crate::selector::{ALLOW_TAINTS, Field, Selectors};
 use crate::shadow;
-use crate::table::{Table, Text, all_different, as_integer};
-
-/// The longest path, in bytes (`PATH_MAX`).
-const PATH_MAX: usize = 4096;
-/// The longest unit name, in bytes (systemd.unit(5)).
-const UNIT_MAX: usize = 255;
-/// The highest user ID; the one above means "none" to the kernel.
-const UID_MAX: u32 = u32::MAX - 1;
-/// Selectors that say something about the program; `uid` alone does not.
-const CODE_SELECTORS: [&str; 5] = ["exe", "sha256", "script", "script_sha256", "unit"];
+use crate::table::{Table, Text, all_different};
 
 /// A program that policy knows by name.
 #[derive(Debug, Clone)]
@@ -27,23 +20,6 @@ pub(crate) struct Workload {
     pub(crate) name: WorkloadName,
     /// What earns the name: all that are given must hold.
     pub(crate) selectors: Selectors,
-}
-
-/// Demands on a fingerprint; at least one of them is about code.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Selectors {
-    /// Path of the executable, as its process sees it.
-    pub(crate) exe: Option<String>,
-    /// Digests of the executable: one of them must be seen.
-    pub(crate) sha256: Option<BTreeSet<Digest>>,
-    /// Path of the script.
-    pub(crate) script: Option<String>,
-    /// Digests of the script: one of them must be seen.
-    pub(crate) script_sha256: Option<BTreeSet<Digest>>,
-    /// systemd unit.
-    pub(crate) unit: Option<String>,
-    /// Effective user ID.
-    pub(crate) uid: Option<u32>,
 }
 
 /// Reads every `[[workload]]`.
@@ -79,89 +55,57 @@ pub(crate) fn read_name<'t>(
 
 /// None if there is a mistake in it, which was reported.
 fn read_selectors(table: &Table<'_>, faults: &mut Faults<'_>) -> Option<Selectors> {
-    if !CODE_SELECTORS.iter().any(|field| table.get(field).is_some()) {
-        let lacks = format!("this [[workload]] does not say which program it is; add {}", CODE_SELECTORS.join(" or "));
+    if !Field::CODE.iter().any(|field| table.get(field.name()).is_some()) {
+        let code = Field::CODE.map(Field::name).join(" or ");
+        let lacks = format!("this [[workload]] does not say which program it is; add {code}");
         faults.wrong_if_whole(table.at, format!("{lacks}, for example exe = {}", WORKLOAD.example("exe")));
         return None;
     }
-    let selectors = Selectors {
-        exe: table.text("exe", faults).and_then(|text| path("exe", text, faults)),
-        sha256: digests(table, "sha256", faults),
-        script: table.text("script", faults).and_then(|text| path("script", text, faults)),
-        script_sha256: digests(table, "script_sha256", faults),
-        unit: table.text("unit", faults).and_then(|text| unit(text, faults)),
-        uid: uid(table, faults),
-    };
-    let read = [
-        selectors.exe.is_some(),
-        selectors.sha256.is_some(),
-        selectors.script.is_some(),
-        selectors.script_sha256.is_some(),
-        selectors.unit.is_some(),
-        selectors.uid.is_some(),
-    ];
-    let written = WORKLOAD.fields.iter().filter(|(field, _)| *field != "name" && table.get(field).is_some());
-    // A selector that was written and not understood must not vanish: it would widen the workload.
-    (read.into_iter().filter(|understood| *understood).count() == written.count()).then_some(selectors)
-}
-
-fn path(field: &str, text: Text<'_>, faults: &mut Faults<'_>) -> Option<String> {
-    let path = text.value;
-    let problem = if !path.starts_with('/') {
-        "does not start with \"/\"; write the path as the kernel knows it"
-    } else if path.len() > PATH_MAX {
-        "is longer than 4096 bytes"
-    } else if path.chars().any(char::is_control) {
-        "contains a control character; remove it"
-    } else if path.split('/').skip(1).any(|part| matches!(part, "" | "." | "..")) {
-        "has an empty part, \".\" or \"..\"; write the path as the kernel knows it"
-    } else {
-        return Some(path.to_owned());
-    };
-    faults.wrong(text.at, format!("the {field} {} {problem}", quoted(path)));
-    None
-}
-
-fn digests(table: &Table<'_>, field: &str, faults: &mut Faults<'_>) -> Option<BTreeSet<Digest>> {
-    let texts = table.texts(field, faults)?;
-    let parsed: Vec<(usize, Digest)> = texts.iter().filter_map(|t| Some((t.at, digest(*t, faults)?))).collect();
-    all_different(field, &parsed, faults);
-    (parsed.len() == texts.len() && !parsed.is_empty()).then(|| parsed.into_iter().map(|(_, digest)| digest).collect())
-}
-
-fn digest(text: Text<'_>, faults: &mut Faults<'_>) -> Option<Digest> {
-    let parsed = text.value.parse();
-    parsed
-        .map_err(|e| faults.wrong(text.at, format!("the digest {} {e}, as sha256sum prints", quoted(text.value))))
-        .ok()
-}
-
-fn unit(text: Text<'_>, faults: &mut Faults<'_>) -> Option<String> {
-    let unit = text.value;
-    let problem = if unit.len() > UNIT_MAX {
-        "is longer than 255 bytes"
-    } else if let Some(stem) = unit.strip_suffix(".service").or_else(|| unit.strip_suffix(".scope")) {
-        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, ':' | '-' | '_' | '.' | '\\' | '@');
-        match stem.chars().all(known) && !stem.is_empty() {
-            true => return Some(unit.to_owned()),
-            false => "is no unit name; names have letters, digits and any of : - _ . \\ @",
-        }
-    } else {
-        "does not end in \".service\" or \".scope\"; write it like \"nginx.service\""
-    };
-    faults.wrong(text.at, format!("the unit {} {problem}", quoted(unit)));
-    None
-}
-
-fn uid(table: &Table<'_>, faults: &mut Faults<'_>) -> Option<u32> {
-    let value = table.get("uid")?;
-    let Some(number) = as_integer(value) else {
-        table.wrong_type("uid", "a number", value, faults);
-        return None;
-    };
-    let uid = u32::try_from(number).ok().filter(|uid| *uid <= UID_MAX);
-    if uid.is_none() {
-        faults.wrong(value.span().start, format!("the uid is out of range; user IDs are 0 to {UID_MAX}"));
+    let mut allow_taints = taints(table, faults);
+    let written: Vec<Field> = Field::ALL.into_iter().filter(|field| table.get(field.name()).is_some()).collect();
+    let demands: Vec<_> = written.iter().map(|field| Some((*field, demand::read(table, *field, faults)?))).collect();
+    refuse_two_kinds_of_code(table, faults)?;
+    if written.contains(&Field::InlineSha256) {
+        // The digest says which code that is, so the taint tells nothing more.
+        allow_taints.as_mut().map(|taints| taints.insert(Taint::NoScript));
     }
-    uid
+    // A selector that was written and not understood must not vanish: it would widen the workload.
+    Some(Selectors { demands: demands.into_iter().collect::<Option<_>>()?, allow_taints: allow_taints? })
+}
+
+/// None if it does.
+fn refuse_two_kinds_of_code(table: &Table<'_>, faults: &mut Faults<'_>) -> Option<()> {
+    let Some(inline) = table.get(Field::InlineSha256.name()) else { return Some(()) };
+    let script = [Field::Script, Field::ScriptSha256].map(Field::name).into_iter().find(|f| table.get(f).is_some());
+    if let Some(script) = script {
+        let never = format!("no program has both inline_sha256 and {script}");
+        faults.wrong(
+            inline.span().start,
+            format!("{never}: it interprets a file or its command line; remove one of them"),
+        );
+        return None;
+    }
+    Some(())
+}
+
+/// None if there is a mistake in them; none at all where nothing is written.
+fn taints(table: &Table<'_>, faults: &mut Faults<'_>) -> Option<Taints> {
+    if table.get(ALLOW_TAINTS).is_none() {
+        return Some(Taints::new());
+    }
+    let texts = table.texts(ALLOW_TAINTS, faults)?;
+    let parsed: Vec<(usize, Taint)> = texts.iter().filter_map(|t| Some((t.at, taint(*t, faults)?))).collect();
+    all_different(ALLOW_TAINTS, &parsed, faults);
+    (parsed.len() == texts.len() && !parsed.is_empty()).then(|| parsed.into_iter().map(|(_, taint)| taint).collect())
+}
+
+fn taint(text: Text<'_>, faults: &mut Faults<'_>) -> Option<Taint> {
+    let parsed = text.value.parse();
+    let known = || Taint::ALL.into_iter().map(Taint::as_str);
+    if parsed.is_err() {
+        let all = || format!("those are {}", known().collect::<Vec<_>>().join(", "));
+        let remedy = faults.did_you_mean(text.value, known(), all);
+        faults.wrong(text.at, format!("no taint is named {}; {remedy}", quoted(text.value)));
+    }
+    parsed.ok()
 }

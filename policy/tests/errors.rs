@@ -100,7 +100,7 @@ fn syntax_and_meaning_come_together_without_consequences() {
         "mode = ¶\"obsrve\"\n[[workload]¶\nname = \"a\"\nexe = \"/bin/a\"\n\
          [[rule]]\nname = \"r\"\nfrom = \"a\"\nto = \"a\"\naction = ¶\"alow\"\n",
         &[
-            "the mode \"obsrve\" is not known; write \"observe\" or \"enforce\"",
+            "the mode \"obsrve\" is not known; write \"observe\", \"shadow\" or \"enforce\"",
             "not TOML: unclosed array table, expected `]`",
             "the action \"alow\" is not known; write \"allow\" or \"deny\"",
         ],
@@ -149,7 +149,7 @@ fn missing_fields() {
         &[
             "[[workload]] has no name; add name = \"shop/web\"",
             "this [[workload]] does not say which program it is; \
-             add exe or sha256 or script or script_sha256 or unit, for example exe = \"/usr/sbin/nginx\"",
+             add exe or sha256 or script or script_sha256 or inline_sha256 or libraries or image or unit, for example exe = \"/usr/sbin/nginx\"",
         ],
     );
     refused_after_base(
@@ -217,7 +217,7 @@ fn words_that_are_not_known() {
     refused(
         "mode = ¶\"Enforce\"\nsame_host = ¶\"tls\"\n",
         &[
-            "the mode \"Enforce\" is not known; write \"observe\" or \"enforce\"",
+            "the mode \"Enforce\" is not known; write \"observe\", \"shadow\" or \"enforce\"",
             "same_host = \"tls\" is not known; write \"verified\" or \"mtls\"",
         ],
     );
@@ -358,6 +358,139 @@ fn digests() {
         "exe = \"/usr/sbin/nginx\"",
         "sha256 = ¶[]",
         &["sha256 is an empty list; write sha256 = \"sha256:<64 hex digits>\""],
+    );
+}
+
+#[test]
+fn selectors_of_containers_and_hosts() {
+    refused_with(
+        "exe = \"/usr/sbin/nginx\"",
+        "exe = \"/usr/sbin/nginx\"\nimage = ¶\"nginx:1.27\"\nimage_name = ¶\"\"\ncontainer = ¶\"shop web\"\n\
+         runtime = ¶\"rkt\"\npod_namespace = ¶\"Shop\"\npod = ¶\"web-*\"\nservice_account = ¶\"web.\"\n\
+         gid = ¶4294967295\nnodes = [\"a\", ¶\"a\", ¶\"b/c\"]",
+        &[
+            "the digest \"nginx:1.27\" is not \"sha256:\" and 64 lower-case hex digits, as sha256sum prints",
+            "the image_name \"\" is no name of an image; \
+             write it as the runtime shows it, like \"docker.io/library/nginx:1.27\"",
+            "the container \"shop web\" is no name of a container; \
+             those are up to 128 letters, digits and any of _ . -",
+            "the runtime \"rkt\" is not known; write \"containerd\" or \"docker\" or \"podman\"",
+            "the pod_namespace \"Shop\" is no name in Kubernetes; those are up to 63 of a-z, 0-9 and -",
+            "the pod \"web-*\" is no name in Kubernetes; those are up to 253 of a-z, 0-9, - and .",
+            "the service_account \"web.\" is no name in Kubernetes; those are up to 253 of a-z, 0-9, - and .",
+            "the gid is out of range; group IDs are 0 to 4294967294",
+            "nodes lists the same thing twice; remove one of them",
+            "the node \"b/c\" is no name; a node's name is letters, digits, '.', '-' and '_', like \"host-a\"",
+        ],
+    );
+}
+
+#[test]
+fn labels() {
+    refused_with(
+        "exe = \"/usr/sbin/nginx\"",
+        "exe = \"/usr/sbin/nginx\"\nlabels = ¶{}\npod_labels = { app = ¶3, ¶\"a\\u0007\" = \"b\" }",
+        &[
+            "labels has 0 labels; give 1 to 64",
+            "pod_labels must be a table of strings, not an integer; for example pod_labels = { app = \"web\" }",
+            "the label \"a\\u{7}\" is longer than 4096 bytes or contains a control character",
+        ],
+    );
+    refused_with(
+        "exe = \"/usr/sbin/nginx\"",
+        "exe = \"/usr/sbin/nginx\"\nlabels = ¶\"app=web\"",
+        &["labels must be a table of strings, not a string; for example labels = { app = \"web\" }"],
+    );
+    let table =
+        BASE.replacen("exe = \"/usr/sbin/nginx\"", "image_name = \"x\"\nexe = \"/a\"\n[workload.labels]\na = \"b\"", 1);
+    Policy::parse("p", &table).unwrap();
+}
+
+#[test]
+fn taints_that_are_none() {
+    refused_with(
+        "exe = \"/usr/sbin/nginx\"",
+        "exe = \"/usr/sbin/nginx\"\nallow_taints = [¶\"no_script\", ¶\"rootkit\", \"memfd\", ¶\"memfd\"]",
+        &[
+            "no taint is named \"no_script\"; did you mean \"no-script\"?",
+            "no taint is named \"rootkit\"; \
+             those are deleted, memfd, preload, audit, traced, writable-code, no-script",
+            "allow_taints lists the same thing twice; remove one of them",
+        ],
+    );
+    refused_with(
+        "exe = \"/usr/sbin/nginx\"",
+        "exe = \"/usr/sbin/nginx\"\nallow_taints = ¶[]",
+        &["allow_taints is an empty list; write allow_taints = [\"no-script\"]"],
+    );
+}
+
+#[test]
+fn two_kinds_of_code() {
+    let digest = "ab".repeat(32);
+    refused_with(
+        "exe = \"/usr/sbin/nginx\"",
+        &format!("inline_sha256 = ¶\"{digest}\"\nscript = \"/srv/app.py\""),
+        &["no program has both inline_sha256 and script: it interprets a file or its command line; \
+           remove one of them"],
+    );
+}
+
+#[test]
+fn workloads_that_differ_only_in_what_is_allowed_or_listed() {
+    let lines = |remedy: &str| {
+        format!(
+            "every program that fits this [[workload]] also fits the one on line 22, \
+             so it could never be earned; {remedy}, or remove one of the two"
+        )
+    };
+    let pair = |wide: &str, narrow: &str| {
+        format!(
+            "[[workload]]\nname = \"w\"\nexe = \"/a\"\n{wide}\n¶[[workload]]\nname = \"n\"\nexe = \"/a\"\n{narrow}\n"
+        )
+    };
+    for (wide, narrow, remedy) in [
+        ("allow_taints = \"memfd\"", "", "tell them apart by another field"),
+        ("nodes = [\"a\", \"b\"]", "nodes = \"b\"", "remove this one's nodes from the one on line 22"),
+        (
+            "labels = { a = \"b\" }",
+            "labels = { a = \"b\", c = \"d\" }",
+            "add a label to the one on line 22 that sets it apart",
+        ),
+    ] {
+        refused_after_base(&pair(wide, narrow), &[&lines(remedy)]);
+    }
+    // Narrower evidence with more taints allowed, and the other way round, can both be earned.
+    let both = "[[workload]]\nname = \"w\"\nexe = \"/a\"\n[[workload]]\nname = \"n\"\nexe = \"/a\"\nuid = 1\nallow_taints = \"memfd\"\n";
+    Policy::parse("p", &format!("{BASE}{both}")).unwrap();
+}
+
+#[test]
+fn workloads_that_combine_their_fields_in_too_many_ways() {
+    let fields = [
+        "uid = 1",
+        "gid = 1",
+        "unit = \"a.service\"",
+        "runtime = \"docker\"",
+        "container = \"c\"",
+        "pod = \"p\"",
+        "pod_namespace = \"n\"",
+        "service_account = \"s\"",
+        "image_name = \"i\"",
+        "script = \"/s\"",
+        "nodes = \"n\"",
+    ];
+    let workload = |i: usize| {
+        let given: Vec<&str> =
+            fields.iter().enumerate().filter(|(bit, _)| i >> bit & 1 == 1).map(|(_, f)| *f).collect();
+        format!("[[workload]]\nname = \"w{i}\"\nexe = \"/w{i}\"\n{}\n", given.join("\n"))
+    };
+    let text = |ways: usize| (0..ways).map(workload).collect::<String>();
+    Policy::parse("p", &format!("{BASE}{}", text(1024))).unwrap();
+    let marked = format!("{}¶{}", text(1024), workload(1024));
+    refused_after_base(
+        &marked,
+        &["the workloads up to here combine their fields in more than 1024 ways; give like workloads the same fields"],
     );
 }
 

@@ -5,8 +5,12 @@
 //! #= allow from=A to=B port=N rule="which"
 //! #= deny from=A to=B port=N rule="which"              denied by a rule
 //! #= deny from=A to=B port=N nearest="rule: field"     no rule; without nearest= there must be none
-//! #= earns NAME exe=… [sha256=… script=… script_sha256=… unit=… uid=…]
+//! #= earns NAME exe=… [sha256=… script=… script_sha256=… inline_sha256=… libraries=… unit=… uid=… gid=… node=…
+//!               image=… manifest=… image_name=… container=… runtime=… labels=a=b,c=d
+//!               pod=NAMESPACE/NAME service_account=… pod_labels=a=b taints=a,b runtime_down=yes]
 //! #= earns nothing exe=… near="workload: selector"     the nearest of the near misses
+//! #= earns unavailable exe=… near="workload: selector" evidence that somebody should have told
+//! #= certified NAME sha256=… [script_sha256=… libraries=… image=… node=… near=selector]
 //! #= outside ADDRESS port=N name=NAME                  name=none: no [[outside]] covers it
 //! ```
 //! `A` and `B` are names of workloads, or addresses.
@@ -16,8 +20,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use bonafide_policy::{Denied, Identified, LANGUAGE, Policy, Subject, Verdict};
-use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host};
+use bonafide_policy::{Certified, Denied, Identified, LANGUAGE, Policy, Subject, Verdict};
+use bonafide_proto::container::{Container, Pod};
+use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host, Libraries, Script, Unit};
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 
@@ -94,6 +99,7 @@ fn check(policy: &Policy, mut line: Expectation) -> Option<String> {
         "allow" => check_allow(policy, &mut line),
         "deny" => check_deny(policy, &mut line),
         "earns" => check_earns(policy, &mut line),
+        "certified" => check_certified(policy, &mut line),
         "outside" => check_outside(policy, &mut line),
         other => panic!("{other} is no expectation"),
     };
@@ -147,6 +153,10 @@ fn check_earns(policy: &Policy, line: &mut Expectation) -> Option<String> {
             assert_eq!(line.subject, "nothing", "near: {near:?}");
             assert_eq!(near.first().map(short), line.take("near"));
         }
+        Identified::Unavailable { workload, field, .. } => {
+            assert_eq!(line.subject, "unavailable");
+            assert_eq!(format!("{workload}: {field}"), line.must("near"));
+        }
         Identified::Ambiguous(several) => panic!("it is ambiguous: {several:?}"),
     }
     None
@@ -162,21 +172,83 @@ fn short(miss: &NearMiss) -> String {
     format!("{}: {}", miss.of, miss.field)
 }
 
+fn check_certified(policy: &Policy, line: &mut Expectation) -> Option<String> {
+    let exe = line.must("sha256").parse().unwrap();
+    let [script, libraries, image] =
+        ["script_sha256", "libraries", "image"].map(|key| line.take(key).map(|text| text.parse::<Digest>().unwrap()));
+    let node = line.take("node").map(|text| text.parse().unwrap());
+    let (script, libraries, image) = (script.as_ref(), libraries.as_ref(), image.as_ref());
+    let certified = Certified { exe: &exe, script, libraries, image, node: node.as_ref() };
+    let accepted = policy.accepts_certified(&line.subject.parse().unwrap(), &certified);
+    assert_eq!(accepted.err().map(|miss| miss.field), line.take("near"));
+    None
+}
+
 /// Evidence as far as the line gives it; a digest that it does not give is one that no policy has.
 fn fingerprint(line: &mut Expectation) -> Fingerprint {
-    let mut digest = |key: &str| line.take(key).map_or(Digest([0; 32]), |text| text.parse().unwrap());
-    let (exe_digest, script_digest) = (digest("sha256"), digest("script_sha256"));
-    let absent = || Evidence::Absent("the example gives none".to_owned());
-    let script = line.take("script").map(|path| Evidence::Known(HashedFile { path, digest: script_digest }));
+    let exe = HashedFile { path: line.must("exe"), digest: digest(line, "sha256").unwrap_or(NO_DIGEST) };
+    let uid = line.take("uid").map_or(65534, |uid| uid.parse().unwrap());
+    let gid = line.take("gid").map_or(65534, |gid| gid.parse().unwrap());
+    let node = line.take("node").map(|text| text.parse().unwrap());
+    let host = Host { bios_uuid: given(None), machine_id: given(None), node };
     Fingerprint {
-        exe: HashedFile { path: line.must("exe"), digest: exe_digest },
-        script: script.unwrap_or_else(|| Evidence::Absent("the example gives none".to_owned())),
-        uid: line.take("uid").map_or(65534, |uid| uid.parse().unwrap()),
-        gid: 65534,
-        cgroup: absent(),
-        unit: line.take("unit").map_or_else(absent, Evidence::Known),
-        host: Host { bios_uuid: absent(), machine_id: absent(), node: None },
+        script: given(script(line)),
+        libraries: given(digest(line, "libraries").map(|digest| Libraries { digest, count: 1 })),
+        unit: given(line.take("unit").map(|name| Unit { name, invocation: None })),
+        container: container(line),
+        taints: list(line, "taints").iter().map(|taint| taint.parse().unwrap()).collect(),
+        ..Fingerprint::of(exe, (uid, gid), host)
     }
+}
+
+const NO_DIGEST: Digest = Digest([0; 32]);
+
+fn given<T>(evidence: Option<T>) -> Evidence<T> {
+    evidence.map_or_else(|| Evidence::Absent("the example gives none".to_owned()), Evidence::Known)
+}
+
+fn digest(line: &mut Expectation, key: &str) -> Option<Digest> {
+    line.take(key).map(|text| text.parse().unwrap())
+}
+
+fn list(line: &mut Expectation, key: &str) -> Vec<String> {
+    line.take(key).map(|text| text.split(',').map(str::to_owned).collect()).unwrap_or_default()
+}
+
+fn labels(line: &mut Expectation, key: &str) -> BTreeMap<String, String> {
+    let pair = |pair: String| pair.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())).unwrap();
+    list(line, key).into_iter().map(pair).collect()
+}
+
+fn script(line: &mut Expectation) -> Option<Script> {
+    let file = digest(line, "script_sha256").unwrap_or(NO_DIGEST);
+    let inline = digest(line, "inline_sha256").map(Script::Inline);
+    line.take("script").map(|path| Script::File(HashedFile { path, digest: file })).or(inline)
+}
+
+fn container(line: &mut Expectation) -> Evidence<Container> {
+    if line.take("runtime_down").is_some() {
+        return Evidence::Unavailable("the runtime does not answer".to_owned());
+    }
+    let Some(image) = digest(line, "image") else { return given(None) };
+    let pod = line.take("pod").map(|text| text.split_once('/').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap());
+    let pod = pod.map(|(namespace, name)| Pod {
+        namespace,
+        name,
+        uid: "1".to_owned(),
+        service_account: line.take("service_account"),
+        labels: labels(line, "pod_labels"),
+    });
+    Evidence::Known(Container {
+        runtime: line.take("runtime").unwrap_or_else(|| "docker".to_owned()),
+        id: "1".to_owned(),
+        name: line.take("container"),
+        image,
+        image_name: line.take("image_name"),
+        manifests: digest(line, "manifest").into_iter().collect(),
+        labels: labels(line, "labels"),
+        pod,
+    })
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The door: wire messages to types and back. Nothing else in the workspace reads a wire field.
 
+mod evidence;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use crate::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host};
@@ -64,7 +66,13 @@ impl From<FlowKey> for wire::AttestFlowRequest {
             SocketRole::Connector => wire::Role::Connector,
             SocketRole::Listener => wire::Role::Listener,
         };
-        Self { netns: key.netns.0, local: Some(key.local.into()), remote: Some(key.remote.into()), role: role.into() }
+        Self {
+            netns: key.netns.0,
+            local: Some(key.local.into()),
+            remote: Some(key.remote.into()),
+            role: role.into(),
+            kernel: Vec::new(),
+        }
     }
 }
 
@@ -83,7 +91,7 @@ impl TryFrom<wire::AttestFlowRequest> for FlowKey {
 
 impl From<Execution> for wire::Execution {
     fn from(e: Execution) -> Self {
-        Self { pid: e.pid, start_ticks: e.start_ticks }
+        Self { pid: e.pid, start_ticks: e.start_ticks, image: e.image }
     }
 }
 
@@ -93,7 +101,7 @@ impl TryFrom<wire::Execution> for Execution {
         if w.pid == 0 || i32::try_from(w.pid).is_err() {
             return bad("a pid is out of range");
         }
-        Ok(Self { pid: w.pid, start_ticks: w.start_ticks })
+        Ok(Self { pid: w.pid, start_ticks: w.start_ticks, image: w.image })
     }
 }
 
@@ -118,6 +126,7 @@ impl From<&Evidence<String>> for wire::TextEvidence {
             of: Some(match e {
                 Evidence::Known(value) => Of::Known(value.clone()),
                 Evidence::Absent(why) => Of::Absent(why.clone()),
+                Evidence::Unavailable(why) => Of::Unavailable(why.clone()),
             }),
         }
     }
@@ -130,31 +139,8 @@ impl TryFrom<Option<wire::TextEvidence>> for Evidence<String> {
         match w.and_then(|w| w.of) {
             Some(Of::Known(value)) => Ok(Self::Known(text("evidence", value)?)),
             Some(Of::Absent(why)) => Ok(Self::Absent(text("evidence", why)?)),
+            Some(Of::Unavailable(why)) => Ok(Self::Unavailable(text("evidence", why)?)),
             None => bad("evidence is missing"),
-        }
-    }
-}
-
-impl From<&Evidence<HashedFile>> for wire::ScriptEvidence {
-    fn from(e: &Evidence<HashedFile>) -> Self {
-        use wire::script_evidence::Of;
-        Self {
-            of: Some(match e {
-                Evidence::Known(file) => Of::File(file.into()),
-                Evidence::Absent(why) => Of::Absent(why.clone()),
-            }),
-        }
-    }
-}
-
-impl TryFrom<Option<wire::ScriptEvidence>> for Evidence<HashedFile> {
-    type Error = Malformed;
-    fn try_from(w: Option<wire::ScriptEvidence>) -> Result<Self, Malformed> {
-        use wire::script_evidence::Of;
-        match w.and_then(|w| w.of) {
-            Some(Of::File(file)) => Ok(Self::Known(file.try_into()?)),
-            Some(Of::Absent(why)) => Ok(Self::Absent(text("evidence", why)?)),
-            None => bad("script evidence is missing"),
         }
     }
 }
@@ -190,6 +176,9 @@ impl From<&Fingerprint> for wire::Fingerprint {
             cgroup: Some((&f.cgroup).into()),
             unit: Some((&f.unit).into()),
             host: Some((&f.host).into()),
+            libraries: Some((&f.libraries).into()),
+            container: Some((&f.container).into()),
+            taints: f.taints.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -207,6 +196,9 @@ impl TryFrom<Option<wire::Fingerprint>> for Fingerprint {
             cgroup: w.cgroup.try_into()?,
             unit: w.unit.try_into()?,
             host: host.try_into()?,
+            libraries: w.libraries.try_into()?,
+            container: w.container.try_into()?,
+            taints: evidence::taints(&w.taints)?,
         })
     }
 }

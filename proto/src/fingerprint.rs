@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::container::Container;
 use crate::name::NodeName;
+use crate::taint::Taints;
 
 /// A SHA-256 digest. Written `sha256:<64 lower-case hex digits>`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,13 +70,16 @@ impl<'de> serde::Deserialize<'de> for Digest {
     }
 }
 
-/// A piece of evidence, or the reason why there is none. Absence never matches a selector.
+/// A piece of evidence, or the reason why there is none. What is not known never matches a selector.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Evidence<T> {
     /// It was read.
     Known(T),
-    /// It does not exist or could not be read, and why, in words.
+    /// It does not exist, and why, in words.
     Absent(String),
+    /// It may exist, but whoever could tell does not answer, and why, in words: a workload that requires it is
+    /// refused by name.
+    Unavailable(String),
 }
 
 impl<T> Evidence<T> {
@@ -82,7 +87,16 @@ impl<T> Evidence<T> {
     pub fn known(&self) -> Option<&T> {
         match self {
             Self::Known(value) => Some(value),
-            Self::Absent(_) => None,
+            Self::Absent(_) | Self::Unavailable(_) => None,
+        }
+    }
+
+    /// The same, of a part of it.
+    pub fn map<'a, U>(&'a self, part: impl FnOnce(&'a T) -> U) -> Evidence<U> {
+        match self {
+            Self::Known(value) => Evidence::Known(part(value)),
+            Self::Absent(why) => Evidence::Absent(why.clone()),
+            Self::Unavailable(why) => Evidence::Unavailable(why.clone()),
         }
     }
 }
@@ -107,23 +121,115 @@ pub struct Host {
     pub node: Option<NodeName>,
 }
 
+/// The code that an interpreter runs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Script {
+    /// A file: a script, a module's file (`-m`), an archive (`-jar`).
+    File(HashedFile),
+    /// Text in its command line (`-c`, `-e`): the digest of that text.
+    Inline(Digest),
+    /// Whatever comes in through its standard input: nobody can say what.
+    Stdin,
+}
+
+impl Script {
+    /// The file, if it is one.
+    #[must_use]
+    pub fn file(&self) -> Option<&HashedFile> {
+        match self {
+            Self::File(file) => Some(file),
+            Self::Inline(_) | Self::Stdin => None,
+        }
+    }
+
+    /// Its digest, if anybody can tell.
+    #[must_use]
+    pub fn digest(&self) -> Option<Digest> {
+        match self {
+            Self::File(file) => Some(file.digest),
+            Self::Inline(digest) => Some(*digest),
+            Self::Stdin => None,
+        }
+    }
+}
+
+/// The files a process has mapped as code, its executable aside.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Libraries {
+    /// SHA-256 of the files' digests (32 bytes each), sorted and each once, one after the other.
+    pub digest: Digest,
+    /// How many different files; at most 4096.
+    pub count: u32,
+}
+
+/// A systemd unit that PID 1 owns.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Unit {
+    /// Its name, e.g. `nginx.service`.
+    pub name: String,
+    /// Which start of it (systemd.exec(5), `$INVOCATION_ID`), 32 lower-case hex digits, where systemd tells.
+    pub invocation: Option<String>,
+}
+
 /// The evidence about one execution.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fingerprint {
     /// The executable, hashed through `/proc/PID/exe`.
     pub exe: HashedFile,
-    /// The script it interprets.
-    pub script: Evidence<HashedFile>,
+    /// The code it interprets.
+    pub script: Evidence<Script>,
+    /// What else it has mapped as code.
+    pub libraries: Evidence<Libraries>,
     /// Effective user ID, in the initial user namespace.
     pub uid: u32,
     /// Effective group ID.
     pub gid: u32,
     /// The cgroup: the v2 path where there is one, else v1's `name=systemd`.
     pub cgroup: Evidence<String>,
-    /// The systemd unit that PID 1 owns, e.g. `nginx.service`.
-    pub unit: Evidence<String>,
+    /// The systemd unit that PID 1 owns.
+    pub unit: Evidence<Unit>,
+    /// The container, as its runtime confirms it.
+    pub container: Evidence<Container>,
+    /// Evidence against it.
+    pub taints: Taints,
     /// The host.
     pub host: Host,
+}
+
+impl Fingerprint {
+    /// What there is to know at least; all else is absent, because nobody looked.
+    #[must_use]
+    pub fn of(exe: HashedFile, (uid, gid): (u32, u32), host: Host) -> Self {
+        let unseen = || "nobody looked".to_owned();
+        Self {
+            exe,
+            script: Evidence::Absent(unseen()),
+            libraries: Evidence::Absent(unseen()),
+            uid,
+            gid,
+            cgroup: Evidence::Absent(unseen()),
+            unit: Evidence::Absent(unseen()),
+            container: Evidence::Absent(unseen()),
+            taints: Taints::default(),
+            host,
+        }
+    }
+
+    /// The script's file, if it runs one.
+    #[must_use]
+    pub fn script_file(&self) -> Option<&HashedFile> {
+        self.script.known()?.file()
+    }
+
+    /// Every digest it is known by: what a quarantine may name.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> + '_ {
+        let script = self.script.known().and_then(Script::digest);
+        let libraries = self.libraries.known().map(|libraries| libraries.digest);
+        let container = self.container.known();
+        let image = container.map(|container| container.image);
+        let manifests = container.into_iter().flat_map(|container| container.manifests.iter().copied());
+        [Some(self.exe.digest), script, libraries, image].into_iter().flatten().chain(manifests)
+    }
 }
 
 /// One execution of one program.
@@ -133,4 +239,7 @@ pub struct Execution {
     pub pid: u32,
     /// Start time, clock ticks since boot (`proc(5)`, stat field 22).
     pub start_ticks: u64,
+    /// The number that the kernel programs gave to what it executed last, which no other execution has, and a forked
+    /// child has in common with its parent. 0: not witnessed by them.
+    pub image: u64,
 }

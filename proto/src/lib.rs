@@ -4,14 +4,19 @@
 //! (`wire`) never travel further than [`convert`].
 
 pub mod clock;
+pub mod container;
 pub mod convert;
 pub mod endpoint;
 pub mod fingerprint;
 pub mod flow;
+pub mod kernel;
 pub mod name;
+pub mod observed;
+pub mod program;
 pub mod record;
 pub mod refusal;
 pub mod svid;
+pub mod taint;
 pub mod tls;
 pub mod token;
 

@@ -2,13 +2,16 @@
 //!
 //! It never holds payload, environment or command lines.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::fingerprint::Digest;
 use crate::name::{NodeName, SpiffeId, WorkloadName};
+use crate::observed::Protocol;
 use crate::refusal::reasons;
+use crate::taint::Taints;
 
 /// The version of the format, written into each record.
 pub const RECORD_VERSION: u32 = 1;
@@ -31,9 +34,9 @@ pub enum Outcome {
     Allowed,
     /// Not let through.
     Refused,
-    /// Let through because the mode is observe; enforce would have refused it.
+    /// Let through because nothing refuses it in this mode, or of this protocol; the rules would have.
     WouldRefuse,
-    /// Let through because the mode is observe; the other end's program is not known in the clear.
+    /// Let through likewise; the other end's program is not known in the clear.
     Undecided,
 }
 
@@ -43,10 +46,12 @@ pub enum Outcome {
 pub enum Transport {
     /// `bonafide/1` over mutual TLS 1.3.
     Mtls,
-    /// In the clear: an `outside` peer, or observe mode.
+    /// In the clear: an `outside` peer, or shadow mode.
     Clear,
     /// Both programs are on this host; nothing left it.
     SameHost,
+    /// Nobody stood in between: the kernel told of it (observe mode; UDP in any mode).
+    Observed,
     /// It was refused before any byte was sent.
     None,
 }
@@ -86,6 +91,10 @@ reasons! {
         Limit = "limit",
         /// A live flow: the policy that allowed it changed.
         PolicyChanged = "policy-changed",
+        /// A live flow: a program at this end is no longer what it was; the detail says what changed.
+        IdentityChanged = "identity-changed",
+        /// A digest of either program is in quarantine.
+        Quarantined = "quarantined",
         /// A live flow: the other end ended it and said why.
         EndedByPeer = "ended-by-peer",
         /// A live flow: the tunnel broke without an end of stream.
@@ -153,6 +162,24 @@ pub struct Party {
     /// systemd unit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
+    /// Composite digest of its libraries ([`crate::fingerprint::Libraries`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub libraries: Option<Digest>,
+    /// Digest of the container image's config.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<Digest>,
+    /// Container, as `runtime:id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// Pod, as `namespace/name`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// Evidence against it, which the policy allows or which is why it was refused.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty", default)]
+    pub taints: Taints,
+    /// The host's BIOS UUID, else its machine ID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// Node on which it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeName>,
@@ -184,6 +211,11 @@ pub struct TlsFacts {
     pub peer_serial: String,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_tcp(protocol: &Protocol) -> bool {
+    *protocol == Protocol::Tcp
+}
+
 /// One flow, seen from one end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowRecord {
@@ -193,13 +225,16 @@ pub struct FlowRecord {
     pub id: String,
     /// Which end wrote it.
     pub end: End,
+    /// Its protocol; TCP where it is left out.
+    #[serde(default, skip_serializing_if = "is_tcp")]
+    pub protocol: Protocol,
     /// When the connection was captured, RFC 3339 UTC.
     pub started: String,
     /// When it was over, RFC 3339 UTC.
     pub ended: String,
     /// Length of that time in microseconds, by the monotonic clock.
     pub duration_us: u64,
-    /// The mode in force when it was decided: `observe` or `enforce`.
+    /// The mode in force when it was decided: `observe`, `shadow` or `enforce`.
     pub mode: String,
     /// What was decided.
     pub verdict: Outcome,

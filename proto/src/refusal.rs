@@ -57,8 +57,25 @@ reasons! {
         AmbiguousListener = "ambiguous-listener",
         /// The process lives outside the initial user namespace, where `/proc/PID/exe` can be forged.
         ExeUnwitnessed = "exe-unwitnessed",
-        /// The executable was deleted, replaced, or lives in memory only.
-        ExeDeleted = "exe-deleted",
+        /// The file it runs now is not the one it executed: `PR_SET_MM_EXE_FILE` or `PR_SET_MM_MAP` (prctl(2)).
+        ExeReplaced = "exe-replaced",
+        /// The kernel programs, which run, have no record of the connection: it is older than they are, or was not made
+        /// by a program of this network namespace.
+        NoRecord = "no-record",
+        /// The kernel's record belongs to another connection of the same addresses.
+        StaleRecord = "stale-record",
+        /// Two programs had a hand in making the connection: one called `connect()`, another one sent.
+        ConnectorDiffers = "connector-differs",
+        /// The evidence about it is not what was attested before.
+        EvidenceChanged = "evidence-changed",
+        /// A digest of it is in quarantine.
+        Quarantined = "quarantined",
+        /// Evidence that a workload requires could be had only from somebody who does not answer.
+        EvidenceUnavailable = "evidence-unavailable",
+        /// Its user starts new programs faster than they may be hashed.
+        RateLimited = "rate-limited",
+        /// Its file cannot be hashed in bounded time, or not to any purpose: FUSE, network, or no regular file.
+        Unhashable = "file-unhashable",
         /// A kernel thread owns the socket.
         KernelTask = "kernel-task",
         /// Evidence exists but could not be read, or is hostile.

@@ -10,16 +10,9 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::ParsedCertificate;
 use x509_parser::prelude::*;
 
-use crate::fingerprint::Digest;
 use crate::name::{NodeName, SpiffeId, TrustDomain};
+pub use crate::program::{CertifiedProgram, FINGERPRINT_OID, FINGERPRINT_OID_TEXT, ProgramError};
 
-/// OID of the private extension that carries the fingerprint which earned a leaf.
-///
-/// A private arc under 2.25 (ITU-T X.667). Content, DER:
-/// `SEQUENCE { exe OCTET STRING (32), script OCTET STRING (0 or 32), program UTF8String, scriptPath UTF8String }`.
-pub const FINGERPRINT_OID: [u64; 3] = [2, 25, 5_178_349_013_480_112_913];
-/// The same, dotted.
-pub const FINGERPRINT_OID_TEXT: &str = "2.25.5178349013480112913";
 /// The largest certificate that is parsed, in bytes.
 pub const CERTIFICATE_MAX: usize = 8 * 1024;
 /// The longest chain that is looked at: leaf and intermediate.
@@ -70,21 +63,11 @@ pub enum SvidError {
     #[error("{0} is not {1}")]
     WrongKind(SpiffeId, &'static str),
     /// The fingerprint extension is malformed.
-    #[error("the fingerprint extension is malformed")]
-    Fingerprint,
-}
-
-/// The program that earned a leaf, as the issuing node certified it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CertifiedProgram {
-    /// Digest of the executable.
-    pub exe: Digest,
-    /// Digest of the script, if it interprets one.
-    pub script: Option<Digest>,
-    /// Path of the executable.
-    pub program: String,
-    /// Path of the script; empty if none.
-    pub script_path: String,
+    #[error("in the fingerprint extension, {0}")]
+    Fingerprint(#[from] ProgramError),
+    /// The fingerprint extension is there twice.
+    #[error("the fingerprint extension is there twice")]
+    FingerprintTwice,
 }
 
 /// A peer's verified identity.
@@ -297,34 +280,10 @@ fn node_of(intermediate: &X509Certificate<'_>) -> Result<NodeName, SvidError> {
 }
 
 fn fingerprint(cert: &X509Certificate<'_>) -> Result<Option<CertifiedProgram>, SvidError> {
-    use x509_parser::der_parser::ber::BerObjectContent as Content;
-    use x509_parser::der_parser::der::parse_der;
     let mut found = cert.extensions().iter().filter(|e| e.oid.to_id_string() == FINGERPRINT_OID_TEXT);
-    let (first, second) = (found.next(), found.next());
-    let Some(ext) = first else { return Ok(None) };
-    if second.is_some() {
-        return Err(SvidError::Fingerprint);
+    match (found.next(), found.next()) {
+        (None, _) => Ok(None),
+        (Some(extension), None) => Ok(Some(CertifiedProgram::from_der(extension.value)?)),
+        (Some(_), Some(_)) => Err(SvidError::FingerprintTwice),
     }
-    let (rest, der) = parse_der(ext.value).map_err(|_| SvidError::Fingerprint)?;
-    let items = der.as_sequence().map_err(|_| SvidError::Fingerprint)?;
-    let [exe, script, program, script_path] = items.as_slice() else { return Err(SvidError::Fingerprint) };
-    let (
-        Content::OctetString(exe),
-        Content::OctetString(script),
-        Content::UTF8String(program),
-        Content::UTF8String(script_path),
-    ) = (&exe.content, &script.content, &program.content, &script_path.content)
-    else {
-        return Err(SvidError::Fingerprint);
-    };
-    if !rest.is_empty() {
-        return Err(SvidError::Fingerprint);
-    }
-    let digest = |bytes: &[u8]| Digest::try_from(bytes).map_err(|_| SvidError::Fingerprint);
-    Ok(Some(CertifiedProgram {
-        exe: digest(exe)?,
-        script: if script.is_empty() { None } else { Some(digest(script)?) },
-        program: (*program).to_owned(),
-        script_path: (*script_path).to_owned(),
-    }))
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::name::SpiffeId;
-use bonafide_proto::record::{EndedBy, FlowRecord, Outcome, Party, Reason, Transport};
+use bonafide_proto::record::{End, EndedBy, FlowRecord, Outcome, Party, Reason, Transport};
 
 use crate::node::TRUST_DOMAIN;
 
@@ -73,6 +73,27 @@ impl Ends {
             assert_eq!((record.ended_by, record.reason), (EndedBy::Closed, None), "{record:#?}");
         }
         self
+    }
+
+    /// Asserts that it was let through and lived, until one end ended it for this reason and told the other; returns
+    /// what that end wrote.
+    ///
+    /// # Panics
+    /// If not.
+    #[track_caller]
+    pub fn assert_ended_at(&self, end: End, reason: Reason) -> &FlowRecord {
+        assert_eq!(self.source.id, self.destination.id, "the two ends do not tell of one flow: {self:#?}");
+        let (ending, told) = match end {
+            End::Source => (&self.source, &self.destination),
+            End::Destination => (&self.destination, &self.source),
+        };
+        for (record, reason, ended_by) in
+            [(ending, reason, EndedBy::Enforcer), (told, Reason::EndedByPeer, EndedBy::Peer)]
+        {
+            let expected = (Outcome::Allowed, Some(reason), ended_by);
+            assert_eq!((record.verdict, record.reason, record.ended_by), expected, "{record:#?}");
+        }
+        ending
     }
 
     /// Asserts that both records name these programs by the digests that their files have now.

@@ -21,6 +21,7 @@ pub mod hybrid_tls;
 mod leftovers;
 pub mod netns;
 pub mod node;
+pub mod operator;
 pub mod pcap;
 pub mod policy;
 pub mod process;

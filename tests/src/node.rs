@@ -234,6 +234,18 @@ impl Node {
         }
     }
 
+    /// Waits until the flows that are not captured are seen.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    pub fn wait_observing(&self) {
+        let socket = self.layout().enforcer_socket();
+        wait_for(&format!("node {} to see flows", self.spec.name), READY, || {
+            let status = rpc::enforcement_status(&socket).map_err(|e| format!("enforcer: {e}"))?;
+            if status.observing { Ok(()) } else { Err(format!("{status:?}")) }
+        });
+    }
+
     fn assert_all_run(&mut self) {
         for (_, program) in &mut self.running {
             let (name, running) = (program.name().to_owned(), program.is_running());
@@ -360,6 +372,12 @@ impl Authority {
     #[must_use]
     pub fn token(&self, node: &str, ttl_seconds: u32) -> String {
         rpc::create_token(&self.prepared.admin_socket, node, ttl_seconds).expect("the authority gives tokens")
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.prepared.layout.dir()
     }
 
     /// What it has logged.

@@ -20,7 +20,13 @@ impl Policy {
         Self::with_mode("enforce")
     }
 
-    /// A policy that only records what it would refuse.
+    /// A policy that captures everything, refuses nothing, and records what it would refuse.
+    #[must_use]
+    pub fn shadow() -> Self {
+        Self::with_mode("shadow")
+    }
+
+    /// A policy under which nothing is captured and everything is recorded.
     #[must_use]
     pub fn observe() -> Self {
         Self::with_mode("observe")

@@ -109,6 +109,15 @@ pub fn must_run(command: &mut Command) -> String {
     finished.stdout
 }
 
+/// Writes a file.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn must_write(file: &Path, text: &str) {
+    let written = std::fs::write(file, text);
+    assert!(written.is_ok(), "{} cannot be written: {written:?}", file.display());
+}
+
 fn drain(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();

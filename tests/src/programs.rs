@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::netns::Netns;
@@ -12,7 +13,7 @@ use crate::wait::wait_until;
 use crate::world::BareWorld;
 
 /// Scripts that come with the scenarios: name and text.
-const SCRIPTS: [(&str, &str); 7] = [
+const SCRIPTS: [(&str, &str); 12] = [
     ("echo_server.py", include_str!("../programs/echo_server.py")),
     ("say.py", include_str!("../programs/say.py")),
     ("hold.py", include_str!("../programs/hold.py")),
@@ -20,6 +21,11 @@ const SCRIPTS: [(&str, &str); 7] = [
     ("reset.py", include_str!("../programs/reset.py")),
     ("reverse_server.py", include_str!("../programs/reverse_server.py")),
     ("crowd.py", include_str!("../programs/crowd.py")),
+    ("udp_echo.py", include_str!("../programs/udp_echo.py")),
+    ("seen.py", include_str!("../programs/seen.py")),
+    ("changeling.py", include_str!("../programs/changeling.py")),
+    ("heir.py", include_str!("../programs/heir.py")),
+    ("become.py", include_str!("../programs/become.py")),
 ];
 
 /// The file that runs when this program is started, symbolic links resolved.
@@ -116,6 +122,15 @@ pub fn echo_server(world: &BareWorld, netns: &Netns, port: u16) -> Program {
     script_server(world, netns, &script(world, "echo_server.py"), &[&port.to_string()], port)
 }
 
+/// An echo server for datagrams, listening on this port.
+#[must_use]
+pub fn udp_echo_server(world: &BareWorld, netns: &Netns, port: u16) -> Program {
+    let mut command = interpret(netns, &script(world, "udp_echo.py"), &[&port.to_string()]);
+    let mut server = Program::start("udp_echo.py", &mut command, &log(world, &format!("udp-echo-{port}")));
+    server.wait_for_output("ready");
+    server
+}
+
 /// `say.py`: sends a text to an echo server and prints what comes back.
 #[must_use]
 pub fn say(netns: &Netns, script: &Path, to: SocketAddr, text: &str) -> Command {
@@ -141,6 +156,30 @@ pub fn hold(world: &BareWorld, netns: &Netns, to: SocketAddr) -> Program {
     let mut holder = Program::start("hold.py", &mut command, &log);
     holder.wait_for_output("open");
     holder
+}
+
+/// `changeling.py`: holds a connection open until `SIGUSR1` makes it change, or let another program have it.
+///
+/// # Panics
+/// If its connection is not let through.
+#[must_use]
+pub fn changeling(world: &BareWorld, netns: &Netns, to: SocketAddr, how: &[&str]) -> Program {
+    let (host, port) = (to.ip().to_string(), to.port().to_string());
+    let mut holder = unopened(world, netns, &[&[host.as_str(), &port], how].concat());
+    holder.wait_for_output("open");
+    holder
+}
+
+/// The same, listening on this port for one connection.
+#[must_use]
+pub fn changeling_server(world: &BareWorld, netns: &Netns, port: u16, how: &[&str]) -> Program {
+    serving(unopened(world, netns, &[&["serve", &port.to_string()], how].concat()), port)
+}
+
+fn unopened(world: &BareWorld, netns: &Netns, args: &[&str]) -> Program {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let log = log(world, &format!("changeling-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+    Program::start("changeling.py", &mut interpret(netns, &script(world, "changeling.py"), args), &log)
 }
 
 /// An URL.

@@ -59,6 +59,18 @@ impl Records {
         })
     }
 
+    /// Takes a record that fits and was not taken yet, if there is one now.
+    ///
+    /// # Panics
+    /// If a line is no record.
+    pub fn try_take(&self, fits: impl Fn(&FlowRecord) -> bool) -> Option<FlowRecord> {
+        let mut taken = self.taken.lock().expect("no test goes on after a panic");
+        let all = self.all();
+        let (n, record) = all.iter().enumerate().find(|(n, record)| !taken.contains(n) && fits(record))?;
+        taken.insert(n);
+        Some(record.clone())
+    }
+
     /// Takes the next record of this end.
     ///
     /// # Panics

@@ -112,13 +112,13 @@ fn chain(oddity: Oddity) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static
     (vec![leaf.der().clone(), intermediate.der().clone()], private)
 }
 
-/// DER: SEQUENCE { OCTET STRING (32), OCTET STRING (0), UTF8String, UTF8String }.
+/// DER: SEQUENCE { OCTET STRING (32), UTF8String, INTEGER, SEQUENCE {} }, as `bonafide_proto::program` documents it.
 fn fingerprint() -> Vec<u8> {
     let mut content = vec![0x04, 32];
     content.extend([7; 32]);
-    content.extend([0x04, 0, 0x0c, 4]);
+    content.extend([0x0c, 4]);
     content.extend(b"/bin");
-    content.extend([0x0c, 0]);
+    content.extend([0x02, 1, 0, 0x30, 0]);
     let mut der = vec![0x30, u8::try_from(content.len()).expect("short")];
     der.extend(content);
     der

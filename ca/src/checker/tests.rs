@@ -1,7 +1,8 @@
 //! For every rule: the honest template passes, and each way to break the rule is refused under the rule's name.
 
-use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::fingerprint::{Digest, HashedFile, Script};
 use bonafide_proto::svid::{CertifiedProgram, FINGERPRINT_OID};
+use bonafide_proto::taint::Taint;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose as Eku, GeneralSubtree, IsCa,
     KeyUsagePurpose as Ku, NameConstraints, SanType, SerialNumber,
@@ -32,14 +33,19 @@ fn order(holder: Holder) -> Order {
 fn program() -> CertifiedProgram {
     CertifiedProgram {
         exe: Digest([1; 32]),
-        script: Some(Digest([2; 32])),
         program: "/usr/bin/python3".into(),
-        script_path: "/srv/ä.py".into(),
+        uid: 33,
+        taints: [Taint::Deleted, Taint::Preload].into(),
+        script: Some(Script::File(HashedFile { path: "/srv/ä.py".into(), digest: Digest([2; 32]) })),
+        libraries: Some(Digest([3; 32])),
+        image: Some(Digest([4; 32])),
+        bios_uuid: Some("4c4c4544-0042-3510-8052-b4c04f4d3132".into()),
+        machine_id: Some("0123456789abcdef0123456789abcdef".into()),
     }
 }
 
 fn workload() -> Holder {
-    Holder::Workload("shop/web".parse().unwrap(), program())
+    Holder::Workload("shop/web".parse().unwrap(), Box::new(program()))
 }
 
 fn intermediate() -> Holder {
@@ -327,7 +333,8 @@ fn the_issuer_is_the_one_that_should_have_signed() {
 fn the_fingerprint_is_the_ordered_one_on_workloads_and_nowhere_else() {
     let bench = Bench::new();
     let honest = template::template(&order(workload())).unwrap().custom_extensions[0].clone();
-    let other = Holder::Workload("shop/web".parse().unwrap(), CertifiedProgram { exe: Digest([9; 32]), ..program() });
+    let other =
+        Holder::Workload("shop/web".parse().unwrap(), Box::new(CertifiedProgram { exe: Digest([9; 32]), ..program() }));
     let other = template::template(&order(other)).unwrap().custom_extensions[0].clone();
     for wrong in [
         vec![],
@@ -342,6 +349,109 @@ fn the_fingerprint_is_the_ordered_one_on_workloads_and_nowhere_else() {
     assert!(matches!(twice, Err(CheckError::Extension(_) | CheckError::Malformed(_))), "{twice:?}");
     let on_node = bench.judge(Holder::Node("a".parse().unwrap()), |p| p.custom_extensions.push(honest.clone()));
     assert!(matches!(on_node, Err(CheckError::Extension(_))), "{on_node:?}");
+}
+
+/// Programs that differ in one item each, the honest one first.
+fn programs() -> Vec<CertifiedProgram> {
+    let file = |path: &str, digest| Script::File(HashedFile { path: path.into(), digest: Digest([digest; 32]) });
+    let with_script = |script| CertifiedProgram { script, ..program() };
+    vec![
+        program(),
+        CertifiedProgram { exe: Digest([9; 32]), ..program() },
+        CertifiedProgram { program: "/usr/bin/python".into(), ..program() },
+        CertifiedProgram { program: "/x".repeat(1500), ..program() },
+        CertifiedProgram { uid: 0, ..program() },
+        CertifiedProgram { uid: 127, ..program() },
+        CertifiedProgram { uid: 128, ..program() },
+        CertifiedProgram { uid: 255, ..program() },
+        CertifiedProgram { uid: 256, ..program() },
+        CertifiedProgram { uid: 65_535, ..program() },
+        CertifiedProgram { uid: u32::MAX, ..program() },
+        CertifiedProgram { taints: [].into(), ..program() },
+        CertifiedProgram { taints: Taint::ALL.into(), ..program() },
+        with_script(None),
+        with_script(Some(file("/srv/ä.py", 9))),
+        with_script(Some(file("/srv/b.py", 2))),
+        with_script(Some(Script::Inline(Digest([2; 32])))),
+        with_script(Some(Script::Stdin)),
+        CertifiedProgram { libraries: None, ..program() },
+        CertifiedProgram { libraries: Some(Digest([9; 32])), ..program() },
+        CertifiedProgram { image: None, ..program() },
+        CertifiedProgram { image: Some(Digest([9; 32])), ..program() },
+        CertifiedProgram { bios_uuid: None, ..program() },
+        CertifiedProgram { machine_id: None, ..program() },
+        CertifiedProgram { machine_id: Some("x".repeat(128)), ..program() },
+        CertifiedProgram { bios_uuid: None, machine_id: program().bios_uuid, ..program() },
+    ]
+}
+
+fn holding(program: CertifiedProgram) -> Holder {
+    Holder::Workload("shop/web".parse().unwrap(), Box::new(program))
+}
+
+fn extension(program: CertifiedProgram) -> CustomExtension {
+    template::template(&order(holding(program))).unwrap().custom_extensions[0].clone()
+}
+
+#[test]
+fn whatever_is_built_is_what_was_ordered_and_a_verifier_reads_it_so() {
+    let bench = Bench::new();
+    for program in programs() {
+        bench.judge(holding(program.clone()), |_| {}).unwrap();
+        assert_eq!(CertifiedProgram::from_der(extension(program.clone()).content()), Ok(program));
+    }
+}
+
+#[test]
+fn a_program_that_differs_in_one_item_is_not_the_ordered_one() {
+    let bench = Bench::new();
+    for (seen, other) in programs().into_iter().enumerate() {
+        for (ordered, program) in programs().into_iter().enumerate().filter(|(ordered, _)| *ordered != seen) {
+            let wrong = extension(other.clone());
+            let refused = bench.judge(holding(program), |p| p.custom_extensions = vec![wrong]);
+            assert!(matches!(refused, Err(CheckError::Fingerprint(_))), "{seen} for {ordered}: {refused:?}");
+        }
+    }
+}
+
+#[test]
+fn no_bit_of_a_fingerprint_can_change_and_no_length_can_be_spelt_otherwise() {
+    let honest = extension(program()).content().to_vec();
+    assert_eq!(super::program::same(&honest, &program()), Ok(()));
+    for bit in 0..honest.len() * 8 {
+        let mut der = honest.clone();
+        der[bit / 8] ^= 1 << (bit % 8);
+        assert!(super::program::same(&der, &program()).is_err(), "bit {} of byte {}", bit % 8, bit / 8);
+    }
+    for end in 0..honest.len() {
+        assert!(super::program::same(&honest[..end], &program()).is_err(), "{end}");
+    }
+    assert_eq!(honest[..2], [0x30, 0x82]);
+    let longer = [&[0x30, 0x83, 0][..], &honest[2..]].concat();
+    let indefinite = [&[0x30, 0x80][..], &honest[4..], &[0, 0]].concat();
+    for der in [longer, indefinite] {
+        assert!(super::program::same(&der, &program()).is_err());
+        assert!(CertifiedProgram::from_der(&der).is_err());
+    }
+}
+
+#[test]
+fn what_no_verifier_would_read_is_not_certified() {
+    let bench = Bench::new();
+    let path = |length| HashedFile { path: "x".repeat(length), digest: Digest([2; 32]) };
+    for program in [
+        CertifiedProgram { program: String::new(), ..program() },
+        CertifiedProgram { program: "x".repeat(4097), ..program() },
+        CertifiedProgram { script: Some(Script::File(path(0))), ..program() },
+        CertifiedProgram { script: Some(Script::File(path(4097))), ..program() },
+        CertifiedProgram { bios_uuid: Some(String::new()), ..program() },
+        CertifiedProgram { machine_id: Some("x".repeat(129)), ..program() },
+        CertifiedProgram { machine_id: Some("a b".into()), ..program() },
+    ] {
+        let refused = bench.judge(holding(program.clone()), |_| {});
+        assert!(matches!(refused, Err(CheckError::Fingerprint(_))), "{refused:?}");
+        assert!(CertifiedProgram::from_der(extension(program).content()).is_err());
+    }
 }
 
 #[test]

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::name::NodeName;
 use bonafide_proto::wire::authority as wire;
 use tonic::{Request, Response, Status};
 
 use crate::authority::{Authority, TokenCreationError};
+use crate::quarantine::QuarantineError;
 use crate::serve::{MESSAGE_MAX, blocking};
-use crate::store::NodeRecord;
+use crate::store::{NodeRecord, Quarantined};
 
 /// Whether another node could ever reach this authority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,12 +64,56 @@ impl wire::admission_server::Admission for AdmissionService {
         let nodes = nodes.into_iter().map(|(name, record)| node(&name, record)).collect();
         Ok(Response::new(wire::ListNodesResponse { nodes }))
     }
+
+    async fn quarantine(
+        &self,
+        request: Request<wire::QuarantineRequest>,
+    ) -> Result<Response<wire::QuarantineResponse>, Status> {
+        let wire::QuarantineRequest { sha256, lift, reason } = request.into_inner();
+        let digest = Digest::try_from(sha256.as_slice()).map_err(|e| Status::invalid_argument(format!("it {e}")))?;
+        let authority = self.0.clone();
+        let answer = blocking(move || {
+            let list = authority.quarantine();
+            let changed = if lift { list.lift(digest) } else { list.add(digest, &reason) };
+            let changed = changed.map_err(quarantine_status)?;
+            tracing::info!(%digest, lift, changed, reason, "quarantine");
+            let nodes = authority.nodes().map_err(|e| Status::internal(e.to_string()))?.len();
+            // One that just came again may have its old connection, too.
+            let following = list.following().min(nodes);
+            let [following, nodes] = [following, nodes].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+            Ok(wire::QuarantineResponse { changed, following, nodes })
+        });
+        Ok(Response::new(answer.await?))
+    }
+
+    async fn list_quarantine(
+        &self,
+        _request: Request<wire::ListQuarantineRequest>,
+    ) -> Result<Response<wire::ListQuarantineResponse>, Status> {
+        let authority = self.0.clone();
+        let listed =
+            blocking(move || authority.quarantine().list().map_err(|e| Status::internal(e.to_string()))).await?;
+        let quarantined = listed.into_iter().map(|(digest, Quarantined { since, reason })| wire::Quarantined {
+            sha256: digest.0.to_vec(),
+            since,
+            reason,
+        });
+        Ok(Response::new(wire::ListQuarantineResponse { quarantined: quarantined.collect() }))
+    }
 }
 
 /// The refusal of an embedded authority.
 const ONE_NODE: &str = "this authority is embedded in its node and has no network listener, so it can admit no other \
                         node; run one for several hosts by `bonafide-ca`, see deploy/authority.toml.example, and start \
                         each node with --authority";
+
+fn quarantine_status(e: QuarantineError) -> Status {
+    match e {
+        QuarantineError::Full => Status::resource_exhausted(e.to_string()),
+        QuarantineError::Reason => Status::invalid_argument(e.to_string()),
+        QuarantineError::Store(_) => Status::internal(e.to_string()),
+    }
+}
 
 fn token_status(e: TokenCreationError) -> Status {
     match e {

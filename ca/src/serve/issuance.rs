@@ -6,23 +6,31 @@ use std::sync::Arc;
 use bonafide_proto::fingerprint::Fingerprint;
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::wire::node as wire;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use crate::link::AuthorityLink;
 use crate::member::Member;
+use crate::mesh::MeshState;
 use crate::node::{Contact, NodeCa};
 use crate::serve::{MESSAGE_MAX, blocking};
+use crate::sharing::Half;
+
+/// Halves of flows that may be on their way to the authority.
+const ON_THE_WAY: usize = 1024;
 
 /// The service.
 #[derive(Debug, Clone)]
-pub struct IssuanceService(Arc<NodeCa>);
+pub struct IssuanceService(Arc<NodeCa>, Arc<dyn AuthorityLink>);
 
 impl IssuanceService {
-    /// The service as tonic routes it.
+    /// The service as tonic routes it; `link` is the way to the authority.
     #[must_use]
-    pub fn server(node: Arc<NodeCa>) -> wire::issuance_server::IssuanceServer<Self> {
-        wire::issuance_server::IssuanceServer::new(Self(node)).max_decoding_message_size(MESSAGE_MAX)
+    pub fn server(node: Arc<NodeCa>, link: Arc<dyn AuthorityLink>) -> wire::issuance_server::IssuanceServer<Self> {
+        wire::issuance_server::IssuanceServer::new(Self(node, link)).max_decoding_message_size(MESSAGE_MAX)
     }
 }
 
@@ -57,16 +65,43 @@ impl wire::issuance_server::Issuance for IssuanceService {
         &self,
         _request: Request<wire::WatchBundleRequest>,
     ) -> Result<Response<Self::WatchBundleStream>, Status> {
-        let mut told = 0;
-        let stream = WatchStream::new(self.0.watch()).filter_map(move |member| {
-            let member = member?;
-            if member.sequence() == told {
+        let mut told = None;
+        let node = self.0.clone();
+        let changes = WatchStream::new(node.watch()).map(drop).merge(WatchStream::new(node.mesh()).map(drop));
+        let stream = changes.filter_map(move |()| {
+            let bundle = bundle(node.member()?.as_ref(), &node.mesh().borrow());
+            if told.as_ref() == Some(&bundle) {
                 return None;
             }
-            told = member.sequence();
-            Some(Ok(bundle(&member)))
+            told = Some(bundle.clone());
+            Some(Ok(bundle))
         });
         Ok(Response::new(Box::pin(stream)))
+    }
+
+    type ShareFlowsStream = Pin<Box<dyn Stream<Item = Result<wire::FlowHalf, Status>> + Send>>;
+
+    async fn share_flows(
+        &self,
+        request: Request<Streaming<wire::FlowHalf>>,
+    ) -> Result<Response<Self::ShareFlowsStream>, Status> {
+        let member = self.0.member().ok_or_else(|| Status::unavailable("the node is no member yet"))?;
+        let (to_authority, flows) = mpsc::channel(ON_THE_WAY);
+        let theirs = self.1.share_flows(&member, flows).await;
+        let theirs = theirs.map_err(|e| Status::unavailable(e.to_string()))?;
+        let mut ours = request.into_inner();
+        tokio::spawn(async move {
+            while let Ok(Some(half)) = ours.message().await {
+                // Only a record depends on it: what finds no room is dropped.
+                if let Err(TrySendError::Closed(_)) = to_authority.try_send(half.flow) {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(theirs.map(|half| match half {
+            Ok(Half { node, flow }) => Ok(wire::FlowHalf { node: node.to_string(), flow }),
+            Err(e) => Err(Status::unavailable(e.to_string())),
+        }))))
     }
 
     async fn status(&self, _request: Request<wire::StatusRequest>) -> Result<Response<wire::IssuanceStatus>, Status> {
@@ -88,11 +123,12 @@ impl wire::issuance_server::Issuance for IssuanceService {
     }
 }
 
-fn bundle(member: &Member) -> wire::Bundle {
+fn bundle(member: &Member, mesh: &MeshState) -> wire::Bundle {
     wire::Bundle {
         trust_domain: member.bundle().trust_domain().to_string(),
         roots: member.bundle().roots().iter().map(|r| r.to_vec()).collect(),
         node: member.name().to_string(),
         sequence: member.sequence(),
+        quarantine: mesh.quarantine.iter().map(|digest| digest.0.to_vec()).collect(),
     }
 }

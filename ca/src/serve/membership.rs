@@ -1,25 +1,39 @@
 //! `Membership`: nodes join and renew, over TLS.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bonafide_proto::wire::authority as wire;
-use tonic::{Request, Response, Status};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::authority::{Application, Authority, Membership};
-use crate::listener::Peer;
+use crate::daemon::ended;
+use crate::listener::{FOLLOWING, Peer};
+use crate::mesh::MeshState;
 use crate::refusal::MembershipRefusal;
 use crate::serve::{MESSAGE_MAX, blocking};
+use crate::sharing::{Half, Seat};
 use bonafide_proto::token::Secret;
+
+/// A follower is let go in order so long before its connection would end.
+const MARGIN: Duration = Duration::from_secs(30);
 
 /// The service.
 #[derive(Debug, Clone)]
-pub struct MembershipService(Arc<Authority>);
+pub struct MembershipService(Arc<Authority>, watch::Receiver<()>);
 
 impl MembershipService {
-    /// The service as tonic routes it.
+    /// The service as tonic routes it. Followers are let go once `stopped` has no sender any more.
     #[must_use]
-    pub fn server(authority: Arc<Authority>) -> wire::membership_server::MembershipServer<Self> {
-        wire::membership_server::MembershipServer::new(Self(authority)).max_decoding_message_size(MESSAGE_MAX)
+    pub fn server(
+        authority: Arc<Authority>,
+        stopped: watch::Receiver<()>,
+    ) -> wire::membership_server::MembershipServer<Self> {
+        wire::membership_server::MembershipServer::new(Self(authority, stopped)).max_decoding_message_size(MESSAGE_MAX)
     }
 }
 
@@ -54,6 +68,102 @@ impl wire::membership_server::Membership for MembershipService {
             answer("renew", svid.id().path(), &address.to_string(), outcome)
         })
         .await
+    }
+
+    type FollowStream = Pin<Box<dyn Stream<Item = Result<wire::MeshState, Status>> + Send>>;
+
+    async fn follow(&self, request: Request<wire::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+        let peer = peer(&request)?.clone();
+        let following = peer.following();
+        let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
+        let (authority, stopped) = (self.0.clone(), self.1.clone());
+        let left = svid.not_after().saturating_sub(authority.clock().unix());
+        let states = blocking(move || Ok(authority.follow(&svid)?)).await?;
+        let (to, told) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let _following = following;
+            tokio::select! {
+                () = tell(states, &to) => {}
+                () = to.closed() => {}
+                () = over(left, stopped) => {}
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(told).map(Ok))))
+    }
+
+    type ShareFlowsStream = Pin<Box<dyn Stream<Item = Result<wire::FlowHalf, Status>> + Send>>;
+
+    async fn share_flows(
+        &self,
+        request: Request<Streaming<wire::FlowHalf>>,
+    ) -> Result<Response<Self::ShareFlowsStream>, Status> {
+        let peer = peer(&request)?.clone();
+        let following = peer.following();
+        let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
+        let (authority, stopped) = (self.0.clone(), self.1.clone());
+        let left = svid.not_after().saturating_sub(authority.clock().unix());
+        let seat = blocking(move || Ok(authority.share_flows(&svid)?)).await?;
+        let (to, given) = mpsc::channel(1);
+        let mut offered = request.into_inner();
+        tokio::spawn(async move {
+            let _following = following;
+            tokio::select! {
+                ended = exchange(seat, &mut offered, &to) => {
+                    if let Err(status) = ended {
+                        let _ = to.send(Err(status)).await;
+                    }
+                }
+                () = to.closed() => {}
+                () = over(left, stopped) => {}
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(given))))
+    }
+}
+
+/// Takes what is offered and gives what is due, until either side ends.
+async fn exchange(
+    mut seat: Seat,
+    offered: &mut Streaming<wire::FlowHalf>,
+    to: &mpsc::Sender<Result<wire::FlowHalf, Status>>,
+) -> Result<(), Status> {
+    loop {
+        tokio::select! {
+            half = offered.message() => match half? {
+                Some(half) => seat.offer(half.flow)?,
+                None => return Ok(()),
+            },
+            given = seat.given.recv() => match given {
+                Some(Half { node, flow }) => {
+                    let half = wire::FlowHalf { node: node.to_string(), flow };
+                    if to.send(Ok(half)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                // The node has come by another connection.
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+/// Every state, whole, until nobody listens.
+async fn tell(mut states: watch::Receiver<Arc<MeshState>>, to: &mpsc::Sender<wire::MeshState>) {
+    states.mark_changed();
+    while states.changed().await.is_ok() {
+        let state = wire::MeshState::from(states.borrow_and_update().as_ref());
+        if to.send(state).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Done when the follower must show its certificate again, or the daemon stops.
+async fn over(left: i64, stopped: watch::Receiver<()>) {
+    let left = Duration::from_secs(u64::try_from(left).unwrap_or(0)).min(FOLLOWING - MARGIN);
+    tokio::select! {
+        () = tokio::time::sleep(left) => {}
+        () = ended(stopped) => {}
     }
 }
 
@@ -90,5 +200,6 @@ fn membered(issued: &Membership) -> wire::Membered {
         intermediate: issued.intermediate.to_vec(),
         node_svid: issued.node_svid.to_vec(),
         roots: issued.roots.iter().map(|r| r.to_vec()).collect(),
+        mesh: Some((&issued.mesh).into()),
     }
 }

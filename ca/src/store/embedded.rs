@@ -16,7 +16,7 @@ use bonafide_proto::name::NodeName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{LedgerEntry, Meta, NodeRecord, Store, StoreError, TokenRecord};
+use super::{LedgerEntry, Meta, NodeRecord, QuarantineRecord, Store, StoreError, TokenRecord};
 
 /// Bytes of cache; the working set is a few records per node.
 const CACHE: u64 = 16 * 1024 * 1024;
@@ -34,6 +34,7 @@ pub struct EmbeddedStore {
 }
 
 const META_KEY: &[u8] = b"trust-domain";
+const QUARANTINE_KEY: &[u8] = b"quarantine";
 const CHANGES_KEY: &[u8] = b"changes";
 
 impl EmbeddedStore {
@@ -163,6 +164,14 @@ impl Store for EmbeddedStore {
 
     fn entry(&self, serial: &str) -> Result<Option<LedgerEntry>, StoreError> {
         self.get(&self.ledger, serial.as_bytes())
+    }
+
+    fn quarantine(&self) -> Result<Option<QuarantineRecord>, StoreError> {
+        self.get(&self.meta, QUARANTINE_KEY)
+    }
+
+    fn swap_quarantine(&self, seen: Option<&QuarantineRecord>, new: &QuarantineRecord) -> Result<bool, StoreError> {
+        self.swap(&self.meta, QUARANTINE_KEY, seen, new)
     }
 
     fn forget_before(&self, unix: i64) -> Result<(), StoreError> {

@@ -9,10 +9,10 @@ use std::time::Duration;
 use bonafide_ca::config::{Config, Role, RootConfig};
 use bonafide_ca::daemon::Daemon;
 use bonafide_ca::remote::Remote;
-use bonafide_ca::{Authority, Charter, Embedded, JoinToken, NodeCa, NodeSetup};
+use bonafide_ca::{Authority, AuthorityLink, Charter, Embedded, JoinToken, NodeCa, NodeSetup, upkeep};
 use bonafide_proto::clock::{Clock, SharedClock};
 use bonafide_proto::endpoint;
-use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host};
+use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host, Script};
 use bonafide_proto::name::TrustDomain;
 use bonafide_proto::wire::authority as wire;
 use bonafide_proto::wire::authority::admission_client::AdmissionClient;
@@ -54,15 +54,10 @@ pub(crate) fn trust_domain() -> TrustDomain {
 
 pub(crate) fn fingerprint() -> Fingerprint {
     let absent = || Evidence::Absent("not looked for".into());
-    Fingerprint {
-        exe: HashedFile { path: "/usr/bin/python3".into(), digest: Digest([1; 32]) },
-        script: Evidence::Known(HashedFile { path: "/srv/app.py".into(), digest: Digest([2; 32]) }),
-        uid: 33,
-        gid: 33,
-        cgroup: absent(),
-        unit: absent(),
-        host: Host { bios_uuid: absent(), machine_id: absent(), node: None },
-    }
+    let exe = HashedFile { path: "/usr/bin/python3".into(), digest: Digest([1; 32]) };
+    let script = HashedFile { path: "/srv/app.py".into(), digest: Digest([2; 32]) };
+    let host = Host { bios_uuid: absent(), machine_id: absent(), node: None };
+    Fingerprint { script: Evidence::Known(Script::File(script)), ..Fingerprint::of(exe, (33, 33), host) }
 }
 
 /// A request for a fresh key, with these names inside, which nobody asked for.
@@ -73,7 +68,8 @@ pub(crate) fn csr(uris: &[&str]) -> Vec<u8> {
 }
 
 pub(crate) fn setup(state: &Path, name: &str) -> NodeSetup {
-    NodeSetup { state: state.join(format!("node-{name}")), name: name.parse().unwrap(), leaf_ttl: LEAF_TTL }
+    let state = state.join(format!("node-{name}"));
+    NodeSetup { state, name: name.parse().unwrap(), leaf_ttl: LEAF_TTL, bios_uuid: None }
 }
 
 pub(crate) fn charter(state: &Path) -> Charter {
@@ -192,6 +188,23 @@ impl Served {
         node.join(&self.link(), &self.token("").await).await.unwrap();
         node
     }
+}
+
+/// The node listens to what every member is told, until the task is aborted.
+pub(crate) fn follow(node: &Arc<NodeCa>, link: impl AuthorityLink + 'static) -> JoinHandle<()> {
+    let node = node.clone();
+    tokio::spawn(async move { match upkeep::follow(&node, &link).await {} })
+}
+
+/// Waits until it is so.
+pub(crate) async fn until(mut so: impl FnMut() -> bool) {
+    for _ in 0..3000 {
+        if so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it never came to be");
 }
 
 pub(crate) const LOOPBACKS: [&str; 2] = ["127.0.0.1", "::1"];

@@ -2,6 +2,7 @@
 
 use bonafide_ca::csr::CSR_MAX;
 use bonafide_ca::node::Due;
+use bonafide_proto::fingerprint::Evidence;
 use bonafide_proto::name::SpiffeId;
 use bonafide_proto::refusal::AttestReason;
 use bonafide_proto::svid::{Expect, SvidError};
@@ -35,7 +36,8 @@ async fn a_leaf_proves_its_workload_to_any_member_of_the_domain() {
     assert_eq!(peer.not_after(), leaf.not_after);
     let program = peer.program().unwrap();
     assert_eq!((program.exe, program.program.as_str()), (fingerprint().exe.digest, "/usr/bin/python3"));
-    assert_eq!(program.script_path, "/srv/app.py");
+    assert_eq!(program.script, fingerprint().script.known().cloned());
+    assert_eq!((program.uid, program.libraries, program.image), (33, None, None));
 
     for wrong in [Expect::Node, Expect::Authority] {
         let refused = bundle.verify(&leaf.chain, instant(&domain.clock), wrong);
@@ -45,6 +47,23 @@ async fn a_leaf_proves_its_workload_to_any_member_of_the_domain() {
     let late = bundle.verify(&leaf.chain, instant(&domain.clock), Expect::Workload);
     assert_eq!(late, Err(SvidError::Expired(1)));
     assert_eq!(node.issued(), 1);
+}
+
+#[tokio::test]
+async fn the_host_in_a_leaf_is_what_the_ca_read_itself() {
+    let domain = Domain::new();
+    let node = domain.member("a").await;
+    let mut lying = fingerprint();
+    lying.host.machine_id = Evidence::Known("another-machine".into());
+    lying.host.bios_uuid = Evidence::Known("another-bios".into());
+    lying.host.node = Some("b".parse().unwrap());
+    let leaf = node.issue_leaf(&"shop/web".parse().unwrap(), &lying, &csr(&[])).unwrap();
+    let peer = domain.authority.trust_bundle().verify(&leaf.chain, instant(&domain.clock), Expect::Workload).unwrap();
+    let own = |path: &str| std::fs::read_to_string(path).ok().map(|text| text.trim().to_lowercase());
+    let program = peer.program().unwrap();
+    assert_eq!(program.machine_id, own("/etc/machine-id").filter(|id| !id.is_empty()));
+    assert_eq!(program.bios_uuid, own("/sys/class/dmi/id/product_uuid").filter(|id| !id.is_empty()));
+    assert_eq!(peer.node().unwrap().as_str(), "a");
 }
 
 #[tokio::test]

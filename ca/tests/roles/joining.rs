@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use bonafide_ca::link::{Halves, MeshStates};
 use bonafide_ca::member::Member;
 use bonafide_ca::node::MembershipError;
 use bonafide_ca::{Application, AuthorityLink, Embedded, JoinToken, LinkError, Membership};
 use bonafide_proto::svid::Expect;
 use bonafide_proto::token::Secret;
 use bonafide_proto::wire::authority as wire;
+use tokio::sync::mpsc;
 
 use crate::bench::{Domain, LOOPBACKS, Served, csr, fingerprint, instant, refusal};
 
@@ -174,8 +176,11 @@ impl AuthorityLink for Liar {
         (self.lie)(&mut issued, &self.other);
         Ok(issued)
     }
-    async fn probe(&self, member: &Member) -> Result<(), LinkError> {
-        self.honest.probe(member).await
+    async fn follow(&self, member: &Member) -> Result<MeshStates, LinkError> {
+        self.honest.follow(member).await
+    }
+    async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
+        self.honest.share_flows(member, flows).await
     }
 }
 

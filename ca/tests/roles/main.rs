@@ -13,6 +13,7 @@ mod bench;
 mod issuing;
 mod joining;
 mod program;
+mod quarantine;
 mod renewing;
 mod state;
 mod strangers;

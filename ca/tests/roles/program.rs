@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 
 use crate::bench::{csr, fingerprint};
 
-fn program() -> Command {
+pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bonafide-ca"));
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command
@@ -26,7 +26,7 @@ async fn said(command: &mut Command) -> (i32, String, String) {
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
-fn local(dir: &Path) -> PathBuf {
+pub(crate) fn local(dir: &Path) -> PathBuf {
     let path = dir.join("ca.toml");
     let at = dir.display();
     let text = format!(
@@ -38,7 +38,7 @@ fn local(dir: &Path) -> PathBuf {
     path
 }
 
-async fn ask(dir: &Path) -> IssuanceClient<tonic::transport::Channel> {
+pub(crate) async fn ask(dir: &Path) -> IssuanceClient<tonic::transport::Channel> {
     let mut client = IssuanceClient::new(endpoint::channel(dir.join("ca.sock")));
     for _ in 0..600 {
         match client.status(wire::StatusRequest {}).await {
@@ -49,7 +49,7 @@ async fn ask(dir: &Path) -> IssuanceClient<tonic::transport::Channel> {
     panic!("the daemon does not answer");
 }
 
-async fn end(mut child: Child, signal: rustix::process::Signal) -> i32 {
+pub(crate) async fn end(mut child: Child, signal: rustix::process::Signal) -> i32 {
     let pid = rustix::process::Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
     rustix::process::kill_process(pid, signal).unwrap();
     child.wait().await.unwrap().code().unwrap()

@@ -10,9 +10,9 @@ pub enum Verdict {
     Allowed,
     /// Not let through.
     Refused,
-    /// Let through in observe mode; enforce would refuse it.
+    /// Not refused in this mode; enforce would refuse it.
     WouldRefuse,
-    /// Let through in observe mode; the other end's program is not known.
+    /// Not refused in this mode; the other end's program is not known.
     Undecided,
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
+use bonafide_proto::observed::Protocol;
 use bonafide_proto::record::{End, EndedBy, FlowRecord, NearMiss, Outcome, Party, Transport};
 use comfy_table::{Cell, CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use time::format_description::well_known::Rfc3339;
@@ -106,6 +107,8 @@ fn cells(record: &FlowRecord, time: Option<OffsetDateTime>) -> [Cell; COLUMNS.le
         Transport::Mtls => "mtls",
         Transport::Clear => "clear",
         Transport::SameHost => "host",
+        Transport::Observed if record.protocol == Protocol::Udp => "udp",
+        Transport::Observed => "seen",
         Transport::None => "-",
     };
     let ended = match record.ended_by {
@@ -236,6 +239,7 @@ pub(crate) mod tests {
             v: 1,
             id: "0".repeat(32),
             end: End::Source,
+            protocol: Protocol::Tcp,
             started: "2026-03-04T05:06:07.891Z".into(),
             ended: "2026-03-04T05:06:09.291Z".into(),
             duration_us: 1_400_000,

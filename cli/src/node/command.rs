@@ -1,12 +1,15 @@
 //! How one daemon is started: through `bonafide launch`, which gives it its place and its privileges.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use super::spec::IDENTITYD_UID;
 
 /// A daemon's start, as data: the harness puts `nsenter` before it.
 ///
@@ -29,6 +32,18 @@ pub(super) struct Place<'a> {
     pub(super) capabilities: &'a [&'a str],
 }
 
+/// Where container runtimes usually answer: identityd asks those that are there.
+const RUNTIMES: [&str; 3] = ["/run/containerd/containerd.sock", "/run/docker.sock", "/run/podman/podman.sock"];
+
+impl Place<'_> {
+    /// identityd may speak to container runtimes as those do who are in the groups of their sockets. The capability
+    /// that opens any socket would open any file, too.
+    fn groups(&self) -> BTreeSet<u32> {
+        let group = |socket| fs::metadata(socket).ok().map(|socket| socket.gid());
+        if self.uid == IDENTITYD_UID { RUNTIMES.iter().filter_map(group).collect() } else { BTreeSet::new() }
+    }
+}
+
 impl DaemonCommand {
     pub(super) fn launch<const N: usize>(
         binaries: &Path,
@@ -40,6 +55,9 @@ impl DaemonCommand {
         let mut all: Vec<OsString> = vec!["launch".into(), "--cgroup".into(), place.cgroup.into()];
         for (flag, id) in [("--uid", place.uid), ("--gid", place.uid)] {
             all.extend([flag.into(), id.to_string().into()]);
+        }
+        for group in place.groups() {
+            all.extend(["--group".into(), group.to_string().into()]);
         }
         for capability in place.capabilities {
             all.extend(["--cap".into(), (*capability).into()]);

@@ -42,6 +42,9 @@ struct NodeTable<'a> {
     join_token_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     leaf_ttl_seconds: Option<u32>,
+    /// Only root may read it, and the CA is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bios_uuid: Option<String>,
 }
 
 /// `identityd.toml`.
@@ -51,6 +54,7 @@ pub(super) struct IdentitydToml<'a> {
     socket: PathBuf,
     ca_socket: PathBuf,
     policy: &'a Path,
+    state: PathBuf,
     callers: [u32; 1],
     log: &'static str,
 }
@@ -78,7 +82,7 @@ struct Control {
 }
 
 impl<'a> CaToml<'a> {
-    pub(super) fn of_node(spec: &'a NodeSpec, layout: &Layout) -> Self {
+    pub(super) fn of_node(spec: &'a NodeSpec, layout: &Layout, bios_uuid: Option<String>) -> Self {
         let mut node = NodeTable {
             name: &spec.name,
             socket: layout.ca_socket(),
@@ -86,6 +90,7 @@ impl<'a> CaToml<'a> {
             authority: None,
             join_token_file: None,
             leaf_ttl_seconds: spec.leaf_ttl_seconds,
+            bios_uuid,
         };
         let (role, root) = match &spec.authority {
             AuthorityAt::Embedded { trust_domain } => {
@@ -120,6 +125,7 @@ impl<'a> IdentitydToml<'a> {
             socket: layout.identityd_socket(),
             ca_socket: layout.ca_socket(),
             policy,
+            state: layout.identityd_state(),
             callers: [ENFORCER_UID],
             log: "info",
         }
@@ -177,7 +183,8 @@ mod tests {
 
     #[test]
     fn an_embedded_authority_makes_the_ca_local() {
-        let text = toml::to_string(&CaToml::of_node(&spec(embedded()), &Layout::new("/n"))).unwrap();
+        let text =
+            toml::to_string(&CaToml::of_node(&spec(embedded()), &Layout::new("/n"), Some("4c4c4544".into()))).unwrap();
         let expected = r#"role = "local"
 state = "/n/state/ca"
 log = "info"
@@ -191,6 +198,7 @@ name = "a"
 socket = "/n/run/ca/ca.sock"
 callers = [74702]
 leaf_ttl_seconds = 90
+bios_uuid = "4c4c4544"
 "#;
         assert_eq!(text, expected);
     }
@@ -199,7 +207,7 @@ leaf_ttl_seconds = 90
     fn a_remote_authority_is_joined_and_exempted_for_the_ca_alone() {
         let spec = spec(remote());
         let layout = Layout::new("/n");
-        let ca = toml::to_string(&CaToml::of_node(&spec, &layout)).unwrap();
+        let ca = toml::to_string(&CaToml::of_node(&spec, &layout, None)).unwrap();
         assert!(ca.starts_with("role = \"node\"\n") && !ca.contains("[root]"), "{ca}");
         assert!(ca.contains("authority = \"[fd77::9]:8443\"\njoin_token_file = \"/n/state/ca/join.token\"\n"), "{ca}");
         let enforcer = toml::to_string(&EnforcerToml::of(&spec, &layout, "/cg/bonafide-t/ca".into())).unwrap();
@@ -212,7 +220,7 @@ leaf_ttl_seconds = 90
         let spec = spec(remote());
         let layout = Layout::new("/n");
         let texts = [
-            toml::to_string(&CaToml::of_node(&spec, &layout)).unwrap(),
+            toml::to_string(&CaToml::of_node(&spec, &layout, None)).unwrap(),
             toml::to_string(&EnforcerToml::of(&spec, &layout, "/c".into())).unwrap(),
             toml::to_string(&IdentitydToml::of(&spec, &layout, &spec.policy)).unwrap(),
             format!("{spec:?}"),

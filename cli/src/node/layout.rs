@@ -43,6 +43,11 @@ impl Layout {
     pub fn ca_state(&self) -> PathBuf {
         self.state().join("ca")
     }
+    /// The digests that identityd keeps.
+    #[must_use]
+    pub fn identityd_state(&self) -> PathBuf {
+        self.state().join("identityd")
+    }
     /// What the enforcer keeps.
     #[must_use]
     pub fn enforcer_state(&self) -> PathBuf {

@@ -6,7 +6,7 @@
 //! ```text
 //! DIR/ca.toml identityd.toml enforcer.toml      root's, 0644
 //! DIR/run/{ca,identityd,enforcer}/*.sock        each directory its daemon's
-//! DIR/state/{ca,enforcer}/                      each its daemon's, 0700; flow records: state/enforcer/flows.jsonl
+//! DIR/state/{ca,identityd,enforcer}/            each its daemon's, 0700; flow records: state/enforcer/flows.jsonl
 //! DIR/log/*.log                                 what the daemons say
 //! <cgroup2>/bonafide-INSTANCE/{ca,identityd,enforcer}
 //! ```

@@ -63,13 +63,12 @@ pub fn prepare_node(spec: &NodeSpec) -> Result<PreparedNode, NodeError> {
     let identityd_cgroup = cgroup.create_daemon("identityd")?;
 
     write_token(&spec.authority, &layout)?;
-    let ca = write_config(&layout.config("ca"), &CaToml::of_node(spec, &layout))?;
+    let ca = write_config(&layout.config("ca"), &CaToml::of_node(spec, &layout, bios_uuid()))?;
     let identityd = write_config(&layout.config("identityd"), &IdentitydToml::of(spec, &layout, &policy))?;
     let enforcer = write_config(&layout.config("enforcer"), &EnforcerToml::of(spec, &layout, ca_cgroup.clone()))?;
 
     let stands = Place { cgroup: &enforcer_cgroup, uid: ENFORCER_UID, capabilities: &["net-admin"] };
-    let knows =
-        Place { cgroup: &identityd_cgroup, uid: IDENTITYD_UID, capabilities: &["sys-ptrace", "dac-read-search"] };
+    let knows = Place { cgroup: &identityd_cgroup, uid: IDENTITYD_UID, capabilities: &IDENTITYD_CAPABILITIES };
     Ok(PreparedNode {
         ca: ca_command(&binaries, &ca_cgroup, ca, &layout),
         identityd: DaemonCommand::launch(
@@ -114,9 +113,21 @@ pub fn prepare_root(spec: &RootSpec) -> Result<PreparedRoot, NodeError> {
     Ok(PreparedRoot { ca, admin_socket: layout.authority_socket(), layout, cgroup })
 }
 
+/// To look into every process and what it has mapped; and to load the kernel programs, where the last one is for those
+/// at sockets. They stay: the programs that observe flows are loaded when somebody asks for flows.
+const IDENTITYD_CAPABILITIES: [&str; 6] =
+    ["sys-ptrace", "dac-read-search", "checkpoint-restore", "bpf", "perfmon", "net-admin"];
+
 fn ca_command(binaries: &Path, cgroup: &Path, config: PathBuf, layout: &Layout) -> DaemonCommand {
     let place = Place { cgroup, uid: CA_UID, capabilities: &[] };
     DaemonCommand::launch(binaries, &place, "ca", ["--config".into(), config.into()], layout.log("ca"))
+}
+
+/// The SMBIOS system UUID, where the machine has one.
+fn bios_uuid() -> Option<String> {
+    let text = fs::read_to_string("/sys/class/dmi/id/product_uuid").ok()?;
+    let uuid = text.trim().to_ascii_lowercase();
+    (matches!(uuid.len(), 1..=128) && uuid.chars().all(|c| c.is_ascii_graphic())).then_some(uuid)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, NodeError> {
@@ -129,7 +140,7 @@ fn policy_path(path: &Path) -> Result<PathBuf, NodeError> {
     std::path::absolute(path).map_err(io_at("find", path))
 }
 
-/// The directories of these daemons. identityd keeps nothing, so it has no state.
+/// The directories of these daemons.
 fn directories(dir: &Path, daemons: &[(&str, u32)]) -> Result<Layout, NodeError> {
     directory(dir, 0, 0o755)?;
     let layout = Layout::new(absolute(dir)?);
@@ -138,9 +149,7 @@ fn directories(dir: &Path, daemons: &[(&str, u32)]) -> Result<Layout, NodeError>
     }
     for (name, uid) in daemons {
         directory(&layout.run().join(name), *uid, 0o755)?;
-        if *name != "identityd" {
-            directory(&layout.state().join(name), *uid, 0o700)?;
-        }
+        directory(&layout.state().join(name), *uid, 0o700)?;
     }
     Ok(layout)
 }

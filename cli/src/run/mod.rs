@@ -39,7 +39,7 @@ pub enum BackendChoice {
 
 /// Starts ca, identityd and enforcer, shows flows, restarts what dies.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Without --policy it only observes: nothing is refused, nothing has a name yet.
+#[command(after_help = "Without --policy it only observes: nothing is captured or refused, nothing has a name yet.
 Must be root. On Ctrl-C (or SIGTERM) capture rules, sockets, cgroups and, unless it was there before,
 DIR are removed. Exits 3 if another `bonafide run` is at work.
 

@@ -15,7 +15,7 @@ use crate::policy_check;
 
 /// The policy of a run that was given none.
 const OBSERVE: &str = "\
-# Observe only: nothing is refused. Give programs names by [[workload]] tables, then write rules for them;
+# Observe only: nothing is captured, nothing refused. Give programs names by [[workload]] tables, then write rules for them;
 # `bonafide whois PID` shows what a program can be known by. Edits are picked up while the node runs.
 mode = \"observe\"
 ";

@@ -103,7 +103,7 @@ pub enum CaptureError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// Without its guard, observe mode could take the host down.
+    /// Without its guard, shadow mode could take the host down.
     #[error("the guard that removes the rules if the enforcer dies {0}")]
     Guard(String),
 }

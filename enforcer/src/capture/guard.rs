@@ -1,4 +1,4 @@
-//! Takes the rules away when the enforcer dies in observe mode, however it dies.
+//! Takes the rules away when an enforcer dies that does not enforce, however it dies.
 //!
 //! One mechanism for both engines: a child process of the same program that does nothing but wait for the end of a
 //! pipe. The kernel closes the pipe with the enforcer, whether it exits, panics or is killed.

@@ -14,7 +14,7 @@ use super::Rules;
 use super::error::CaptureError;
 use super::exemption::Holder;
 use super::footprint::Ground;
-use super::mark::{CAPTURED_IN, CAPTURED_OUT, DELIVERY, MASK, STEER, WIRE};
+use super::mark::{CAPTURED_IN, CAPTURED_OUT, DELIVERY, MASK, OLDER, STEER, WIRE};
 use super::tool::Tool;
 use crate::sys::nftables;
 
@@ -177,7 +177,7 @@ fn mangle(rules: &Rules<'_>, family: Family) -> String {
 fn doubt(mode: Mode) -> &'static str {
     match mode {
         Mode::Enforce => "DROP",
-        Mode::Observe => "RETURN",
+        Mode::Observe | Mode::Shadow => "RETURN",
     }
 }
 
@@ -206,15 +206,13 @@ fn out(rules: &Rules<'_>, family: Family) -> String {
     let _ = write!(
         text,
         "-A BF-OUT -m conntrack --ctstate INVALID -j {doubt}
--A BF-OUT -p tcp --syn -m conntrack --ctstate NEW {unknown} {capture}
--A BF-OUT -m conntrack --ctdir ORIGINAL {captured} -j BF-TOLO
+{first}-A BF-OUT -m conntrack --ctdir ORIGINAL {captured} -j BF-TOLO
 -A BF-OUT ! -o lo -m conntrack --ctdir REPLY {delivery} -j BF-TOLO
 -A BF-OUT -p tcp --syn -j {doubt}
 -A BF-OUT {known} -j ACCEPT
 -A BF-OUT -j {doubt}
 ",
-        unknown = is(0),
-        capture = remember(CAPTURED_OUT),
+        first = first("BF-OUT", rules.mode, CAPTURED_OUT),
         captured = is(CAPTURED_OUT),
         delivery = is(DELIVERY),
         known = is_not(0),
@@ -222,10 +220,20 @@ fn out(rules: &Rules<'_>, family: Family) -> String {
     text
 }
 
-/// Observe leaves outgoing IPv6 link-local alone; it cannot be captured safely.
+/// The first packet of a new connection: from here on it is known.
+fn first(chain: &str, mode: Mode, kind: u32) -> String {
+    match mode {
+        Mode::Observe => String::new(),
+        Mode::Shadow | Mode::Enforce => {
+            format!("-A {chain} -p tcp --syn -m conntrack --ctstate NEW {} {}\n", is(0), remember(kind))
+        }
+    }
+}
+
+/// Shadow leaves outgoing IPv6 link-local alone; it cannot be captured safely.
 fn link_local(chain: &str, mode: Mode, family: Family) -> String {
     match (mode, family) {
-        (Mode::Observe, Family::V6) => {
+        (Mode::Observe | Mode::Shadow, Family::V6) => {
             ["-s", "-d"].map(|end| format!("-A {chain} {end} fe80::/10 {} -j RETURN\n", is(0))).concat()
         }
         _ => String::new(),
@@ -247,8 +255,7 @@ fn pre(rules: &Rules<'_>, family: Family) -> String {
 -A BF-PRE {delivery} -j {doubt}
 -A BF-PRE -m addrtype ! --dst-type LOCAL -j RETURN
 -A BF-PRE -m conntrack --ctstate INVALID -j {doubt}
--A BF-PRE -p tcp --syn -m conntrack --ctstate NEW {unknown} {capture}
--A BF-PRE -p tcp -m conntrack --ctdir ORIGINAL {captured} {tproxy}
+{first}-A BF-PRE -p tcp -m conntrack --ctdir ORIGINAL {captured} {tproxy}
 -A BF-PRE {known} -j RETURN
 -A BF-PRE -p tcp --syn -j {doubt}
 -A BF-PRE -j {doubt}
@@ -256,8 +263,7 @@ fn pre(rules: &Rules<'_>, family: Family) -> String {
         out = is(CAPTURED_OUT),
         delivery = is(DELIVERY),
         doubt = doubt(rules.mode),
-        unknown = is(0),
-        capture = remember(CAPTURED_IN),
+        first = first("BF-PRE", rules.mode, CAPTURED_IN),
         captured = is(CAPTURED_IN),
         tproxy = tproxy(family, rules.inbound_port),
         known = is_not(0),
@@ -274,6 +280,7 @@ fn pre_lo(rules: &Rules<'_>, family: Family) -> String {
         "{refused}-A BF-PRELO {original} {tproxy}
 -A BF-PRELO {captured} -j RETURN
 -A BF-PRELO {delivery} -j RETURN
+-A BF-PRELO {older} -j RETURN
 -A BF-PRELO {known} -j DROP
 {link_local}-A BF-PRELO -p tcp --syn -j {doubt}
 -A BF-PRELO -j {doubt}
@@ -281,6 +288,7 @@ fn pre_lo(rules: &Rules<'_>, family: Family) -> String {
         captured = is(CAPTURED_OUT),
         tproxy = tproxy(family, rules.outbound_port),
         delivery = is(DELIVERY),
+        older = is(OLDER),
         known = is_not(0),
         link_local = link_local("BF-PRELO", rules.mode, family),
         doubt = doubt(rules.mode),
@@ -333,7 +341,7 @@ fn is_not(kind: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::text::{Sample, enforcing, observing};
+    use crate::capture::text::{Sample, enforcing, shadowing};
 
     fn both(sample: &Sample) -> [String; 2] {
         Family::BOTH.map(|family| text(&sample.rules(), family, &Visits::default()))
@@ -361,7 +369,7 @@ mod tests {
 
     #[test]
     fn an_exemption_always_takes_cgroup_and_user() {
-        for text in both(&enforcing()).into_iter().chain(both(&observing())) {
+        for text in both(&enforcing()).into_iter().chain(both(&shadowing())) {
             let exempting: Vec<&str> = text.lines().filter(|line| line.ends_with("-j BF-OWN")).collect();
             assert_eq!(exempting.len(), 2);
             assert!(exempting.iter().all(|line| line.contains("-m cgroup --path") && line.contains("--uid-owner")));
@@ -369,14 +377,24 @@ mod tests {
     }
 
     #[test]
-    fn enforce_lets_nothing_unknown_by_and_observe_does() {
+    fn enforce_lets_nothing_unknown_by_and_shadow_does() {
         for chain in ["BF-OUT", "BF-PRE", "BF-PRELO", "BF-POST"] {
             let last = |text: String| {
                 let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(&format!("-A {chain} "))).collect();
                 lines.last().unwrap().rsplit(' ').next().unwrap().to_owned()
             };
             assert!(both(&enforcing()).map(last).iter().all(|verdict| verdict == "DROP"), "{chain}");
-            assert!(both(&observing()).map(last).iter().all(|verdict| verdict == "RETURN"), "{chain}");
+            assert!(both(&shadowing()).map(last).iter().all(|verdict| verdict == "RETURN"), "{chain}");
+        }
+    }
+
+    #[test]
+    fn nothing_new_is_captured_in_observe_mode_and_what_was_captured_is_still_steered() {
+        let observe = both(&Sample::of(Mode::Observe, "/mesh/enforcer"));
+        for (observe, shadow) in observe.into_iter().zip(both(&shadowing())) {
+            let taken: Vec<&str> = shadow.lines().filter(|line| !observe.lines().any(|kept| kept == *line)).collect();
+            assert_eq!(taken.len(), 2, "{taken:#?}");
+            assert!(taken.iter().all(|line| line.contains("--ctstate NEW") && line.contains("--set-xmark")));
         }
     }
 

@@ -6,10 +6,17 @@
 //! | `nft`, `iptables` | the rules, for either engine |
 //! | `routes` | where a steered packet goes |
 //! | `footprint` | whether somebody else took the rules away |
-//! | [`guard`](guard()) | removes them all when an observing enforcer dies |
+//! | `older` | connections that were there before the rules |
+//! | [`guard`](guard()) | removes them all when an enforcer dies that does not enforce |
 //!
 //! **Enforce** fails closed: rules and routes outlive the enforcer, and a connection is refused until it is back.
-//! **Observe** fails open: rules and routes go when the enforcer goes, however it goes.
+//! **Shadow** fails open: rules and routes go when the enforcer goes, however it goes.
+//! **Observe** captures nothing: there are neither rules nor routes.
+//!
+//! Changing the mode leaves established connections alone. One that is captured needs the rules that steer it as long
+//! as it lives, so they stay until the last of them has ended, and capture no new one. One that is not captured is
+//! marked as [`older`] than the rules. An enforcer that *starts* in enforce mode knows of no promise, and resets what
+//! was there before it.
 //!
 //! The table, chains, marks, routing table and rule preferences are fixed: one capture per network namespace.
 
@@ -20,6 +27,7 @@ mod guard;
 mod iptables;
 mod mark;
 mod nft;
+mod older;
 mod routes;
 #[cfg(test)]
 mod text;
@@ -40,6 +48,7 @@ pub use guard::guard;
 use exemption::{Cgroup, Holder};
 use footprint::{Footprint, Ground};
 use guard::Guard;
+use older::Older;
 use routes::{Mender, Watch};
 use turn::Turn;
 
@@ -147,14 +156,24 @@ pub struct Plan {
     pub control: Vec<Control>,
 }
 
-/// Rules and routes in force. Dropped without [`Capture::remove`], they stay in enforce mode and go in observe mode.
+/// What is in force. Dropped without [`Capture::remove`], rules and routes stay in enforce mode, and go otherwise.
 #[derive(Debug)]
 pub struct Capture {
     plan: Plan,
+    /// `None` where nothing is captured.
+    installed: Option<Installed>,
+    older: Older,
+}
+
+/// Rules and routes.
+#[derive(Debug)]
+struct Installed {
     loaded: Loaded,
-    /// Present in observe mode.
+    /// Present unless it enforces.
     guard: Option<Guard>,
     routes: Mender,
+    /// Rounds without a captured connection, once no new ones are captured.
+    idle: u32,
     _watch: Watch,
 }
 
@@ -167,20 +186,178 @@ struct Loaded {
     footprint: Option<Footprint>,
 }
 
+/// Rounds without a captured connection after which the rules go: one that was captured last has been accepted by then.
+const IDLE_ROUNDS: u32 = 2;
+
 impl Capture {
-    /// Installs rules and routes, replacing an earlier instance's without a gap. Listeners should be bound before.
+    /// Installs what the mode needs, replacing an earlier instance's without a gap. Listeners should be bound before.
     ///
     /// # Errors
     /// Nothing is left behind then, except the rules of an earlier enforcing instance.
     pub async fn install(plan: Plan) -> Result<Self, CaptureError> {
         plan.check()?;
         drop(Turn::take().await);
+        forget_older().await;
+        let installed = match plan.mode {
+            Mode::Observe => {
+                remove_if_present(plan.backend).await?;
+                None
+            }
+            Mode::Shadow | Mode::Enforce => Some(Installed::install(&plan).await?),
+        };
+        Ok(Self { plan, installed, older: Older::default() })
+    }
+
+    /// What is in force.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.plan.mode
+    }
+
+    /// Whether there are rules: in observe mode only as long as connections live that were captured before.
+    #[must_use]
+    pub fn has_rules(&self) -> bool {
+        self.installed.is_some()
+    }
+
+    /// Replaces the rules by those of `mode`, without a gap, and leaves established connections alone. Until this
+    /// returns, an enforcer that dies leaves the host open if either mode is not enforce.
+    ///
+    /// # Errors
+    /// The mode is unchanged, or on its way to enforce it is shadow. Rules and mode can differ only where iptables
+    /// replaced one family and not the other.
+    pub async fn switch(&mut self, mode: Mode) -> Result<(), CaptureError> {
+        if mode == self.plan.mode {
+            return Ok(());
+        }
+        match mode {
+            Mode::Observe => self.load_guarded(Mode::Observe).await,
+            Mode::Shadow => self.start_shadowing().await,
+            Mode::Enforce => self.start_enforcing().await,
+        }
+    }
+
+    /// Captures what is new, and lets be what is older.
+    async fn start_shadowing(&mut self) -> Result<(), CaptureError> {
+        if self.installed.is_some() {
+            return self.load_guarded(Mode::Shadow).await;
+        }
+        let plan = Plan { mode: Mode::Shadow, ..self.plan.clone() };
+        self.installed = Some(Installed::install(&plan).await?);
+        self.plan = plan;
+        Ok(())
+    }
+
+    /// From observe by way of shadow: see [`older`].
+    async fn start_enforcing(&mut self) -> Result<(), CaptureError> {
+        if self.plan.mode == Mode::Observe {
+            self.start_shadowing().await?;
+        }
+        match Older::spare().await {
+            Ok(older) => self.older = older,
+            // To enforce is what was asked for; it does not wait for the sake of what is older.
+            Err(e) => tracing::error!("connections older than the capture rules cannot be spared, and are reset: {e}"),
+        }
+        self.load_as(Mode::Enforce).await?;
+        tracing::info!(spared = self.older.len(), "what was established goes on as it was");
+        match self.installed.as_mut().and_then(|installed| installed.guard.take()) {
+            Some(guard) => guard.disarm().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Loads rules that must not outlive the enforcer.
+    async fn load_guarded(&mut self, mode: Mode) -> Result<(), CaptureError> {
+        let Some(installed) = &mut self.installed else { return Ok(()) };
+        let new = match installed.guard {
+            Some(_) => None,
+            None => Some(Guard::arm(self.plan.backend).await?),
+        };
+        match (self.load_as(mode).await, new, &mut self.installed) {
+            (Ok(()), Some(new), Some(installed)) => installed.guard = Some(new),
+            (Err(e), Some(new), _) => {
+                new.disarm().await?;
+                return Err(e);
+            }
+            (loaded, ..) => loaded?,
+        }
+        forget_older().await;
+        self.older = Older::default();
+        Ok(())
+    }
+
+    async fn load_as(&mut self, mode: Mode) -> Result<(), CaptureError> {
+        let Some(installed) = &mut self.installed else { return Ok(()) };
+        let plan = Plan { mode, ..self.plan.clone() };
+        installed.loaded = plan.load().await?;
+        installed.idle = 0;
+        self.plan = plan;
+        Ok(())
+    }
+
+    /// To be called every second or so: puts right what changed outside. Returns whether anything had to be.
+    ///
+    /// * A service manager makes a new cgroup for each start of a unit, and rules hold the old one: without this, a CA
+    ///   that was restarted could not reach its authority.
+    /// * Other software flushes everybody's rules (`systemctl restart nftables`) or deletes routing rules.
+    /// * A guard that was killed is replaced.
+    /// * In observe mode the rules go with the last connection that was captured before.
+    ///
+    /// # Errors
+    /// As [`Capture::install`]; what was in force stays.
+    pub async fn refresh(&mut self) -> Result<bool, CaptureError> {
+        if self.plan.mode == Mode::Observe && self.is_idle().await {
+            return self.uninstall().await.map(|()| true);
+        }
+        if let Err(e) = self.older.forget_ended().await {
+            tracing::warn!("connections older than the capture rules cannot be looked at: {e}");
+        }
+        match &mut self.installed {
+            Some(installed) => installed.refresh(&self.plan).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Has the last captured connection ended?
+    async fn is_idle(&mut self) -> bool {
+        let Some(installed) = &mut self.installed else { return false };
+        let none = match tokio::task::spawn_blocking(none_captured).await {
+            Ok(Ok(none)) => none,
+            // They do no harm while they stay.
+            Ok(Err(_)) | Err(_) => false,
+        };
+        installed.idle = if none { installed.idle.saturating_add(1) } else { 0 };
+        installed.idle >= IDLE_ROUNDS
+    }
+
+    async fn uninstall(&mut self) -> Result<(), CaptureError> {
+        remove_leftovers(self.plan.backend).await?;
+        match self.installed.take().and_then(|installed| installed.guard) {
+            Some(guard) => guard.disarm().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Removes rules and routes. End the captured connections first: a live one would go on in plaintext.
+    ///
+    /// # Errors
+    /// Where either cannot be removed. The guard goes on trying when this process ends, unless it enforced.
+    pub async fn remove(mut self) -> Result<(), CaptureError> {
+        match self.installed {
+            Some(_) => self.uninstall().await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Installed {
+    async fn install(plan: &Plan) -> Result<Self, CaptureError> {
         let guard = match plan.mode {
-            Mode::Observe => Some(Guard::arm(plan.backend).await?),
+            Mode::Observe | Mode::Shadow => Some(Guard::arm(plan.backend).await?),
             Mode::Enforce => None,
         };
-        match Self::install_guarded(&plan).await {
-            Ok((loaded, watch)) => Ok(Self { plan, loaded, guard, routes: Mender::default(), _watch: watch }),
+        match Self::install_guarded(plan).await {
+            Ok((loaded, watch)) => Ok(Self { loaded, guard, routes: Mender::default(), idle: 0, _watch: watch }),
             Err(e) => {
                 undo(plan.backend, guard).await;
                 Err(e)
@@ -197,107 +374,47 @@ impl Capture {
         Ok((loaded, watch))
     }
 
-    /// What is in force.
-    #[must_use]
-    pub fn mode(&self) -> Mode {
-        self.plan.mode
-    }
-
-    /// Replaces the rules by those of `mode`, without a gap. Until this returns, an enforcer that dies leaves the host
-    /// open if either mode is observe.
-    ///
-    /// # Errors
-    /// The mode is unchanged then. Rules and mode can differ only where iptables replaced one family and not the other.
-    pub async fn switch(&mut self, mode: Mode) -> Result<(), CaptureError> {
-        if mode == self.plan.mode {
-            return Ok(());
-        }
-        match mode {
-            Mode::Observe => self.start_observing().await,
-            Mode::Enforce => self.start_enforcing().await,
-        }
-    }
-
-    async fn start_observing(&mut self) -> Result<(), CaptureError> {
-        let guard = Guard::arm(self.plan.backend).await?;
-        if let Err(e) = self.load_as(Mode::Observe).await {
-            guard.disarm().await?;
-            return Err(e);
-        }
-        self.guard = Some(guard);
-        Ok(())
-    }
-
-    async fn start_enforcing(&mut self) -> Result<(), CaptureError> {
-        self.load_as(Mode::Enforce).await?;
-        match self.guard.take() {
-            Some(guard) => guard.disarm().await,
-            None => Ok(()),
-        }
-    }
-
-    async fn load_as(&mut self, mode: Mode) -> Result<(), CaptureError> {
-        let before = std::mem::replace(&mut self.plan.mode, mode);
-        match self.plan.load().await {
-            Ok(loaded) => self.loaded = loaded,
-            Err(e) => {
-                self.plan.mode = before;
-                return Err(e);
-            }
-        }
-        Ok(())
-    }
-
-    /// To be called every second or so: puts right what changed outside. Returns whether anything had to be.
-    ///
-    /// * A service manager makes a new cgroup for each start of a unit, and rules hold the old one: without this, a CA
-    ///   that was restarted could not reach its authority.
-    /// * Other software flushes everybody's rules (`systemctl restart nftables`) or deletes routing rules.
-    /// * A guard that was killed is replaced.
-    ///
-    /// # Errors
-    /// As [`Capture::install`]; what was in force stays.
-    pub async fn refresh(&mut self) -> Result<bool, CaptureError> {
-        let guard = self.replace_guard().await?;
+    async fn refresh(&mut self, plan: &Plan) -> Result<bool, CaptureError> {
+        let guard = self.replace_guard(plan.backend).await?;
         let routes = self.routes.mend();
         // Rules without routes refuse; routes without rules let pass. So the rules do not wait for the routes.
-        let rules = self.reload_if_changed().await?;
+        let rules = self.reload_if_changed(plan).await?;
         Ok(guard || rules || routes?)
     }
 
-    async fn replace_guard(&mut self) -> Result<bool, CaptureError> {
+    async fn replace_guard(&mut self, backend: Backend) -> Result<bool, CaptureError> {
         let gone = self.guard.as_mut().is_some_and(Guard::is_gone);
         if gone {
-            self.guard = Some(Guard::arm(self.plan.backend).await?);
+            self.guard = Some(Guard::arm(backend).await?);
         }
         Ok(gone)
     }
 
-    async fn reload_if_changed(&mut self) -> Result<bool, CaptureError> {
+    async fn reload_if_changed(&mut self, plan: &Plan) -> Result<bool, CaptureError> {
         let intact = match &mut self.loaded.footprint {
             Some(footprint) => footprint.is_intact()?,
             None => false,
         };
-        let changed = !intact || self.plan.objects() != self.loaded.objects;
+        let changed = !intact || plan.objects() != self.loaded.objects;
         if changed {
             self.loaded.footprint = None;
-            self.loaded = self.plan.load().await?;
+            self.loaded = plan.load().await?;
         }
         Ok(changed)
     }
+}
 
-    /// Removes rules and routes. End the captured connections first: a live one would go on in plaintext.
-    ///
-    /// # Errors
-    /// Where either cannot be removed. In observe mode the guard goes on trying when this process ends.
-    pub async fn remove(self) -> Result<(), CaptureError> {
-        let Self { plan, guard, _watch: watch, .. } = self;
-        drop(watch);
-        remove_leftovers(plan.backend).await?;
-        match guard {
-            Some(guard) => guard.disarm().await,
-            None => Ok(()),
-        }
+/// Is there no end left of ours that may have others' addresses, also of those that only wait for their last FIN?
+fn none_captured() -> std::io::Result<bool> {
+    let own = rustix::process::geteuid().as_raw();
+    let all = crate::sys::connections::list()?;
+    Ok(!all.iter().any(|one| one.transparent && one.uid.is_none_or(|uid| uid == own)))
+}
+
+/// Marks that nobody looks after any more.
+async fn forget_older() {
+    if let Err(e) = older::forget().await {
+        tracing::warn!("the marks of connections older than earlier capture rules cannot be taken back: {e}");
     }
 }
 
@@ -307,6 +424,14 @@ impl Capture {
 /// Where they cannot be removed.
 pub async fn remove_leftovers(backend: Backend) -> Result<(), CaptureError> {
     backend.remove().await?;
+    routes::remove()
+}
+
+/// The rules and routes of an earlier instance, whichever engine it used.
+async fn remove_if_present(backend: Backend) -> Result<(), CaptureError> {
+    for engine in [backend, backend.other()] {
+        engine.remove_if_present().await?;
+    }
     routes::remove()
 }
 

@@ -4,7 +4,8 @@
 //! original direction of a captured connection and the replies of a delivery are ever steered, because a SYN-ACK
 //! belongs to no full socket and could not be told from a program's.
 //!
-//! Enforce refuses whatever is in doubt. Observe lets it pass: there the promise is that the host keeps working.
+//! Enforce refuses whatever is in doubt. Shadow lets it pass: there the promise is that the host keeps working. Observe
+//! captures nothing new; its rules are there for what was captured before, and go when that has ended.
 
 use std::net::SocketAddr;
 
@@ -13,7 +14,7 @@ use bonafide_policy::Mode;
 use super::error::CaptureError;
 use super::exemption::Holder;
 use super::footprint::Ground;
-use super::mark::{CAPTURED_IN, CAPTURED_OUT, DELIVERY, MASK, STEER, WIRE};
+use super::mark::{CAPTURED_IN, CAPTURED_OUT, DELIVERY, MASK, OLDER, STEER, WIRE};
 use super::tool::Tool;
 use super::{Exempted, Rules};
 use crate::sys::nftables::Family;
@@ -58,7 +59,7 @@ fn text(rules: &Rules<'_>) -> String {
 fn doubt(mode: Mode) -> &'static str {
     match mode {
         Mode::Enforce => "counter drop",
-        Mode::Observe => "counter accept",
+        Mode::Observe | Mode::Shadow => "counter accept",
     }
 }
 
@@ -80,7 +81,7 @@ fn own() -> String {
 fn legacy(mode: Mode) -> String {
     let verdict = match mode {
         Mode::Enforce => "counter reject with tcp reset",
-        Mode::Observe => "counter accept",
+        Mode::Observe | Mode::Shadow => "counter accept",
     };
     format!("  chain legacy {{\n    tcp flags & rst == rst counter accept\n    {verdict}\n  }}\n")
 }
@@ -92,33 +93,33 @@ fn tolo() -> String {
 fn out(rules: &Rules<'_>) -> String {
     let own = exempt(rules.own, None);
     let controls: String = rules.controls.iter().map(control).collect();
-    let (doubt, capture, link_local) = (doubt(rules.mode), remember(CAPTURED_OUT), link_local_out(rules.mode));
+    let (doubt, capture, link_local) = (doubt(rules.mode), first(rules.mode, CAPTURED_OUT), link_local_out(rules.mode));
     let (captured, delivery) = (is(CAPTURED_OUT), is(DELIVERY));
     format!(
         "  chain out {{
     type route hook output priority -150; policy accept;
     meta l4proto != tcp accept
 {own}{controls}{link_local}    ct state invalid {doubt}
-    {SYN} ct state new {} {capture} counter
-    ct direction original {captured} jump tolo
+{capture}    ct direction original {captured} jump tolo
     ct direction reply {delivery} oif != lo jump tolo
     {SYN} {doubt}
     {} accept
     goto legacy
   }}
 ",
-        is(0),
         is_not(0)
     )
 }
 
 /// Outgoing IPv6 link-local cannot be captured safely (its socket is bound to the device, and the lookup on `lo` would
-/// fall through to a program's own listener under SYN cookies). Observe leaves it alone, enforce refuses it.
+/// fall through to a program's own listener under SYN cookies). Shadow leaves it alone, enforce refuses it.
 fn link_local_out(mode: Mode) -> String {
     match mode {
         Mode::Enforce => String::new(),
         // Only while nobody knows the connection: one captured from elsewhere has link-local replies, too.
-        Mode::Observe => ["saddr", "daddr"].map(|end| format!("    ip6 {end} fe80::/10 {} accept\n", is(0))).concat(),
+        Mode::Observe | Mode::Shadow => {
+            ["saddr", "daddr"].map(|end| format!("    ip6 {end} fe80::/10 {} accept\n", is(0))).concat()
+        }
     }
 }
 
@@ -140,11 +141,11 @@ fn destination(to: SocketAddr) -> String {
 /// On `lo`, before routing: what `out` steered there, deliveries, and nothing that came through no output hook.
 fn pre_lo(mode: Mode) -> String {
     let (doubt, link_local) = (doubt(mode), link_local_out(mode));
-    let (captured, both) = (is(CAPTURED_OUT), is_one_of(CAPTURED_OUT, DELIVERY));
+    let (captured, known) = (is(CAPTURED_OUT), is_one_of(&[CAPTURED_OUT, DELIVERY, OLDER]));
     format!(
         "  chain pre_lo {{
     ct direction original {captured} jump tp_out
-    {both} accept
+    {known} accept
     {} counter drop
 {link_local}    {SYN} {doubt}
     goto legacy
@@ -177,7 +178,7 @@ fn steer(chain: &str, first: &str, port: u16) -> String {
 
 /// From elsewhere, after DNAT. `fib daddr type` and not `fib daddr . iif`: an address of another device is ours, too.
 fn pre(mode: Mode) -> String {
-    let (doubt, capture, captured) = (doubt(mode), remember(CAPTURED_IN), is(CAPTURED_IN));
+    let (doubt, capture, captured) = (doubt(mode), first(mode, CAPTURED_IN), is(CAPTURED_IN));
     format!(
         "  chain pre {{
     type filter hook prerouting priority -90; policy accept;
@@ -186,15 +187,13 @@ fn pre(mode: Mode) -> String {
     {} {doubt}
     fib daddr type != local accept
     ct state invalid {doubt}
-    {SYN} ct state new {} {capture} counter
-    ct direction original {captured} jump tp_in
+{capture}    ct direction original {captured} jump tp_in
     {} accept
     {SYN} {doubt}
     goto legacy
   }}
 ",
-        is_one_of(CAPTURED_OUT, DELIVERY),
-        is(0),
+        is_one_of(&[CAPTURED_OUT, DELIVERY]),
         is_not(0)
     )
 }
@@ -223,7 +222,7 @@ fn post(mode: Mode) -> String {
     oif != lo {} {}
   }}
 ",
-        is_one_of(CAPTURED_OUT, DELIVERY),
+        is_one_of(&[CAPTURED_OUT, DELIVERY]),
         doubt(mode)
     )
 }
@@ -250,8 +249,16 @@ fn nat() -> String {
   }}
 ",
         is(DELIVERY),
-        is_one_of(CAPTURED_OUT, DELIVERY)
+        is_one_of(&[CAPTURED_OUT, DELIVERY])
     )
+}
+
+/// The first packet of a new connection: from here on it is known.
+fn first(mode: Mode, kind: u32) -> String {
+    match mode {
+        Mode::Observe => String::new(),
+        Mode::Shadow | Mode::Enforce => format!("    {SYN} ct state new {} {} counter\n", is(0), remember(kind)),
+    }
 }
 
 fn remember(kind: u32) -> String {
@@ -266,14 +273,15 @@ fn is_not(kind: u32) -> String {
     format!("ct mark & {MASK:#010x} != {kind:#010x}")
 }
 
-fn is_one_of(a: u32, b: u32) -> String {
-    format!("ct mark & {MASK:#010x} == {{ {a:#010x}, {b:#010x} }}")
+fn is_one_of(kinds: &[u32]) -> String {
+    let kinds: Vec<String> = kinds.iter().map(|kind| format!("{kind:#010x}")).collect();
+    format!("ct mark & {MASK:#010x} == {{ {} }}", kinds.join(", "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::text::{enforcing, observing};
+    use crate::capture::text::{Sample, enforcing, shadowing};
 
     fn chain<'a>(text: &'a str, name: &str) -> &'a str {
         let (_, body) = text.split_once(&format!("chain {name} {{\n")).unwrap_or_else(|| panic!("no chain {name}"));
@@ -327,19 +335,28 @@ mod tests {
     }
 
     #[test]
-    fn enforce_refuses_doubt_and_observe_lets_it_pass() {
-        let (enforce, observe) = (text(&enforcing().rules()), text(&observing().rules()));
+    fn nothing_new_is_captured_in_observe_mode_and_what_was_captured_is_still_steered() {
+        let observe = text(&Sample::of(Mode::Observe, "/mesh/enforcer").rules());
+        let shadow = text(&shadowing().rules());
+        let taken: Vec<&str> = shadow.lines().filter(|line| !observe.lines().any(|kept| kept == *line)).collect();
+        assert_eq!(taken.len(), 2, "{taken:#?}");
+        assert!(taken.iter().all(|line| line.contains("ct state new") && line.contains("ct mark set")));
+    }
+
+    #[test]
+    fn enforce_refuses_doubt_and_shadow_lets_it_pass() {
+        let (enforce, shadow) = (text(&enforcing().rules()), text(&shadowing().rules()));
         assert!(chain(&enforce, "legacy").ends_with("reject with tcp reset"));
-        assert!(chain(&observe, "legacy").ends_with("accept"));
+        assert!(chain(&shadow, "legacy").ends_with("accept"));
         for name in ["out", "pre"] {
             assert!(chain(&enforce, name).contains("ct state invalid counter drop"));
-            assert!(chain(&observe, name).contains("ct state invalid counter accept"));
+            assert!(chain(&shadow, name).contains("ct state invalid counter accept"));
         }
         // Without routing rules a captured connection is where its kind does not live, in both directions.
         let strayed = "ct mark & 0x0f000000 == { 0x01000000, 0x03000000 } counter";
         for (name, place) in [("post", "oif != lo "), ("pre", "")] {
             assert!(chain(&enforce, name).contains(&format!("    {place}{strayed} drop")));
-            assert!(chain(&observe, name).contains(&format!("    {place}{strayed} accept")));
+            assert!(chain(&shadow, name).contains(&format!("    {place}{strayed} accept")));
         }
     }
 }

@@ -30,8 +30,8 @@ pub(super) fn enforcing() -> Sample {
     Sample::of(Mode::Enforce, "/mesh/enforcer")
 }
 
-pub(super) fn observing() -> Sample {
-    Sample::of(Mode::Observe, "/mesh/enforcer")
+pub(super) fn shadowing() -> Sample {
+    Sample::of(Mode::Shadow, "/mesh/enforcer")
 }
 
 fn cgroup(name: &str) -> Cgroup {

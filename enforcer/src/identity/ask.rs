@@ -5,6 +5,7 @@ use std::time::Duration;
 use bonafide_proto::convert::{Attestation, Malformed};
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::flow::FlowKey;
+use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node as wire;
@@ -37,14 +38,29 @@ impl Daemon {
         Self { client: AttestationClient::new(channel) }
     }
 
-    pub(super) async fn attest(&self, key: FlowKey) -> Result<Attestation, AttestRefusal> {
-        let request = wire::AttestFlowRequest::from(key);
+    /// Whose socket is it? With what the kernel wrote down when it connected, if it did.
+    pub(super) async fn attest(
+        &self,
+        key: FlowKey,
+        record: Option<&ConnectRecord>,
+    ) -> Result<Attestation, AttestRefusal> {
+        let kernel = record.map(|record| record.to_bytes().to_vec()).unwrap_or_default();
+        let request = wire::AttestFlowRequest { kernel, ..key.into() };
         let answer = twice(&self.client, move |mut daemon| {
             let request = request.clone();
             async move { daemon.attest_flow(request).await }
         });
-        let answer = within(ATTEST_PATIENCE, answer).await?;
-        Result::try_from(answer).unwrap_or_else(|e: Malformed| Err(unavailable(e.to_string())))
+        attested(within(ATTEST_PATIENCE, answer).await?)
+    }
+
+    /// Who are these executions now?
+    pub(super) async fn reattest(&self, executions: &[Execution]) -> Result<Attestation, AttestRefusal> {
+        let request = wire::ReattestRequest { executions: executions.iter().map(|e| (*e).into()).collect() };
+        let answer = twice(&self.client, move |mut daemon| {
+            let request = request.clone();
+            async move { daemon.reattest(request).await }
+        });
+        attested(within(ATTEST_PATIENCE, answer).await?)
     }
 
     /// A certificate chain, leaf first, as it came: nothing of it was checked.
@@ -73,10 +89,28 @@ impl Daemon {
         self.client.watch_policy(request).await.map(Response::into_inner)
     }
 
+    pub(super) async fn watch_lapses(mut self) -> Result<Streaming<wire::Lapse>, Status> {
+        let request = wire::WatchLapsesRequest {};
+        self.client.watch_lapses(request).await.map(Response::into_inner)
+    }
+
+    pub(super) async fn watch_flows(
+        mut self,
+        connections: bool,
+        quiet: bool,
+    ) -> Result<Streaming<wire::ObservedFlow>, Status> {
+        let request = wire::WatchFlowsRequest { connections, quiet };
+        self.client.watch_flows(request).await.map(Response::into_inner)
+    }
+
     pub(super) async fn watch_bundle(mut self) -> Result<Streaming<wire::Bundle>, Status> {
         let request = wire::WatchBundleRequest {};
         self.client.watch_bundle(request).await.map(Response::into_inner)
     }
+}
+
+fn attested(answer: wire::AttestResponse) -> Result<Attestation, AttestRefusal> {
+    Result::try_from(answer).unwrap_or_else(|e: Malformed| Err(unavailable(e.to_string())))
 }
 
 /// Asks again where the connection broke: a restarted identityd is met with a connection to the one before.

@@ -120,13 +120,16 @@ impl Leaves {
         match filled {
             Ok((leaf, under)) => {
                 let leaf = Arc::new(leaf);
-                slot.published = Some(Published { renew_at: renewal_time(&leaf), leaf: Arc::clone(&leaf), under });
+                if leaf.svid().program().is_none_or(|program| subject.is_told_by(program)) {
+                    slot.published = Some(Published { renew_at: renewal_time(&leaf), leaf: Arc::clone(&leaf), under });
+                } else {
+                    // Good for those who wait, and not kept for others.
+                    slot.renew_later(self.clock.unix());
+                }
                 Ok(leaf)
             }
             Err(refusal) => {
-                if let Some(p) = &mut slot.published {
-                    p.renew_at = self.clock.unix() + RENEWAL_PAUSE;
-                }
+                slot.renew_later(self.clock.unix());
                 Err(refusal)
             }
         }
@@ -134,6 +137,12 @@ impl Leaves {
 }
 
 impl Slot {
+    fn renew_later(&mut self, now: i64) {
+        if let Some(published) = &mut self.published {
+            published.renew_at = now + RENEWAL_PAUSE;
+        }
+    }
+
     /// The order that is being filled, if one is.
     fn running(&self) -> Option<Receiver<Option<Outcome>>> {
         self.on_order.as_ref().filter(|o| o.borrow().is_none() && o.has_changed().is_ok()).cloned()

@@ -1,15 +1,22 @@
 //! The client of identityd: who is behind a socket, the certificate that program has earned, the policy and the trust.
 //!
 //! Nothing here decides who anybody is. What identityd cannot answer in time is a refusal; the policy and the trust
-//! it sent last stay in force while it is away, and leaves already issued are good until they expire.
+//! it sent last stay in force while it is away, and leaves already issued are good until they expire. What it answered
+//! about a program is remembered only as long as it tells what lapses.
 
 mod ask;
+mod flows;
+mod kernel_map;
+mod lapse;
+mod lapses;
 mod leaves;
+mod memory;
 mod order;
 #[cfg(test)]
 mod tests;
 mod watch;
 
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,15 +24,21 @@ use bonafide_policy::Policy;
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::endpoint;
+use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::flow::FlowKey;
+use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::name::NodeName;
+use bonafide_proto::observed::ObservedFlow;
 use bonafide_proto::refusal::AttestRefusal;
 use tokio::sync::watch::{Receiver, channel};
 use tokio::task::JoinSet;
 
 use crate::tunnel::{Leaf, Trust};
 use ask::Daemon;
+use kernel_map::KernelMap;
+pub(crate) use lapse::{Lapse, Lapsed, Process, Quarantine, Socket};
 use leaves::Leaves;
+pub(crate) use memory::{AsOf, Memory};
 use order::Order;
 
 /// The trust this node was given, and its name in it.
@@ -48,10 +61,41 @@ pub struct Identity {
     shared: Arc<Shared>,
 }
 
+/// Who is behind a socket, as identityd answered.
+#[derive(Debug, Clone)]
+pub struct Attested {
+    /// The evidence, and what it earned.
+    pub attestation: Arc<Attestation>,
+    /// When it was asked: what lapsed since then may concern it.
+    pub(crate) as_of: AsOf,
+    /// What was asked.
+    pub(crate) about: About,
+}
+
+/// A socket that was asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct About {
+    /// The program's socket, or for a listener the one that it will accept.
+    pub(crate) key: FlowKey,
+    /// What the kernel wrote down when it connected.
+    record: Option<ConnectRecord>,
+}
+
+impl About {
+    /// A socket without a record.
+    pub(crate) fn key(key: FlowKey) -> Self {
+        Self { key, record: None }
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     daemon: Daemon,
+    kernel: KernelMap,
+    memory: Arc<Memory>,
+    quarantine: Receiver<Arc<Quarantine>>,
     leaves: Leaves,
+    seen: flows::Seen,
     policy: PolicyInForce,
     trust: TrustInForce,
     /// Ended with the last clone.
@@ -62,22 +106,96 @@ impl Identity {
     /// A client of the identityd behind `socket`, which need not be there yet. Must be called inside a tokio runtime.
     #[must_use]
     pub fn connect(socket: PathBuf, clock: SharedClock) -> Self {
+        let (kernel, fetching) = kernel_map::beside(&socket);
         let daemon = Daemon::new(endpoint::channel(socket));
+        let memory = Arc::new(Memory::default());
         let (policy_in, policy) = channel(None);
         let (trust_in, trust) = channel(None);
+        let (quarantine_in, quarantine) = channel(Arc::default());
         let mut watching = JoinSet::new();
-        watching.spawn(watch::policy(daemon.clone(), policy_in));
+        watching.spawn(fetching.run());
+        watching.spawn(lapses::lapses(daemon.clone(), Arc::clone(&memory), quarantine_in));
+        watching.spawn(watch::policy(daemon.clone(), Arc::clone(&memory), policy_in));
         watching.spawn(watch::trust(daemon.clone(), Arc::clone(&clock), trust_in));
         let leaves = Leaves::new(daemon.clone(), trust.clone(), clock);
-        Self { shared: Arc::new(Shared { daemon, leaves, policy, trust, _watching: watching }) }
+        let seen = flows::Seen::default();
+        let shared = Shared { daemon, kernel, memory, quarantine, leaves, seen, policy, trust, _watching: watching };
+        Self { shared: Arc::new(shared) }
     }
 
-    /// Asks who is behind a socket. Answers within 2 s.
+    /// Who connected this accepted socket? A program that was attested before is known by the kernel's record of it.
+    ///
+    /// # Errors
+    /// As [`Identity::attest`].
+    pub async fn attest_accepted(&self, accepted: &impl AsRawFd, key: FlowKey) -> Result<Attested, AttestRefusal> {
+        let record = self.shared.kernel.record(accepted).await;
+        self.attest_recorded(About { key, record }).await
+    }
+
+    async fn attest_recorded(&self, about: About) -> Result<Attested, AttestRefusal> {
+        let (as_of, remembered) = self.shared.memory.recall(about.record.as_ref());
+        match remembered {
+            Some(attestation) => Ok(Attested { attestation, as_of, about }),
+            None => self.ask(about).await,
+        }
+    }
+
+    /// Asks who is behind a socket. Answers in bounded time.
     ///
     /// # Errors
     /// identityd's refusal; [`AttestReason::Unavailable`](bonafide_proto::refusal::AttestReason) if there is no answer.
-    pub async fn attest(&self, key: FlowKey) -> Result<Attestation, AttestRefusal> {
-        self.shared.daemon.attest(key).await
+    pub async fn attest(&self, key: FlowKey) -> Result<Attested, AttestRefusal> {
+        self.ask(About::key(key)).await
+    }
+
+    /// Asks whose socket that is now.
+    ///
+    /// # Errors
+    /// As [`Identity::attest`].
+    pub(crate) async fn ask(&self, about: About) -> Result<Attested, AttestRefusal> {
+        let Shared { daemon, memory, .. } = &*self.shared;
+        let (as_of, record) = (memory.as_of(), about.record.as_ref());
+        let attestation = Arc::new(daemon.attest(about.key, record).await?);
+        memory.remember(as_of, record, &attestation);
+        Ok(Attested { attestation, as_of, about })
+    }
+
+    /// Who are these executions now, that were attested before? Those that ended are left out.
+    ///
+    /// # Errors
+    /// As [`Identity::attest`]; `process-gone` if all of them ended.
+    pub(crate) async fn reattest(&self, executions: &[Execution]) -> Result<Arc<Attestation>, AttestRefusal> {
+        self.shared.daemon.reattest(executions).await.map(Arc::new)
+    }
+
+    /// Takes every flow that nobody stands in, when it is over; for ever.
+    pub(crate) async fn watch_flows(self, take: impl Fn(ObservedFlow)) {
+        flows::follow(self.shared.daemon.clone(), &self.shared.seen, take).await;
+    }
+
+    /// Has connections among those flows as long as the wish is true; for ever.
+    pub(crate) async fn wish_for_connections(self, wishes: Receiver<bool>) {
+        flows::wish(self.shared.daemon.clone(), &self.shared.seen, wishes).await;
+    }
+
+    /// Whether flows that are not captured are seen; with connections, if those are not captured either.
+    pub(crate) fn sees_flows(&self, connections: bool) -> bool {
+        self.shared.seen.all(connections)
+    }
+
+    /// What is known of lapses.
+    pub(crate) fn memory(&self) -> Arc<Memory> {
+        Arc::clone(&self.shared.memory)
+    }
+
+    /// The digests in quarantine now.
+    pub(crate) fn quarantined(&self) -> Arc<Quarantine> {
+        Arc::clone(&self.shared.quarantine.borrow())
+    }
+
+    /// The digests in quarantine, as they change.
+    pub(crate) fn quarantine(&self) -> Receiver<Arc<Quarantine>> {
+        self.shared.quarantine.clone()
     }
 
     /// The certificate of an attested program: from the cache, or ordered for a key made for it.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use bonafide_proto::convert::Attestation;
-use bonafide_proto::fingerprint::{Execution, HashedFile};
+use bonafide_proto::fingerprint::{Digest, Execution, Fingerprint, HashedFile, Script};
 use bonafide_proto::name::{SpiffeId, WorkloadName};
+use bonafide_proto::program::CertifiedProgram;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::taint::Taints;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::time::timeout;
@@ -15,13 +17,43 @@ use super::ask::{Daemon, ORDER_PATIENCE, unavailable};
 use super::{NodeTrust, TrustInForce};
 use crate::tunnel::Leaf;
 
-/// What one certificate stands for: executions that agree in all of this share it.
+/// What one certificate stands for: executions that agree in all of this share it. It is all that a certificate says of a
+/// program, for the other end may demand any of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Subject {
     workload: WorkloadName,
     exe: HashedFile,
-    script: Option<HashedFile>,
+    script: Option<Script>,
     uid: u32,
+    taints: Taints,
+    libraries: Option<Digest>,
+    image: Option<Digest>,
+}
+
+impl Subject {
+    fn new(workload: WorkloadName, fingerprint: &Fingerprint) -> Self {
+        Self {
+            workload,
+            exe: fingerprint.exe.clone(),
+            script: fingerprint.script.known().cloned(),
+            uid: fingerprint.uid,
+            taints: fingerprint.taints.clone(),
+            libraries: fingerprint.libraries.known().map(|libraries| libraries.digest),
+            image: fingerprint.container.known().map(|container| container.image),
+        }
+    }
+
+    /// Whether a certificate says this. A program may have changed between the look at it and the certificate, e.g.
+    /// loaded another library: that certificate is true of it, and perhaps not of others.
+    pub(super) fn is_told_by(&self, program: &CertifiedProgram) -> bool {
+        self.exe.digest == program.exe
+            && self.exe.path == program.program
+            && self.script == program.script
+            && self.uid == program.uid
+            && self.taints == program.taints
+            && self.libraries == program.libraries
+            && self.image == program.image
+    }
 }
 
 /// A certificate is wanted.
@@ -40,13 +72,7 @@ impl Order {
             let detail = format!("{} has earned no workload, so there is no name to certify", fingerprint.exe.path);
             return Err(AttestRefusal::new(AttestReason::NotEntitled, detail));
         };
-        let subject = Subject {
-            workload,
-            exe: fingerprint.exe.clone(),
-            script: fingerprint.script.known().cloned(),
-            uid: fingerprint.uid,
-        };
-        Ok(Self { subject, executions: of.executions.clone() })
+        Ok(Self { subject: Subject::new(workload, fingerprint), executions: of.executions.clone() })
     }
 
     /// Makes a key, has it certified, and checks what came back against the trust in force.
@@ -91,8 +117,10 @@ fn new_key() -> Result<(PrivateKeyDer<'static>, Vec<u8>), AttestRefusal> {
 #[cfg(test)]
 impl Subject {
     pub(super) fn of_uid(uid: u32) -> Self {
-        let exe = HashedFile { path: "/x".to_owned(), digest: bonafide_proto::fingerprint::Digest::of(b"x") };
+        let exe = HashedFile { path: "/x".to_owned(), digest: Digest::of(b"x") };
+        let unknown = || bonafide_proto::fingerprint::Evidence::Absent(String::new());
+        let host = bonafide_proto::fingerprint::Host { bios_uuid: unknown(), machine_id: unknown(), node: None };
         #[allow(clippy::unwrap_used, reason = "tests only")]
-        Self { workload: "x".parse().unwrap(), exe, script: None, uid }
+        Self::new("x".parse().unwrap(), &Fingerprint::of(exe, (uid, uid), host))
     }
 }

@@ -14,25 +14,27 @@ use tonic::{Status, Streaming};
 
 use super::NodeTrust;
 use super::ask::Daemon;
+use super::memory::Memory;
 use crate::tunnel::Trust;
 
 /// The pause after the first failure; each further one doubles it.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
+pub(super) const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// The longest pause: a restarted identityd is found again this fast.
-const PAUSE_MAX: Duration = Duration::from_millis(800);
+pub(super) const PAUSE_MAX: Duration = Duration::from_millis(800);
 
 /// Follows the policy, for ever.
-pub(super) async fn policy(daemon: Daemon, into: Sender<Option<Arc<Policy>>>) {
-    follow("policy", || daemon.clone().watch_policy(), |update| take_policy(&update, &into)).await;
+pub(super) async fn policy(daemon: Daemon, memory: Arc<Memory>, into: Sender<Option<Arc<Policy>>>) {
+    let take = |update| take_policy(&update, &memory, &into);
+    follow("policy", || daemon.clone().watch_policy(), take, || ()).await;
 }
 
 /// Follows the trust, for ever.
 pub(super) async fn trust(daemon: Daemon, clock: SharedClock, into: Sender<Option<Arc<NodeTrust>>>) {
-    follow("trust bundle", || daemon.clone().watch_bundle(), |bundle| take_trust(bundle, &clock, &into)).await;
+    follow("trust bundle", || daemon.clone().watch_bundle(), |bundle| take_trust(bundle, &clock, &into), || ()).await;
 }
 
 /// Takes every message of a stream, and opens the stream again whenever it ends.
-async fn follow<M, F>(what: &'static str, open: impl Fn() -> F, mut take: impl FnMut(M))
+pub(super) async fn follow<M, F>(what: &'static str, open: impl Fn() -> F, mut take: impl FnMut(M), lost: impl Fn())
 where
     F: Future<Output = Result<Streaming<M>, Status>>,
 {
@@ -47,6 +49,7 @@ where
             Err(Status::unavailable("the stream ended"))
         };
         let ended: Result<(), Status> = ended.await;
+        lost();
         if pause == PAUSE_MIN {
             let why = ended.err().map(|e| e.message().to_owned()).unwrap_or_default();
             tracing::warn!(what, why, "identityd is away; what it sent last stays in force");
@@ -56,7 +59,7 @@ where
     }
 }
 
-fn take_policy(update: &wire::PolicyUpdate, into: &Sender<Option<Arc<Policy>>>) {
+fn take_policy(update: &wire::PolicyUpdate, memory: &Memory, into: &Sender<Option<Arc<Policy>>>) {
     let digest = Digest::of(update.text.as_bytes());
     if update.sha256 != digest.0 {
         tracing::error!(file = update.file, "the policy was damaged on its way; the one before stays in force");
@@ -68,6 +71,8 @@ fn take_policy(update: &wire::PolicyUpdate, into: &Sender<Option<Arc<Policy>>>) 
     match Policy::parse(&update.file, &update.text) {
         Ok(policy) => {
             tracing::info!(file = update.file, %digest, mode = policy.mode().as_str(), "policy in force");
+            // Before anybody is judged by it: who was looked at under the old one has to be looked at again.
+            memory.another_policy();
             into.send_replace(Some(Arc::new(policy)));
         }
         Err(errors) => tracing::error!(%errors, "the policy does not parse; the one before stays in force"),

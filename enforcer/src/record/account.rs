@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bonafide_proto::convert::Attestation;
+use bonafide_proto::fingerprint::Script;
 use bonafide_proto::name::SpiffeId;
+use bonafide_proto::observed::Protocol;
 use bonafide_proto::record::{
     End, EndedBy, FlowRecord, NearMiss, Outcome, Party, RECORD_VERSION, Reason, TlsFacts, Transport,
 };
@@ -52,23 +54,25 @@ pub struct Account {
     number: u64,
     began: Instant,
     id: FlowId,
-    draft: FlowRecord,
+    /// Boxed: the account moves with its flow through every stage.
+    draft: Box<FlowRecord>,
     ends: Vec<End>,
     counters: Arc<Counters>,
     closed: bool,
 }
 
 impl Account {
-    /// Opens the account of a flow that was captured just now.
+    /// Opens the account of a flow that was captured just now. With its addresses it is written into the journal.
     pub fn open(records: &Arc<Records>, end: End, mode: &'static str) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let started = rfc3339(&records.clock);
         let id = FlowId::random();
-        let draft = FlowRecord {
+        let draft = Box::new(FlowRecord {
             v: RECORD_VERSION,
             id: id.to_string(),
             end,
+            protocol: Protocol::Tcp,
             ended: started.clone(),
             started,
             duration_us: 0,
@@ -86,9 +90,8 @@ impl Account {
             bytes_sent: 0,
             bytes_received: 0,
             ended_by: EndedBy::Refusal,
-        };
+        });
         let ends = vec![end];
-        records.draft(number, &draft, &ends);
         let counters = Arc::default();
         Self { records: Arc::clone(records), number, began: Instant::now(), id, draft, ends, counters, closed: false }
     }
@@ -158,7 +161,7 @@ impl Account {
         self.records.draft(self.number, &self.draft, &self.ends);
     }
 
-    /// It is let through in observe mode only: enforce would have refused it for `why`, or could not tell yet.
+    /// It is let through because nothing is refused in this mode: enforce would have refused it for `why`, or could not tell yet.
     pub fn observed(&mut self, outcome: Outcome, why: Option<&Why>) {
         self.allowed(None);
         self.draft.verdict = outcome;
@@ -220,18 +223,24 @@ impl Drop for Account {
 /// Writes what attestation found into a party.
 pub(crate) fn describe_attested(party: &mut Party, attestation: &Attestation, id: Option<SpiffeId>) {
     let fingerprint = &attestation.fingerprint;
+    let container = fingerprint.container.known();
+    let pod = container.and_then(|container| container.pod.as_ref());
     party.workload.clone_from(&attestation.workload);
     party.spiffe_id = id;
     party.program = Some(fingerprint.exe.path.clone());
     party.digest = Some(fingerprint.exe.digest);
-    if let Some(script) = fingerprint.script.known() {
-        party.script = Some(script.path.clone());
-        party.script_digest = Some(script.digest);
-    }
+    describe_script(party, fingerprint.script.known());
     party.uid = Some(fingerprint.uid);
     party.pid = attestation.executions.first().map(|e| e.pid);
-    party.unit = fingerprint.unit.known().cloned();
-    party.node.clone_from(&fingerprint.host.node);
+    party.unit = fingerprint.unit.known().map(|unit| unit.name.clone());
+    party.libraries = fingerprint.libraries.known().map(|libraries| libraries.digest);
+    party.image = container.map(|container| container.image);
+    party.container = container.map(|container| format!("{}:{}", container.runtime, container.id));
+    party.pod = pod.map(|pod| format!("{}/{}", pod.namespace, pod.name));
+    party.taints.clone_from(&fingerprint.taints);
+    let host = &fingerprint.host;
+    party.host = host.bios_uuid.known().or_else(|| host.machine_id.known()).cloned();
+    party.node.clone_from(&host.node);
 }
 
 /// Writes what a peer's certificate proved into a party.
@@ -242,9 +251,97 @@ pub(crate) fn describe_peer(party: &mut Party, peer: &PeerSvid) {
     if let Some(program) = peer.program() {
         party.program = Some(program.program.clone());
         party.digest = Some(program.exe);
-        party.script_digest = program.script;
-        if !program.script_path.is_empty() {
-            party.script = Some(program.script_path.clone());
-        }
+        describe_script(party, program.script.as_ref());
+        party.uid = Some(program.uid);
+        party.libraries = program.libraries;
+        party.image = program.image;
+        party.taints.clone_from(&program.taints);
+        party.host = program.bios_uuid.as_ref().or(program.machine_id.as_ref()).cloned();
+    }
+}
+
+/// Code of a command line has a digest, but no path.
+fn describe_script(party: &mut Party, script: Option<&Script>) {
+    party.script = script.and_then(Script::file).map(|file| file.path.clone());
+    party.script_digest = script.and_then(Script::digest);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use bonafide_proto::container::{Container, Pod};
+    use bonafide_proto::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Libraries, Unit};
+    use bonafide_proto::taint::Taint;
+
+    use super::*;
+
+    fn absent<T>() -> Evidence<T> {
+        Evidence::Absent("none".into())
+    }
+
+    fn attestation(bios_uuid: Evidence<String>) -> Attestation {
+        let host = Host { bios_uuid, machine_id: Evidence::Known("0123abcd".into()), node: None };
+        let exe = HashedFile { path: "/usr/bin/python3".into(), digest: Digest([1; 32]) };
+        let pod = Pod {
+            namespace: "shop".into(),
+            name: "web-0".into(),
+            uid: "u".into(),
+            service_account: None,
+            labels: BTreeMap::new(),
+        };
+        let container = Container {
+            runtime: "containerd".into(),
+            id: "abc".into(),
+            name: None,
+            image: Digest([4; 32]),
+            image_name: None,
+            manifests: vec![],
+            labels: BTreeMap::new(),
+            pod: Some(pod),
+        };
+        let fingerprint = Fingerprint {
+            script: Evidence::Known(Script::File(HashedFile { path: "/srv/a.py".into(), digest: Digest([2; 32]) })),
+            libraries: Evidence::Known(Libraries { digest: Digest([3; 32]), count: 2 }),
+            unit: Evidence::Known(Unit { name: "web.service".into(), invocation: None }),
+            container: Evidence::Known(container),
+            taints: [Taint::Deleted].into(),
+            ..Fingerprint::of(exe, (33, 34), host)
+        };
+        let executions = vec![Execution { pid: 7, start_ticks: 8, image: 9 }];
+        Attestation { executions, fingerprint, workload: None, near_misses: vec![], source: "kernel".into() }
+    }
+
+    #[test]
+    fn a_party_is_described_by_all_its_evidence() {
+        let mut party = Party::default();
+        describe_attested(&mut party, &attestation(Evidence::Known("4c4c4544".into())), None);
+        let expected = Party {
+            program: Some("/usr/bin/python3".into()),
+            digest: Some(Digest([1; 32])),
+            script: Some("/srv/a.py".into()),
+            script_digest: Some(Digest([2; 32])),
+            uid: Some(33),
+            pid: Some(7),
+            unit: Some("web.service".into()),
+            libraries: Some(Digest([3; 32])),
+            image: Some(Digest([4; 32])),
+            container: Some("containerd:abc".into()),
+            pod: Some("shop/web-0".into()),
+            taints: [Taint::Deleted].into(),
+            host: Some("4c4c4544".into()),
+            ..Party::default()
+        };
+        assert_eq!(party, expected);
+    }
+
+    #[test]
+    fn a_host_without_a_uuid_is_known_by_its_machine_id_and_inline_code_by_its_digest() {
+        let mut party = Party::default();
+        let mut attestation = attestation(absent());
+        attestation.fingerprint.script = Evidence::Known(Script::Inline(Digest([5; 32])));
+        describe_attested(&mut party, &attestation, None);
+        assert_eq!(party.host.as_deref(), Some("0123abcd"));
+        assert_eq!((party.script, party.script_digest), (None, Some(Digest([5; 32]))));
     }
 }

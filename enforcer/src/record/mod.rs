@@ -84,6 +84,19 @@ impl Records {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Nanoseconds since 1970.
+    pub(crate) fn now_ns(&self) -> i64 {
+        i64::try_from(self.clock.now().as_nanos()).unwrap_or(i64::MAX)
+    }
+
+    /// Writes the record of a flow that nobody stood in. It was over before it was heard of, so there is no draft.
+    pub(crate) fn observed(&self, record: &FlowRecord) {
+        self.flows.fetch_add(1, Ordering::Relaxed);
+        if let Err(e) = self.files().records.write(record) {
+            tracing::error!(error = %e, path = %self.path.display(), id = record.id, "a flow record cannot be written");
+        }
+    }
+
     fn draft(&self, number: u64, draft: &FlowRecord, ends: &[End]) {
         if let Err(e) = self.files().journal.draft(number, draft, ends) {
             tracing::error!(error = %e, "the journal of live flows cannot be written");
@@ -109,7 +122,12 @@ impl Records {
 }
 
 fn rfc3339(clock: &SharedClock) -> String {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::try_from(clock.now().as_micros()).unwrap_or(0) * 1000)
+    rfc3339_of(i64::try_from(clock.now().as_nanos()).unwrap_or(0))
+}
+
+/// Of nanoseconds since 1970, to the microsecond.
+pub(crate) fn rfc3339_of(ns: i64) -> String {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ns / 1000 * 1000))
         .ok()
         .and_then(|t| t.format(&Rfc3339).ok())
         .unwrap_or_default()
@@ -174,7 +192,8 @@ mod tests {
     fn a_record_written_before_the_journal_knew_is_not_written_twice() {
         let dir = tempfile::tempdir().unwrap();
         let records = open(dir.path());
-        let account = Account::open(&records, End::Source, "enforce");
+        let mut account = Account::open(&records, End::Source, "enforce");
+        account.addresses("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap(), None);
         let journal = std::fs::read(dir.path().join("live.jsonl")).unwrap();
         account.refused(&Why::new(Reason::NoRule, "none"));
         drop(records);

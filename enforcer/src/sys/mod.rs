@@ -1,6 +1,8 @@
 //! The kernel through safe functions: sockets that stand in for somebody else's, and the routing questions they raise.
 
 pub mod captured;
+pub(crate) mod connections;
+pub(crate) mod conntrack;
 pub mod dial;
 mod harden;
 pub mod listen;
@@ -8,6 +10,7 @@ mod liveness;
 pub mod locality;
 pub(crate) mod netlink;
 pub mod netns;
+mod nfnetlink;
 pub(crate) mod nftables;
 pub mod reset;
 

@@ -4,16 +4,13 @@
 //! transactions: equal handles are the same rules, and an equal count needs no look at all. iptables over nf_tables is
 //! seen, too.
 
-use std::convert::Infallible;
 use std::io;
 
-use netlink_packet_core::{
-    DefaultNla, Emitable, NLA_HEADER_SIZE, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, NlasIterator,
-};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use rustix::io::Errno;
 
 use super::netlink::Netlink;
+use super::nfnetlink::{self, Message};
 
 /// `NFNL_SUBSYS_NFTABLES`, as the upper byte of a message type.
 const NFTABLES: u16 = 10 << 8;
@@ -69,14 +66,14 @@ impl Nftables {
 
     /// How many transactions there were.
     pub(crate) fn generation(&mut self) -> io::Result<u32> {
-        let answers = self.kernel.get(Message::new(GET_GENERATION, 0, &[]))?;
+        let answers = self.kernel.get(message(GET_GENERATION, 0, &[]))?;
         let answer = answers.first().and_then(|answer| answer.number(GENERATION)).and_then(|n| n.try_into().ok());
         answer.ok_or_else(|| io::Error::other("nf_tables does not say its generation"))
     }
 
     /// `None` where there is no such table.
     pub(crate) fn table(&mut self, family: Family, name: &str) -> io::Result<Option<Table>> {
-        let answers = match self.kernel.get(Message::new(GET_TABLE, family as u8, &[(TABLE_NAME, name)])) {
+        let answers = match self.kernel.get(message(GET_TABLE, family as u8, &[(TABLE_NAME, name)])) {
             // A kernel without the family has no table of it.
             Err(e)
                 if matches!(Errno::from_io_error(&e), Some(Errno::NOENT | Errno::AFNOSUPPORT | Errno::OPNOTSUPP)) =>
@@ -95,73 +92,20 @@ impl Nftables {
     /// The rules of `chain`, in order. `name` is that of `table`.
     pub(crate) fn rules(&mut self, table: Table, name: &str, chain: &str) -> io::Result<Vec<Rule>> {
         let wanted = [(RULE_TABLE, name), (RULE_CHAIN, chain)];
-        let answers = self.kernel.dump(Message::new(GET_RULE, table.family as u8, &wanted))?;
-        Ok(answers.iter().filter_map(|answer| answer.rule(table, name, chain)).collect())
+        let answers = self.kernel.dump(message(GET_RULE, table.family as u8, &wanted))?;
+        Ok(answers.iter().filter_map(|answer| rule(answer, table, name, chain)).collect())
     }
 }
 
-/// A request or an answer: `struct nfgenmsg` and attributes.
-struct Message {
-    kind: u16,
-    family: u8,
-    attributes: Vec<u8>,
+/// Every attribute asked with is a name.
+fn message(request: u16, family: u8, names: &[(u16, &str)]) -> Message {
+    let names: Vec<_> = names.iter().map(|(kind, name)| nfnetlink::named(*kind, name)).collect();
+    Message::new(NFTABLES, request, family, &names)
 }
 
-impl Message {
-    /// Every attribute asked with is a name.
-    fn new(request: u16, family: u8, names: &[(u16, &str)]) -> Self {
-        let names = names.iter().map(|(kind, name)| DefaultNla::new(*kind, [name.as_bytes(), b"\0"].concat()));
-        let names: Vec<DefaultNla> = names.collect();
-        let mut attributes = vec![0; names.as_slice().buffer_len()];
-        names.as_slice().emit(&mut attributes);
-        Self { kind: NFTABLES | request, family, attributes }
-    }
-
-    fn attribute(&self, kind: u16) -> Option<&[u8]> {
-        let all = NlasIterator::new(self.attributes.as_slice()).map_while(Result::ok);
-        all.filter(|found| found.kind() == kind)
-            .find_map(|found| found.into_inner().get(NLA_HEADER_SIZE..usize::from(found.length())))
-    }
-
-    /// Numbers are big-endian here, of four or eight bytes.
-    fn number(&self, kind: u16) -> Option<u64> {
-        let bytes = self.attribute(kind).filter(|bytes| bytes.len() <= 8)?;
-        Some(bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
-    }
-
-    fn name(&self, kind: u16) -> Option<String> {
-        let bytes = self.attribute(kind)?;
-        Some(String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned())
-    }
-
-    /// Old kernels filter a dump less than they are asked to.
-    fn rule(&self, table: Table, name: &str, chain: &str) -> Option<Rule> {
-        let in_table = self.family == table.family as u8 && self.name(RULE_TABLE)? == name;
-        let rule = Rule { table, chain: self.name(RULE_CHAIN)?, handle: self.number(RULE_HANDLE)? };
-        (in_table && rule.chain == chain).then_some(rule)
-    }
-}
-
-impl NetlinkSerializable for Message {
-    fn message_type(&self) -> u16 {
-        self.kind
-    }
-
-    fn buffer_len(&self) -> usize {
-        4 + self.attributes.len()
-    }
-
-    fn serialize(&self, buffer: &mut [u8]) {
-        let bytes = [&[self.family, 0, 0, 0], self.attributes.as_slice()].concat();
-        buffer.copy_from_slice(&bytes);
-    }
-}
-
-impl NetlinkDeserializable for Message {
-    type Error = Infallible;
-
-    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, Infallible> {
-        let family = payload.first().copied().unwrap_or_default();
-        Ok(Self { kind: header.message_type, family, attributes: payload.get(4..).unwrap_or_default().to_vec() })
-    }
+/// Old kernels filter a dump less than they are asked to.
+fn rule(answer: &Message, table: Table, name: &str, chain: &str) -> Option<Rule> {
+    let in_table = answer.family == table.family as u8 && answer.name(RULE_TABLE)? == name;
+    let rule = Rule { table, chain: answer.name(RULE_CHAIN)?, handle: answer.number(RULE_HANDLE)? };
+    (in_table && rule.chain == chain).then_some(rule)
 }

@@ -154,6 +154,8 @@ codes! {
         Stopping = 4 "the enforcer is being stopped",
         /// Something inside the enforcer failed.
         Internal = 5 "something inside the enforcer failed",
+        /// A program at its end is no longer what it was.
+        Identity = 6 "its program is no longer what it was",
     }
 }
 
@@ -162,10 +164,14 @@ impl From<Reason> for RefuseCode {
     fn from(reason: Reason) -> Self {
         use Reason as R;
         match reason {
-            R::NoWorkload | R::RuleDenies | R::NoRule | R::NoPolicy | R::UnknownAddress | R::PolicyChanged => {
-                Self::Policy
-            }
-            R::Unattributed => Self::Unattributed,
+            R::NoWorkload
+            | R::RuleDenies
+            | R::NoRule
+            | R::NoPolicy
+            | R::UnknownAddress
+            | R::PolicyChanged
+            | R::Quarantined => Self::Policy,
+            R::Unattributed | R::IdentityChanged => Self::Unattributed,
             R::Unreachable => Self::Unreachable,
             R::NoSvid => Self::NoSvid,
             R::Limit | R::EnforcerStopped => Self::Busy,

@@ -104,9 +104,9 @@ pub(crate) fn uri(id: &str) -> SanType {
 fn fingerprint(program: &str) -> CustomExtension {
     let mut items = vec![4, 32];
     items.extend([7; 32]);
-    items.extend([4, 0, 12, u8::try_from(program.len()).unwrap()]);
+    items.extend([12, u8::try_from(program.len()).unwrap()]);
     items.extend(program.as_bytes());
-    items.extend([12, 0]);
+    items.extend([2, 1, 33, 0x30, 0]);
     let mut der = vec![0x30, u8::try_from(items.len()).unwrap()];
     der.append(&mut items);
     CustomExtension::from_oid_content(&FINGERPRINT_OID, der)

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::lab::{Lab, Part, Seen, kill_pid, must, wait_for};
+use super::lab::{Held, Lab, Part, Seen, kill_pid, must, wait_for};
 use super::roles::PORT;
 
 /// One test.
@@ -18,13 +18,18 @@ pub fn all() -> impl Iterator<Item = Case> {
     };
     [
         both("captures_exactly_nft", "captures_exactly_iptables", captures_exactly as fn(&'static str)),
-        both("captures_exactly_observing_nft", "captures_exactly_observing_iptables", captures_exactly_observing),
+        both("captures_exactly_shadowing_nft", "captures_exactly_shadowing_iptables", captures_exactly_shadowing),
         both("enforce_stays_closed_nft", "enforce_stays_closed_iptables", enforce_stays_closed),
-        both("observe_needs_no_routes_nft", "observe_needs_no_routes_iptables", observe_needs_no_routes),
-        both("observe_opens_nft", "observe_opens_iptables", observe_opens),
+        both("shadow_needs_no_routes_nft", "shadow_needs_no_routes_iptables", shadow_needs_no_routes),
+        both("shadow_opens_nft", "shadow_opens_iptables", shadow_opens),
         both("a_killed_guard_is_replaced_nft", "a_killed_guard_is_replaced_iptables", a_killed_guard_is_replaced),
         both("flushed_rules_come_back_nft", "flushed_rules_come_back_iptables", flushed_rules_come_back),
         both("deleted_routes_come_back_nft", "deleted_routes_come_back_iptables", deleted_routes_come_back),
+        both("observe_leaves_no_trace_nft", "observe_leaves_no_trace_iptables", observe_leaves_no_trace),
+        both("direct_connections_survive_nft", "direct_connections_survive_iptables", direct_connections_survive),
+        both("captured_connections_survive_nft", "captured_connections_survive_iptables", captured_connections_survive),
+        both("a_fresh_start_resets_nft", "a_fresh_start_resets_iptables", a_fresh_start_resets),
+        both("spared_marks_end_nft", "spared_marks_end_iptables", spared_marks_end),
         both("switches_nft", "switches_iptables", switches),
         both("removes_every_trace_nft", "removes_every_trace_iptables", removes_every_trace),
         both("marks_do_not_help_nft", "marks_do_not_help_iptables", marks_do_not_help),
@@ -112,11 +117,11 @@ fn captures_exactly(backend: &'static str) {
     enforcer.kill();
 }
 
-fn captures_exactly_observing(backend: &'static str) {
+fn captures_exactly_shadowing(backend: &'static str) {
     let lab = lab();
-    let enforcer = lab.enforcer(&[backend, "observe"]);
+    let enforcer = lab.enforcer(&[backend, "shadow"]);
     assert_all_captured(&lab);
-    // It cannot be captured, and observe breaks nothing.
+    // It cannot be captured, and shadow breaks nothing.
     for from in ["fd77::1", "::"] {
         let Seen::Heard { lines, .. } = lab.client(&lab.host, &link_local(&lab), &[&format!("from={from}")]) else {
             panic!("link-local from {from}")
@@ -181,11 +186,11 @@ fn wait_until_open(lab: &Lab, before: &str) {
     }
 }
 
-fn observe_opens(backend: &'static str) {
+fn shadow_opens(backend: &'static str) {
     let lab = lab();
     let before = lab.traces();
     for signal in ["-KILL", "-TERM"] {
-        let enforcer = lab.enforcer(&[backend, "observe"]);
+        let enforcer = lab.enforcer(&[backend, "shadow"]);
         assert_captured(&lab.client(&lab.host, &at("10.77.0.2"), &[]), "out", &at("10.77.0.2"), "10.77.0.1");
         kill_pid("-TERM", guard_of(&enforcer));
         kill_pid("-INT", guard_of(&enforcer));
@@ -195,7 +200,7 @@ fn observe_opens(backend: &'static str) {
         assert!(!enforcer.has_ended());
     }
     // A successor that starts while the guard is still at work.
-    lab.enforcer(&[backend, "observe"]).kill();
+    lab.enforcer(&[backend, "shadow"]).kill();
     let successor = lab.enforcer(&[backend, "enforce"]);
     assert_all_captured(&lab);
     successor.kill();
@@ -203,9 +208,9 @@ fn observe_opens(backend: &'static str) {
 }
 
 /// Somebody deleted our routing rules: what was steered leaves as it is, or not at all.
-fn observe_needs_no_routes(backend: &'static str) {
+fn shadow_needs_no_routes(backend: &'static str) {
     let lab = lab();
-    let mut enforcer = lab.enforcer(&[backend, "observe"]);
+    let mut enforcer = lab.enforcer(&[backend, "shadow"]);
     delete_routing_rules(&lab);
     for to in REMOTE {
         assert_plain(&lab.client(&lab.host, &at(to), &[]));
@@ -239,7 +244,7 @@ fn guard_of(enforcer: &Part) -> u32 {
 fn a_killed_guard_is_replaced(backend: &'static str) {
     let lab = lab();
     let before = lab.traces();
-    let mut enforcer = lab.enforcer(&[backend, "observe"]);
+    let mut enforcer = lab.enforcer(&[backend, "shadow"]);
     assert_eq!(enforcer.order("refresh"), "refreshed false");
     kill_pid("-KILL", guard_of(&enforcer));
     wait_for("a new guard", || enforcer.order("refresh") == "refreshed true");
@@ -267,7 +272,7 @@ fn flushed_rules_come_back(backend: &'static str) {
             &["iptables-nft", "-t", "nat", "-F"],
         ],
     };
-    for mode in ["enforce", "observe"] {
+    for mode in ["enforce", "shadow"] {
         let mut enforcer = lab.enforcer(&[backend, mode]);
         for damage in damages {
             assert_eq!(enforcer.order("refresh"), "refreshed false");
@@ -317,7 +322,7 @@ fn deleted_routes_come_back(backend: &'static str) {
 fn switches(backend: &'static str) {
     let lab = lab();
     let before = lab.traces();
-    let mut enforcer = lab.enforcer(&[backend, "observe"]);
+    let mut enforcer = lab.enforcer(&[backend, "shadow"]);
     assert_eq!(enforcer.order("switch enforce"), "done");
     assert_all_captured(&lab);
     let seen = lab.seen_at_remote();
@@ -326,16 +331,144 @@ fn switches(backend: &'static str) {
     assert_eq!(lab.seen_at_remote(), seen);
 
     let mut enforcer = lab.enforcer(&[backend, "enforce"]);
-    assert_eq!(enforcer.order("switch observe"), "done");
+    assert_eq!(enforcer.order("switch shadow"), "done");
     assert_all_captured(&lab);
     enforcer.kill();
     wait_until_open(&lab, &before);
 }
 
+fn observe_leaves_no_trace(backend: &'static str) {
+    let lab = lab();
+    let before = lab.traces();
+    // An enforcing predecessor's rules would cut the host off.
+    lab.enforcer(&[backend, "enforce"]).kill();
+    let mut enforcer = lab.enforcer(&[backend, "observe"]);
+    assert_eq!(lab.traces(), before);
+    wait_until_open(&lab, &before);
+    for mode in ["shadow", "enforce"] {
+        assert_eq!(enforcer.order(&format!("switch {mode}")), "done");
+        assert_all_captured(&lab);
+        assert_eq!(enforcer.order("switch observe"), "done");
+        wait_for("the rules gone", || enforcer.order("refresh") == "refreshed true");
+        wait_until_open(&lab, &before);
+        assert_eq!(enforcer.order("refresh"), "refreshed false");
+    }
+    enforcer.kill();
+    wait_until_open(&lab, &before);
+}
+
+/// From host to remote and back, inside the host, over both families.
+fn held(lab: &Lab) -> Vec<Held> {
+    let (host, remote) = (lab.host.as_str(), lab.remote.as_str());
+    let pairs = HOST.iter().zip(REMOTE).flat_map(|(own, far)| [(host, far), (remote, *own), (host, *own)]);
+    pairs.chain(LOOPBACK.map(|own| (host, own))).map(|(from, to)| lab.hold(from, &at(to))).collect()
+}
+
+fn assert_all_alive(held: &mut [Held]) {
+    for one in held {
+        one.assert_alive();
+    }
+}
+
+/// Idle ones, busy ones, and those that say nothing but goodbye.
+fn direct_connections_survive(backend: &'static str) {
+    let lab = lab();
+    let mut enforcer = lab.enforcer(&[backend, "observe"]);
+    let mut busy = held(&lab);
+    let (mut idle, mut parting, mut later) = (held(&lab), held(&lab), held(&lab));
+    assert!(busy.iter().all(|one| one.is_direct()));
+    for mode in ["shadow", "enforce", "observe", "enforce", "shadow", "observe"] {
+        assert_eq!(enforcer.order(&format!("switch {mode}")), "done");
+        assert_all_alive(&mut busy);
+        enforcer.order("refresh");
+        assert_all_alive(&mut busy);
+        if mode == "enforce" {
+            // Its first packet since the switch is its last.
+            for one in parting.drain(..).take(4) {
+                one.assert_closes();
+            }
+        }
+    }
+    assert_all_alive(&mut idle);
+    assert_eq!(enforcer.order("switch enforce"), "done");
+    assert_all_captured(&lab);
+    assert_all_alive(&mut idle);
+    assert_all_alive(&mut busy);
+    assert_all_alive(&mut later);
+    for one in later {
+        one.assert_closes();
+    }
+    enforcer.kill();
+}
+
+fn captured_connections_survive(backend: &'static str) {
+    let lab = lab();
+    let before = lab.traces();
+    let mut enforcer = lab.enforcer(&[backend, "enforce"]);
+    let mut captured = held(&lab);
+    assert!(captured.iter().all(|one| !one.is_direct()));
+    let mut direct = Vec::new();
+    for mode in ["shadow", "observe", "enforce", "observe"] {
+        assert_eq!(enforcer.order(&format!("switch {mode}")), "done");
+        for _ in 0..4 {
+            enforcer.order("refresh");
+            assert_all_alive(&mut captured);
+            assert_all_alive(&mut direct);
+        }
+        if mode == "observe" {
+            // Nothing new is captured meanwhile.
+            direct.extend(held(&lab));
+            assert!(direct.iter().all(Held::is_direct));
+        }
+        let stays = captured.pop().unwrap();
+        stays.assert_closes();
+    }
+    assert_ne!(lab.traces(), before);
+    drop(captured);
+    wait_for("the rules gone with the last captured connection", || enforcer.order("refresh") == "refreshed true");
+    assert_eq!(lab.traces(), before);
+    assert_all_alive(&mut direct);
+    enforcer.kill();
+}
+
+fn a_fresh_start_resets(backend: &'static str) {
+    let lab = lab();
+    let mut older = held(&lab);
+    let mut first = lab.enforcer(&[backend, "observe"]);
+    assert_eq!(first.order("switch enforce"), "done");
+    assert_all_alive(&mut older);
+    first.kill();
+    let second = lab.enforcer(&[backend, "enforce"]);
+    // iptables cannot reset, and lets them hang.
+    let (dead, answer) = if backend == "nft" { (older.len(), "error") } else { (2, "silent") };
+    for one in older.iter_mut().take(dead) {
+        let said = one.try_it();
+        assert!(said.starts_with(answer), "its predecessor spared it, this one does not: {said}");
+    }
+    second.kill();
+}
+
+/// With the connection goes what let its packets pass.
+fn spared_marks_end(backend: &'static str) {
+    let lab = lab();
+    let mut enforcer = lab.enforcer(&[backend, "observe"]);
+    let older = held(&lab);
+    assert_eq!(enforcer.order("switch enforce"), "done");
+    assert_eq!(lab.spared().len(), older.len());
+    drop(older);
+    wait_for("the marks gone", || {
+        enforcer.order("refresh");
+        lab.spared().is_empty()
+    });
+    let again = held(&lab);
+    assert!(again.iter().all(|one| !one.is_direct()));
+    enforcer.kill();
+}
+
 fn removes_every_trace(backend: &'static str) {
     let lab = lab();
     let before = lab.traces();
-    for mode in ["enforce", "observe"] {
+    for mode in ["enforce", "shadow"] {
         let mut enforcer = lab.enforcer(&[backend, mode]);
         assert_ne!(lab.traces(), before);
         assert_eq!(enforcer.order("remove"), "done");

@@ -169,6 +169,26 @@ impl Lab {
         Seen::by(command.arg(exe()).args(["client", to]).args(options))
     }
 
+    /// An ordinary program that holds a connection open.
+    pub fn hold(&self, ns: &str, to: &str) -> Held {
+        let mut part = start(in_ns(ns).arg(exe()).args(["holder", to]));
+        let first = part.line();
+        assert!(first.starts_with("out ") || first.starts_with("in ") || first.starts_with("peer "), "{to}: {first}");
+        let direct = first.starts_with("peer ");
+        if !direct {
+            let second = part.line();
+            assert!(second.starts_with("peer "), "{to}: {second}");
+        }
+        Held { part, direct, to: to.to_owned() }
+    }
+
+    /// The connections that connection tracking remembers as older than the rules.
+    pub fn spared(&self) -> Vec<String> {
+        let mark = "0x05000000/0x0f000000";
+        let list = |family| self.on_host(&["conntrack", "-L", "-f", family, "--mark", mark]);
+        [list("ipv4"), list("ipv6")].concat().lines().map(str::to_owned).collect()
+    }
+
     /// Root of a container: uid 0 with no other capability than `CAP_NET_RAW`.
     pub fn raw_client(&self, to: &str, options: &[&str]) -> Seen {
         let mut command = in_ns(&self.host);
@@ -225,6 +245,41 @@ impl Drop for Lab {
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
+    }
+}
+
+/// A program that holds a connection to a server, which echoes.
+pub struct Held {
+    part: Part,
+    direct: bool,
+    to: String,
+}
+
+impl Held {
+    /// Nobody stood in between when it was made.
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// `hello`, `error …` or, after a while, `silent`.
+    pub fn try_it(&mut self) -> String {
+        self.part.order("try hello")
+    }
+
+    pub fn assert_alive(&mut self) {
+        assert_eq!(self.part.order("say hello"), "hello", "to {} direct: {}", self.to, self.direct);
+    }
+
+    /// Says goodbye, and hears the other's.
+    pub fn assert_closes(mut self) {
+        assert_eq!(self.part.order("close"), "closed", "to {} direct: {}", self.to, self.direct);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.part.child.kill();
+        let _ = self.part.child.wait();
     }
 }
 

@@ -11,7 +11,7 @@ use bonafide_enforcer::sys::locality::Locality;
 use bonafide_enforcer::sys::{captured, listen, netns, reset};
 use bonafide_policy::Mode;
 use socket2::{Domain, Socket, Type};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Where the relay listens for local programs, and for others.
@@ -31,6 +31,7 @@ pub fn find(name: &str) -> Option<Role> {
         "deliver" => Some(|args| block_on(deliver(args.to_vec()))),
         "server" => Some(|_| block_on(server())),
         "client" => Some(client),
+        "holder" => Some(|args| block_on(holder(args[0].clone()))),
         _ => None,
     }
 }
@@ -92,7 +93,12 @@ async fn enforcer(args: Vec<String>) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn mode(text: &str) -> Mode {
-    if text == "enforce" { Mode::Enforce } else { Mode::Observe }
+    match text {
+        "enforce" => Mode::Enforce,
+        "shadow" => Mode::Shadow,
+        "observe" => Mode::Observe,
+        other => panic!("{other:?} is no mode"),
+    }
 }
 
 fn say(line: &str) {
@@ -198,6 +204,37 @@ async fn serve(listener: TcpListener) {
             let (mut read, mut write) = stream.split();
             let _ = tokio::io::copy(&mut read, &mut write).await;
         });
+    }
+}
+
+/// `holder TO`: prints what it hears, and says what it is told to.
+async fn holder(to: String) -> std::io::Result<()> {
+    let stream = TcpStream::connect(&to).await?;
+    let (read, mut write) = stream.into_split();
+    let (send, mut orders) = tokio::sync::mpsc::channel(1);
+    std::thread::spawn(move || std::io::stdin().lock().lines().try_for_each(|line| send.blocking_send(line.unwrap())));
+    let mut heard = tokio::io::BufReader::new(read).lines();
+    let said = |line: std::io::Result<Option<String>>| match line {
+        Ok(Some(line)) => say(&line),
+        Ok(None) => say("closed"),
+        Err(e) => say(&format!("error {:?}", e.kind())),
+    };
+    loop {
+        tokio::select! {
+            line = heard.next_line() => said(line),
+            order = orders.recv() => match order.as_deref().map(|order| order.split_once(' ').unwrap_or((order, ""))) {
+                Some(("say", text)) => write.write_all(format!("{text}\n").as_bytes()).await?,
+                Some(("try", text)) => {
+                    write.write_all(format!("{text}\n").as_bytes()).await?;
+                    match tokio::time::timeout(SOON, heard.next_line()).await {
+                        Ok(line) => said(line),
+                        Err(_) => say("silent"),
+                    }
+                }
+                Some(_) => write.shutdown().await?,
+                None => return Ok(()),
+            },
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The options of each interpreter, from its manual page: which take a value, which carry code, which load code.
 
-/// What an option does to the search for the script.
+/// What an option, or an argument that is none, does to the search for the code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// Nothing.
@@ -15,14 +15,22 @@ pub(crate) enum Effect {
     Digits,
     /// Takes a value that may be a setting which loads code.
     Setting,
-    /// Its value is the script.
+    /// Its value is a script; more options may follow.
     Script,
     /// Its value is a module to run.
     Module,
-    /// Its value is code.
+    /// Its value is all the code there is; what follows are arguments for it.
     Inline,
+    /// Its value is code; more options may follow.
+    Piece,
+    /// The first argument that is no option is a script.
+    ScriptFollows,
+    /// The first argument that is no option is code.
+    CodeFollows,
     /// The program comes from standard input.
     Stdin,
+    /// What comes in through standard input is code too.
+    Interactive,
     /// Loads code before the script.
     Preload,
     /// Runs something that is not a script given by its path.
@@ -32,7 +40,8 @@ pub(crate) enum Effect {
 }
 
 use Effect::{
-    Digits, Elsewhere, EndOfOptions, Flag, Inline, Module, NextArgument, Preload, Rest, Script, Setting, Stdin, Value,
+    CodeFollows, Digits, Elsewhere, EndOfOptions, Flag, Inline, Interactive, Module, NextArgument, Piece, Preload,
+    Rest, Script, ScriptFollows, Setting, Stdin, Value,
 };
 
 /// How one interpreter reads its command line.
@@ -58,11 +67,30 @@ pub(crate) struct Grammar {
     pub(crate) argument_files: bool,
     /// What the first argument that is no option is.
     pub(crate) operand: Effect,
+    /// It is that besides code given by options; else it is an argument for that code.
+    pub(crate) operand_besides: bool,
+    /// Words that can come first, with what they make of the rest.
+    verbs: &'static [(&'static str, Effect)],
+    /// Variables of the environment that make it run code before the script.
+    variables: &'static [&'static str],
+    /// Variables of the environment that hold more options.
+    option_variables: &'static [&'static str],
 }
 
 impl Grammar {
-    /// The grammar of the interpreter with this file name.
-    pub(crate) fn of(program: &[u8]) -> Option<&'static Self> {
+    /// The grammar of a program with this file name that was called with these arguments, and how many of them are its
+    /// name.
+    pub(crate) fn of(program: &[u8], arguments: &[&[u8]]) -> Option<(&'static Self, usize)> {
+        if !MANY_IN_ONE.iter().any(|name| name.as_bytes() == program) {
+            return Some((Self::named(program)?, 1));
+        }
+        let names = arguments.iter().take(2).map(|argument| applet(argument));
+        let (at, applet) =
+            names.enumerate().find(|(_, name)| !MANY_IN_ONE.iter().any(|one| one.as_bytes() == *name))?;
+        Some((Self::named(applet)?, at + 1))
+    }
+
+    fn named(program: &[u8]) -> Option<&'static Self> {
         let version = |b: &u8| b.is_ascii_digit() || matches!(b, b'.' | b'-');
         let fits = |name: &str| match program.strip_prefix(name.as_bytes()) {
             // `python3.13t`, `python3.11d`: builds of one version.
@@ -87,11 +115,54 @@ impl Grammar {
         found.map(|(_, effect)| *effect)
     }
 
+    /// The effect of a word that comes first.
+    pub(crate) fn verb(&self, word: &[u8]) -> Option<Effect> {
+        self.verbs.iter().find(|(verb, _)| verb.as_bytes() == word).map(|(_, effect)| *effect)
+    }
+
+    /// Whether this variable of the environment makes it run code before the script. Where it only looks for modules
+    /// (`PYTHONPATH`) is no such thing: it does not tell what they are.
+    pub(crate) fn loads_by(&self, variable: &[u8], value: &[u8]) -> bool {
+        let among = |names: &[&str]| names.iter().any(|name| name.as_bytes() == variable);
+        let mut options = value.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        among(self.variables) || among(self.option_variables) && options.any(|option| self.may_load(option))
+    }
+
+    /// Whether an option is not known to be harmless.
+    fn may_load(&self, option: &[u8]) -> bool {
+        let name = option.split(|b| *b == b'=').next().unwrap_or(option);
+        match option {
+            [b'@', ..] => self.argument_files,
+            [b'-', letters @ ..] => self.long(name).map_or_else(|| self.letters_may_load(letters), may_load),
+            // The value of an option.
+            _ => false,
+        }
+    }
+
+    fn letters_may_load(&self, letters: &[u8]) -> bool {
+        let mut effects = letters.iter().map(|letter| self.letter(*letter));
+        let telling = effects.find(|effect| *effect != Some(Flag));
+        letters.is_empty() || telling.is_some_and(|effect| effect.is_none_or(may_load))
+    }
+
     /// Whether a setting loads code.
     pub(crate) fn loads_code(&self, setting: &[u8]) -> bool {
         let setting = setting.trim_ascii_start();
         self.loaders.iter().any(|name| setting.starts_with(name.as_bytes()))
     }
+}
+
+fn may_load(effect: Effect) -> bool {
+    !matches!(effect, Flag | Value | Rest | Digits)
+}
+
+/// Programs that are many programs, told by the name they are called by.
+const MANY_IN_ONE: [&str; 2] = ["busybox", "toybox"];
+
+/// A name as such a program reads it: without directories, and without the dash of a login shell.
+fn applet(argument: &[u8]) -> &[u8] {
+    let name = argument.rsplit(|b| *b == b'/').next().unwrap_or_default();
+    name.strip_prefix(b"-").unwrap_or(name)
 }
 
 /// What most interpreters have in common.
@@ -106,14 +177,19 @@ const USUAL: Grammar = Grammar {
     plus: false,
     argument_files: false,
     operand: Script,
+    operand_besides: false,
+    verbs: &[],
+    variables: &[],
+    option_variables: &[],
 };
 
-static GRAMMARS: [&Grammar; 10] = [&PYTHON, &BASH, &POSIX_SHELL, &ZSH, &PERL, &RUBY, &NODE, &JAVA, &PHP, &LUA];
+static GRAMMARS: [&Grammar; 13] =
+    [&PYTHON, &BASH, &POSIX_SHELL, &ZSH, &PERL, &RUBY, &NODE, &DENO, &JAVA, &PHP, &LUA, &TCL, &AWK];
 
 /// python(1).
 static PYTHON: Grammar = Grammar {
     names: &["python", "pypy"],
-    short: &[("bBdEhiIOPqRsStuvVx3?", Flag), ("WXQ", Value), ("c", Inline), ("m", Module)],
+    short: &[("bBdEhIOPqRsStuvVx3?", Flag), ("i", Interactive), ("WXQ", Value), ("c", Inline), ("m", Module)],
     long: &[
         ("--check-hash-based-pycs", Value),
         ("--help", Flag),
@@ -122,13 +198,14 @@ static PYTHON: Grammar = Grammar {
         ("--help-xoptions", Flag),
         ("--version", Flag),
     ],
+    variables: &["PYTHONINSPECT"],
     ..USUAL
 };
 
 /// bash(1). `-o` and `-O` take the next argument wherever they stand in a cluster.
 static BASH: Grammar = Grammar {
     names: &["bash", "rbash"],
-    short: &[("abefhiklmnprtuvxBCDEHPT", Flag), ("oO", NextArgument), ("c", Inline), ("s", Stdin)],
+    short: &[("abefhiklmnprtuvxBCDEHPT", Flag), ("oO", NextArgument), ("c", CodeFollows), ("s", Stdin)],
     long: &[
         ("--rcfile", Value),
         ("--init-file", Value),
@@ -144,13 +221,14 @@ static BASH: Grammar = Grammar {
     ],
     dash: EndOfOptions,
     plus: true,
+    variables: &["BASH_ENV"],
     ..USUAL
 };
 
 /// dash(1), sh(1p), ksh(1).
 static POSIX_SHELL: Grammar = Grammar {
     names: &["sh", "dash", "ash", "ksh", "mksh"],
-    short: &[("abCefhiIlmnpqruvVxEH", Flag), ("o", NextArgument), ("c", Inline), ("s", Stdin)],
+    short: &[("abCefhiIlmnpqruvVxEH", Flag), ("o", NextArgument), ("c", CodeFollows), ("s", Stdin)],
     dash: EndOfOptions,
     plus: true,
     ..USUAL
@@ -162,7 +240,7 @@ static ZSH: Grammar = Grammar {
     short: &[
         ("0123456789adefghijklmnpqrtuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", Flag),
         ("o", Value),
-        ("c", Inline),
+        ("c", CodeFollows),
         ("s", Stdin),
     ],
     long: &[("--emulate", Value), ("--version", Flag), ("--help", Flag)],
@@ -179,10 +257,11 @@ static PERL: Grammar = Grammar {
         ("I", Value),
         ("l0", Digits),
         ("CDFiVx", Rest),
-        ("eE", Inline),
+        ("eE", Piece),
         ("mMd", Preload),
         ("S", Elsewhere),
     ],
+    variables: &["PERL5OPT", "PERL5DB"],
     ..USUAL
 };
 
@@ -194,10 +273,11 @@ static RUBY: Grammar = Grammar {
         ("ICXE", Value),
         ("0", Digits),
         ("FiKTWx", Rest),
-        ("e", Inline),
+        ("e", Piece),
         ("r", Preload),
         ("S", Elsewhere),
     ],
+    option_variables: &["RUBYOPT"],
     long: &[
         ("--encoding", Value),
         ("--external-encoding", Value),
@@ -219,11 +299,11 @@ static RUBY: Grammar = Grammar {
 /// node(1), `node --help`, `node --v8-options`. Options that may or may not take the next argument stay unknown.
 static NODE: Grammar = Grammar {
     names: &["node", "nodejs"],
-    short: &[("civh", Flag), ("C", Value), ("ep", Inline), ("r", Preload)],
+    short: &[("cvh", Flag), ("i", Interactive), ("C", Value), ("ep", Piece), ("r", Preload)],
     long: &[
-        ("--eval", Inline),
-        ("--print", Inline),
-        ("-pe", Inline),
+        ("--eval", Piece),
+        ("--print", Piece),
+        ("-pe", Piece),
         ("--require", Preload),
         ("--import", Preload),
         ("--loader", Preload),
@@ -264,7 +344,7 @@ static NODE: Grammar = Grammar {
         ("--trace-warnings", Flag),
         ("--track-heap-objects", Flag),
         ("--abort-on-uncaught-exception", Flag),
-        ("--interactive", Flag),
+        ("--interactive", Interactive),
         ("--check", Flag),
         ("--watch", Flag),
         ("--use-openssl-ca", Flag),
@@ -283,6 +363,44 @@ static NODE: Grammar = Grammar {
         ("--max-semi-space-size", Flag),
         ("--stack-size", Flag),
     ],
+    variables: &["NODE_REPL_EXTERNAL_MODULE"],
+    option_variables: &["NODE_OPTIONS"],
+    ..USUAL
+};
+
+/// `deno help run`. Of its many options those that can only be flags, or whose values are attached.
+static DENO: Grammar = Grammar {
+    names: &["deno"],
+    short: &[("AqEIRWNS", Flag)],
+    long: &[
+        ("--preload", Preload),
+        ("--require", Preload),
+        ("--import-map", Preload),
+        ("--config", Preload),
+        ("--env-file", Preload),
+        ("--inspect", Flag),
+        ("--inspect-brk", Flag),
+        ("--inspect-wait", Flag),
+        ("--quiet", Flag),
+        ("--cached-only", Flag),
+        ("--check", Flag),
+    ],
+    prefixes: &[("--allow-", Flag), ("--deny-", Flag), ("--no-", Flag), ("--unstable", Flag), ("--v8-flags", Flag)],
+    verbs: &[
+        ("run", ScriptFollows),
+        ("serve", ScriptFollows),
+        ("eval", CodeFollows),
+        ("repl", Stdin),
+        ("test", Elsewhere),
+        ("bench", Elsewhere),
+        ("task", Elsewhere),
+        ("x", Elsewhere),
+        ("lsp", Elsewhere),
+        ("jupyter", Elsewhere),
+        ("compile", Elsewhere),
+        ("install", Elsewhere),
+        ("add", Elsewhere),
+    ],
     ..USUAL
 };
 
@@ -290,7 +408,7 @@ static NODE: Grammar = Grammar {
 static JAVA: Grammar = Grammar {
     names: &["java"],
     long: &[
-        ("-jar", Script),
+        ("-jar", ScriptFollows),
         ("-m", Module),
         ("--module", Module),
         ("-cp", Value),
@@ -339,6 +457,7 @@ static JAVA: Grammar = Grammar {
     ],
     argument_files: true,
     operand: Elsewhere,
+    option_variables: &["JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"],
     ..USUAL
 };
 
@@ -346,21 +465,23 @@ static JAVA: Grammar = Grammar {
 static PHP: Grammar = Grammar {
     names: &["php"],
     short: &[
-        ("aCeHhilnqsvw", Flag),
+        ("CeHhilnqsvw", Flag),
+        ("a", Interactive),
         ("t", Value),
         ("d", Setting),
         ("f", Script),
-        ("rRBEF", Inline),
+        ("rRBE", Piece),
+        ("F", Script),
         ("cz", Preload),
         ("S", Elsewhere),
     ],
     long: &[
         ("--file", Script),
-        ("--run", Inline),
-        ("--process-code", Inline),
-        ("--process-begin", Inline),
-        ("--process-end", Inline),
-        ("--process-file", Inline),
+        ("--run", Piece),
+        ("--process-code", Piece),
+        ("--process-begin", Piece),
+        ("--process-end", Piece),
+        ("--process-file", Script),
         ("--define", Setting),
         ("--docroot", Value),
         ("--php-ini", Preload),
@@ -380,12 +501,47 @@ static PHP: Grammar = Grammar {
         "include_path",
     ],
     double_dash: Stdin,
+    variables: &["PHPRC", "PHP_INI_SCAN_DIR"],
     ..USUAL
 };
 
 /// lua(1), luajit(1).
 static LUA: Grammar = Grammar {
     names: &["lua", "luajit"],
-    short: &[("ivEW", Flag), ("e", Inline), ("l", Preload), ("j", Value), ("O", Rest), ("b", Elsewhere)],
+    short: &[
+        ("vEW", Flag),
+        ("i", Interactive),
+        ("e", Piece),
+        ("l", Preload),
+        ("j", Value),
+        ("O", Rest),
+        ("b", Elsewhere),
+    ],
+    operand_besides: true,
+    variables: &["LUA_INIT", "LUA_INIT_5_2", "LUA_INIT_5_3", "LUA_INIT_5_4"],
+    ..USUAL
+};
+
+/// tclsh(1): its first argument is the script unless it begins with a dash; `-encoding` is all it knows.
+static TCL: Grammar = Grammar { names: &["tclsh"], long: &[("-encoding", Value)], ..USUAL };
+
+/// awk(1p), mawk(1), gawk(1). `-W` stays unknown: mawk's `-W exec` makes a script of what follows.
+static AWK: Grammar = Grammar {
+    names: &["awk", "mawk", "gawk", "nawk", "original-awk"],
+    short: &[("Fv", Value), ("f", Script), ("e", Piece), ("E", Script), ("il", Preload), ("bcCghkMnNOPrsStV", Flag)],
+    long: &[
+        ("--file", Script),
+        ("--exec", Script),
+        ("--source", Piece),
+        ("--include", Preload),
+        ("--load", Preload),
+        ("--assign", Value),
+        ("--field-separator", Value),
+        ("--version", Flag),
+        ("--posix", Flag),
+        ("--sandbox", Flag),
+    ],
+    dash: Elsewhere,
+    operand: Inline,
     ..USUAL
 };

@@ -1,4 +1,4 @@
-//! `/proc/PID/status`: the effective user and group.
+//! `/proc/PID/status`: the effective user and group, and whether somebody traces it.
 
 /// Effective IDs, in the reader's user namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,11 +18,21 @@ impl Owner {
     }
 }
 
+/// Whether another process traces it (ptrace(2)); `None` if the line is missing, doubled or malformed.
+pub(crate) fn traced(status: &[u8]) -> Option<bool> {
+    Some(number(status, b"TracerPid:", 0)? != 0)
+}
+
 /// The second of the four IDs: real, effective, saved, file system.
 fn effective(status: &[u8], label: &[u8]) -> Option<u32> {
+    number(status, label, 1)
+}
+
+/// A number of the only line with this label.
+fn number(status: &[u8], label: &[u8], position: usize) -> Option<u32> {
     let mut lines = status.split(|b| *b == b'\n').filter_map(|line| line.strip_prefix(label));
     let (Some(line), None) = (lines.next(), lines.next()) else { return None };
-    std::str::from_utf8(line).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+    std::str::from_utf8(line).ok()?.split_ascii_whitespace().nth(position)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -45,10 +55,18 @@ mod tests {
         assert_eq!(Owner::parse(b"Uid:\t0\t-1\t0\t0\nGid:\t0\t0\t0\t0\n"), None);
     }
 
+    #[test]
+    fn a_tracer_is_seen() {
+        assert_eq!(traced(b"Name:\tTracerPid: 7\nTracerPid:\t0\n"), Some(false));
+        assert_eq!(traced(b"TracerPid:\t4711\n"), Some(true));
+        assert_eq!(traced(b"TracerPid:\t0\nTracerPid:\t0\n"), None);
+        assert_eq!(traced(b"TracerPid:\n"), None);
+    }
+
     proptest! {
         #[test]
         fn nothing_makes_it_panic(bytes: Vec<u8>) {
-            let _ = Owner::parse(&bytes);
+            let _ = (Owner::parse(&bytes), traced(&bytes));
         }
     }
 }

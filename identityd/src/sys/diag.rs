@@ -83,10 +83,14 @@ impl Diag {
         Ok(all)
     }
 
+    /// Every connection from a port, or (0) from all, of both families.
+    pub(crate) fn connections(&mut self, port: u16) -> io::Result<Vec<Found>> {
+        self.dump(port, connected())
+    }
+
     /// Every connection that is bound to a device, of both families.
     pub(crate) fn device_bound(&mut self) -> io::Result<Vec<Found>> {
-        let mut all =
-            self.dump(0, StateFlags::all() - StateFlags::LISTEN - StateFlags::TIME_WAIT - StateFlags::CLOSE)?;
+        let mut all = self.dump(0, connected())?;
         all.retain(|found| found.interface != 0);
         Ok(all)
     }
@@ -152,6 +156,11 @@ impl Diag {
             }
         }
     }
+}
+
+/// The states of sockets that have a peer, and may have a file.
+fn connected() -> StateFlags {
+    StateFlags::all() - StateFlags::LISTEN - StateFlags::TIME_WAIT - StateFlags::CLOSE
 }
 
 /// Reads the messages of one datagram; whether the answer is complete.

@@ -15,7 +15,7 @@ use super::regular::{inside, path_of};
 use crate::refuse::exhausted;
 
 /// A file's identity while it is open or mapped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, PartialOrd, Ord)]
 pub(crate) struct FileId {
     pub(crate) dev: u64,
     pub(crate) ino: u64,
@@ -35,8 +35,7 @@ pub(crate) struct MountedFile {
 pub(crate) struct Executable {
     /// The file.
     pub(crate) file: MountedFile,
-    /// The path that the kernel prints for it.
-    pub(crate) path: Vec<u8>,
+    path: Vec<u8>,
     links: u32,
     /// Keeps inode and mount from being reused.
     _open: OwnedFd,
@@ -53,37 +52,93 @@ impl Executable {
         Ok(Self { file: MountedFile::of(&stat), path: path_of(&open)?, links: stat.stx_nlink, _open: open })
     }
 
-    /// Whether it is no longer on disk.
-    pub(crate) fn is_deleted(&self) -> bool {
-        self.links == 0 || self.path.ends_with(b" (deleted)")
+    /// The path that the kernel prints for it, or printed while it was there.
+    pub(crate) fn path(&self) -> &[u8] {
+        match self.path.strip_suffix(DELETED) {
+            Some(path) if self.is_deleted() => path,
+            _ => &self.path,
+        }
     }
 
-    /// Whether its path leads to it from this daemon's own root.
+    /// Whether it was removed or replaced, unless [`Executable::kept_at`] knows a root where it is at its path: a file
+    /// may be called `nginx (deleted)`.
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.links == 0 || self.path.ends_with(DELETED)
+    }
+
+    /// Whether it never was at any path (memfd_create(2)).
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.is_deleted() && self.path.starts_with(b"/memfd:")
+    }
+
+    /// What became of it, seen from this daemon's own root; none if its path does not lead there.
     ///
     /// # Errors
     /// This daemon or the machine has no descriptors or memory left.
-    pub(crate) fn found_here(&self) -> io::Result<bool> {
+    pub(crate) fn kept_here(&self) -> io::Result<Option<Found>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        self.found_at(&rustix::fs::openat(CWD, "/", flags, Mode::empty())?, &self.path)
+        self.kept_at(&rustix::fs::openat(CWD, "/", flags, Mode::empty())?, b"/")
     }
 
-    /// Whether its path leads to it from another root, which is at `root_path` of its mount namespace.
+    /// The same, seen from another root, which is at `root_path` of its mount namespace.
     ///
     /// # Errors
-    /// As for [`Executable::found_here`].
-    pub(crate) fn found_below(&self, root: &OwnedFd, root_path: &[u8]) -> io::Result<bool> {
-        inside(&self.path, root_path).map_or(Ok(false), |path| self.found_at(root, path))
-    }
-
-    fn found_at(&self, root: &OwnedFd, path: &[u8]) -> io::Result<bool> {
-        // A path that the kernel printed has no links in it.
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-        let found = rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve);
-        match found.and_then(|found| stat(&found)).map_err(io::Error::from) {
-            Ok(stat) => Ok(MountedFile::of(&stat) == self.file),
-            Err(e) if exhausted(&e) => Err(e),
-            Err(_) => Ok(false),
+    /// As for [`Executable::kept_here`].
+    pub(crate) fn kept_at(&self, root: &OwnedFd, root_path: &[u8]) -> io::Result<Option<Found>> {
+        let at = |path| inside(path, root_path).map_or(Ok(None), |path| found_at(root, path));
+        if at(&self.path)? == Some(self.file) {
+            return Ok(Some(Found { path: self.path.clone(), kept: Kept::OnDisk }));
         }
+        // Where it was is certain if the directory is on the very mount through which the file was reached.
+        if self.is_deleted()
+            && let Some(directory) = at(directory(self.path()))?
+            && directory.mount.is_some()
+            && directory.mount == self.file.mount
+        {
+            return Ok(Some(Found { path: self.path().to_vec(), kept: Kept::Deleted }));
+        }
+        Ok(None)
+    }
+}
+
+/// An executable whose path is proven.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// The path at which it is, or was.
+    pub(crate) path: Vec<u8>,
+    /// What became of it.
+    pub(crate) kept: Kept,
+}
+
+/// What became of an executable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// It is at its path.
+    OnDisk,
+    /// It was removed, or replaced by another.
+    Deleted,
+    /// It never was at any path.
+    InMemory,
+}
+
+/// What the kernel puts behind a path that is no more (`d_path`, fs/d_path.c).
+const DELETED: &[u8] = b" (deleted)";
+
+fn directory(path: &[u8]) -> &[u8] {
+    match path.iter().rposition(|b| *b == b'/') {
+        Some(0) | None => b"/",
+        Some(at) => path.get(..at).unwrap_or(path),
+    }
+}
+
+fn found_at(root: &OwnedFd, path: &[u8]) -> io::Result<Option<MountedFile>> {
+    // A path that the kernel printed has no links in it.
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    let found = rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve);
+    match found.and_then(|found| stat(&found)).map_err(io::Error::from) {
+        Ok(stat) => Ok(Some(MountedFile::of(&stat))),
+        Err(e) if exhausted(&e) => Err(e),
+        Err(_) => Ok(None),
     }
 }
 

@@ -2,7 +2,11 @@
 
 pub(crate) mod diag;
 pub(crate) mod executable;
+pub(crate) mod glance;
+pub(crate) mod hierarchy;
+pub(crate) mod mounts;
 pub(crate) mod namespace;
 pub(crate) mod process;
 pub(crate) mod regular;
+pub(crate) mod storage;
 pub(crate) mod walk;

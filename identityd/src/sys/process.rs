@@ -2,7 +2,7 @@
 //! with the same number, and a pidfd says whether it still lives.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, BufRead as _, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use bonafide_proto::fingerprint::Execution;
@@ -11,14 +11,16 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 
-use super::executable::{Executable, MountedFile};
+use super::executable::{Executable, Found, Kept, MountedFile};
 use super::namespace::{Home, Namespace};
 use crate::parse::stat::Stat;
-use crate::parse::status::Owner;
+use crate::parse::status::{Owner, traced};
 use crate::refuse::{refuse, shown, unread};
 
 /// The longest `stat`, `status` or `cgroup` file that is read, in bytes.
 const FILE_MAX: u64 = 64 << 10;
+/// Read at once of a file with many lines, in bytes.
+const LINES_AT_ONCE: usize = 64 << 10;
 
 /// All cheap evidence about a process at one moment. Two equal looks frame whatever was read between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +29,12 @@ pub(crate) struct Look {
     pub(crate) exe: MountedFile,
     /// The path that leads to it, not yet known to be text.
     pub(crate) exe_path: Vec<u8>,
+    /// What became of it.
+    pub(crate) exe_kept: Kept,
+    /// Whether another process traces it.
+    pub(crate) traced: bool,
+    /// Whether it is outside the initial user namespace, where its root shows what its owner likes.
+    pub(crate) foreign: bool,
     /// Effective user and group.
     pub(crate) owner: Owner,
     /// The content of its `cgroup` file.
@@ -53,7 +61,7 @@ impl Process {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(CWD, format!("/proc/{pid}"), flags, Mode::empty()).map_err(gone("/proc"))?;
         let pidfd = rustix::process::pidfd_open(number, PidfdFlags::empty()).map_err(gone("a pidfd"))?;
-        let mut process = Self { execution: Execution { pid, start_ticks: 0 }, dir, pidfd };
+        let mut process = Self { execution: Execution { pid, start_ticks: 0, image: 0 }, dir, pidfd };
         // The directory still answers, so the pidfd that came after it is of the same process.
         process.execution.start_ticks = process.stat()?.start_ticks;
         Ok(process)
@@ -65,11 +73,16 @@ impl Process {
     /// As [`Process::pin`]; `process-gone` too if the number belongs to a later process.
     pub(crate) fn pin_execution(execution: Execution) -> Result<Self, AttestRefusal> {
         let process = Self::pin(execution.pid)?;
-        if process.execution != execution {
+        if process.execution.start_ticks != execution.start_ticks {
             let detail = format!("process {} ended, and its number is in use again", execution.pid);
             return refuse(AttestReason::ProcessGone, detail);
         }
         Ok(process)
+    }
+
+    /// Whether this process has ended for sure; it may have executed another program meanwhile.
+    pub(crate) fn has_ended(execution: Execution) -> bool {
+        matches!(Self::pin_execution(execution), Err(refusal) if refusal.reason == AttestReason::ProcessGone)
     }
 
     /// Which execution it is.
@@ -77,48 +90,61 @@ impl Process {
         self.execution
     }
 
-    /// Looks at it.
+    /// Looks at it. `witnessed`: somebody better than `/proc` knows which file it executed.
     ///
     /// # Errors
     /// Any doubt about the process, by name.
-    pub(crate) fn look(&self, home: Home) -> Result<Look, AttestRefusal> {
+    pub(crate) fn look(&self, home: Home, witnessed: bool) -> Result<Look, AttestRefusal> {
         let pid = self.execution.pid;
         self.alive()?;
-        if self.stat()?.kernel_thread {
-            return refuse(AttestReason::KernelTask, format!("process {pid} is a kernel thread"));
-        }
+        self.is_no_kernel_thread()?;
         let user = Namespace::at(&self.dir, "ns/user").map_err(|e| unread(pid, "the user namespace", &e))?;
-        if user != home.user {
+        let foreign = user != home.user;
+        if foreign && !witnessed {
             let detail = format!("process {pid} is in another user namespace, where /proc/{pid}/exe can be forged");
             return refuse(AttestReason::ExeUnwitnessed, detail);
         }
-        let exe = self.executable(home)?;
-        Ok(Look { exe: exe.file, exe_path: exe.path, owner: self.owner()?, cgroup: self.content("cgroup", FILE_MAX)? })
+        let (exe, found) = self.executable(home, foreign)?;
+        let status = self.content("status", FILE_MAX)?;
+        let Some((owner, traced)) = Owner::parse(&status).zip(traced(&status)) else {
+            return refuse(AttestReason::Unreadable, format!("/proc/{pid}/status is malformed"));
+        };
+        let cgroup = self.content("cgroup", FILE_MAX)?;
+        Ok(Look { exe: exe.file, exe_path: found.path, exe_kept: found.kept, owner, traced, foreign, cgroup })
     }
 
-    /// Its executable, with a path that leads to it.
-    fn executable(&self, home: Home) -> Result<Executable, AttestRefusal> {
+    /// Its executable, with a path that leads to it, or would if it were still there. A path that proves nothing is
+    /// marked as such, and has no `/` in front: no selector of a policy can name it.
+    fn executable(&self, home: Home, foreign: bool) -> Result<(Executable, Found), AttestRefusal> {
         let pid = self.execution.pid;
         let unreadable = |e: &io::Error| unread(pid, "the executable", e);
         let exe = Executable::open(&self.dir).map_err(|e| unreadable(&e))?;
-        if exe.is_deleted() {
-            let detail = format!("process {pid} runs {}, which is no longer on disk", shown(&exe.path));
-            return refuse(AttestReason::ExeDeleted, detail);
-        }
         let mount = Namespace::at(&self.dir, "ns/mnt").map_err(|e| unread(pid, "the mount namespace", &e))?;
-        let witnessed = exe.found_here().map_err(|e| unreadable(&e))? || (mount != home.mount && self.shows(&exe)?);
-        if !witnessed {
-            let detail = format!("process {pid} runs a file that calls itself {}, but is not there", shown(&exe.path));
-            return refuse(AttestReason::ExeUnwitnessed, detail);
-        }
-        Ok(exe)
+        let own_mounts = mount != home.mount && !foreign;
+        let found = match exe.kept_here().map_err(|e| unreadable(&e))? {
+            None if own_mounts => self.kept_in_own_mounts(&exe)?,
+            found => found,
+        };
+        let marked = |mark: &[u8], kept| Found { path: [mark, exe.path()].concat(), kept };
+        let found = match found {
+            Some(found) => found,
+            None if exe.is_in_memory() => marked(IN_MEMORY, Kept::InMemory),
+            None if exe.is_deleted() => marked(UNPROVEN, Kept::Deleted),
+            None if foreign => marked(UNPROVEN, Kept::OnDisk),
+            None => {
+                let path = shown(exe.path());
+                let detail = format!("process {pid} runs a file that calls itself {path}, but is not there");
+                return refuse(AttestReason::ExeUnwitnessed, detail);
+            }
+        };
+        Ok((exe, found))
     }
 
-    /// Whether the executable is at its path as this process sees it. That is worth something only because whoever
-    /// gave a process of the initial user namespace other mounts had `CAP_SYS_ADMIN` there.
-    fn shows(&self, exe: &Executable) -> Result<bool, AttestRefusal> {
+    /// The executable as this process sees it. That is worth something only because whoever gave a process of the
+    /// initial user namespace other mounts had `CAP_SYS_ADMIN` there.
+    fn kept_in_own_mounts(&self, exe: &Executable) -> Result<Option<Found>, AttestRefusal> {
         let (root, root_path) = (self.open_dir("root")?, self.link("root")?);
-        exe.found_below(&root, &root_path).map_err(|e| unread(self.execution.pid, "the root directory", &e))
+        exe.kept_at(&root, &root_path).map_err(|e| unread(self.execution.pid, "the root directory", &e))
     }
 
     /// Whether it still lives.
@@ -133,6 +159,18 @@ impl Process {
             Ok(0) => Ok(()),
             Ok(_) => refuse(AttestReason::ProcessGone, format!("process {pid} ended")),
             Err(e) => Err(unread(pid, "the state", &e.into())),
+        }
+    }
+
+    /// Whether it is a program of userland.
+    ///
+    /// # Errors
+    /// `kernel-task`, `process-gone`.
+    pub(crate) fn is_no_kernel_thread(&self) -> Result<(), AttestRefusal> {
+        let pid = self.execution.pid;
+        match self.stat()?.kernel_thread {
+            true => refuse(AttestReason::KernelTask, format!("process {pid} is a kernel thread")),
+            false => Ok(()),
         }
     }
 
@@ -153,6 +191,51 @@ impl Process {
         opened.map_err(|e| unread(self.execution.pid, name, &e.into()))
     }
 
+    /// The file behind one of its mappings, only to look at what it is.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn mapped_file(&self, (start, end): (u64, u64)) -> io::Result<OwnedFd> {
+        let name = format!("map_files/{start:x}-{end:x}");
+        Ok(rustix::fs::openat(&self.dir, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    /// Why something of it could not be read.
+    pub(crate) fn unread(&self, what: &str, e: &io::Error) -> AttestRefusal {
+        unread(self.execution.pid, what, e)
+    }
+
+    /// Shows every line of one of its files, without its newline. False if there are more than `max` bytes.
+    ///
+    /// # Errors
+    /// `process-gone`, `evidence-unreadable`, what `each` says, and a line of more than `line_max` bytes.
+    pub(crate) fn each_line(
+        &self,
+        name: &str,
+        max: u64,
+        line_max: usize,
+        mut each: impl FnMut(&[u8]) -> Result<(), AttestRefusal>,
+    ) -> Result<bool, AttestRefusal> {
+        let file = open(self.dir.as_fd(), name).map_err(|e| self.unread(name, &e))?;
+        let mut lines = io::BufReader::with_capacity(LINES_AT_ONCE, file.take(max));
+        let (mut line, mut total) = (Vec::new(), 0_u64);
+        loop {
+            line.clear();
+            let limit = u64::try_from(line_max).unwrap_or(u64::MAX);
+            let read = lines.by_ref().take(limit).read_until(b'\n', &mut line).map_err(|e| self.unread(name, &e))?;
+            total = total.saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
+            match line.strip_suffix(b"\n") {
+                Some(line) => each(line)?,
+                None if line.is_empty() => return Ok(total < max),
+                None if total >= max => return Ok(false),
+                None => {
+                    let detail = format!("{name} of process {} has an endless line", self.execution.pid);
+                    return refuse(AttestReason::Unreadable, detail);
+                }
+            }
+        }
+    }
+
     /// Where one of its links leads (`exe`, `root`, `cwd`, `fd/7`).
     pub(crate) fn link(&self, name: &str) -> Result<Vec<u8>, AttestRefusal> {
         let read = rustix::fs::readlinkat(&self.dir, name, Vec::new());
@@ -167,21 +250,38 @@ impl Process {
     fn stat(&self) -> Result<Stat, AttestRefusal> {
         let pid = self.execution.pid;
         match Stat::parse(&self.content("stat", FILE_MAX)?) {
-            Some(stat) if stat.ended() => refuse(AttestReason::ProcessGone, format!("process {pid} ended")),
+            Some(stat) if stat.ended() => {
+                self.alive()?;
+                // Other threads go on, with all that the process had; `/proc` shows nothing of it any more.
+                refuse(AttestReason::Unreadable, format!("the first thread of process {pid} ended before the others"))
+            }
             Some(stat) => Ok(stat),
             None => refuse(AttestReason::Unreadable, format!("/proc/{pid}/stat is malformed")),
         }
     }
 
-    fn owner(&self) -> Result<Owner, AttestRefusal> {
+    /// Who it runs as.
+    ///
+    /// # Errors
+    /// `process-gone`, `evidence-unreadable`.
+    pub(crate) fn owner(&self) -> Result<Owner, AttestRefusal> {
         let pid = self.execution.pid;
         Owner::parse(&self.content("status", FILE_MAX)?)
             .ok_or_else(|| AttestRefusal::new(AttestReason::Unreadable, format!("/proc/{pid}/status is malformed")))
     }
 }
 
+/// Stands before a path that nobody vouches for.
+pub(crate) const UNPROVEN: &[u8] = b"(unproven)";
+/// Stands before the name of a file that never had a path.
+const IN_MEMORY: &[u8] = b"(memory)";
+
+fn open(dir: BorrowedFd<'_>, name: &str) -> io::Result<File> {
+    Ok(File::from(rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+}
+
 fn read(dir: BorrowedFd<'_>, name: &str, max: u64) -> io::Result<Vec<u8>> {
-    let file = File::from(rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
+    let file = open(dir, name)?;
     let mut content = Vec::new();
     file.take(max).read_to_end(&mut content)?;
     Ok(content)

@@ -7,22 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
-/// File systems whose files are no stored bytes (magic numbers of statfs(2)).
-const NO_STORAGE: [(u64, &str); 5] = [
-    (0x9fa0, "proc"),
-    (0x6265_6572, "sysfs"),
-    (0x0064_6e73, "anonymous"),
-    // A FUSE server is a program of some user: it may answer us otherwise than it answered execve.
-    (0x6573_5546, "FUSE"),
-    (0x0102_1997, "9p"),
-];
-
-/// File systems whose files are never written back, so that a store through a mapping changes no time.
-const IN_MEMORY: [u64; 3] = [
-    0x0102_1994, // tmpfs
-    0x8584_58f6, // ramfs
-    0x9584_58f6, // hugetlbfs
-];
+use super::storage::{FileSystem, Storage};
 
 /// Why a file was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -33,21 +18,25 @@ pub(crate) enum OpenError {
     /// A directory, pipe, device or socket.
     #[error("it is no regular file")]
     NotRegular,
-    /// See [`NO_STORAGE`].
-    #[error("it is on a {0} file system, which can answer each reader differently")]
-    NotStored(&'static str),
+    /// See [`Storage::Elsewhere`].
+    #[error("it is on a {0} file system, which does not keep its bytes on this host")]
+    NotStored(FileSystem),
 }
 
 /// Opens `path` as a process whose root directory is `root` would, following links inside that root only.
 pub(crate) fn open_beneath(root: impl AsFd, path: &[u8]) -> Result<File, OpenError> {
+    reopen(&find_beneath(root, path)?)
+}
+
+/// The same, only to look at what it is.
+pub(crate) fn find_beneath(root: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let found = rustix::fs::openat2(root, path, flags, Mode::empty(), resolve).map_err(io::Error::from)?;
-    reopen(&found)
+    Ok(rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)?)
 }
 
 /// Opens for reading what was found, after a look at what it is: opening a device or a pipe can have effects.
-fn reopen(found: &OwnedFd) -> Result<File, OpenError> {
+pub(crate) fn reopen(found: &OwnedFd) -> Result<File, OpenError> {
     let stat = rustix::fs::fstat(found).map_err(io::Error::from)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(OpenError::NotRegular);
@@ -57,22 +46,13 @@ fn reopen(found: &OwnedFd) -> Result<File, OpenError> {
     Ok(File::from(rustix::fs::openat(CWD, own_link(found), flags, Mode::empty()).map_err(io::Error::from)?))
 }
 
-/// Refuses file systems without bytes of their own.
+/// Refuses file systems that keep no bytes of their own on this host.
 pub(crate) fn stored(file: impl AsFd) -> Result<(), OpenError> {
-    let kind = magic(file)?;
-    match NO_STORAGE.iter().find(|(magic, _)| *magic == kind) {
-        Some((_, name)) => Err(OpenError::NotStored(name)),
-        None => Ok(()),
+    let on = FileSystem::of(file)?;
+    match on.storage {
+        Storage::Elsewhere => Err(OpenError::NotStored(on)),
+        Storage::Disk | Storage::Image | Storage::Memory | Storage::Overlay => Ok(()),
     }
-}
-
-/// Whether the file is on a file system in memory. (An overlay over such a one is not recognised.)
-pub(crate) fn in_memory(file: impl AsFd) -> io::Result<bool> {
-    Ok(IN_MEMORY.contains(&magic(file)?))
-}
-
-fn magic(file: impl AsFd) -> io::Result<u64> {
-    Ok(u64::try_from(rustix::fs::fstatfs(file)?.f_type).unwrap_or_default())
 }
 
 /// The path by which the kernel knows an open file.
@@ -127,7 +107,7 @@ mod tests {
         assert!(matches!(open_beneath(root(), &at("pipe")), Err(OpenError::NotRegular)));
         assert!(matches!(open_beneath(root(), &at(".")), Err(OpenError::NotRegular)));
         assert!(matches!(open_beneath(root(), b"/dev/null"), Err(OpenError::NotRegular)));
-        assert!(matches!(open_beneath(root(), b"/proc/self/cmdline"), Err(OpenError::NotStored("proc"))));
+        assert!(matches!(open_beneath(root(), b"/proc/self/cmdline"), Err(OpenError::NotStored(_))));
         assert!(matches!(open_beneath(root(), b"/proc/self/exe"), Err(OpenError::Io(_))), "a magic link");
         assert!(matches!(open_beneath(root(), &at("nothing")), Err(OpenError::Io(_))));
     }

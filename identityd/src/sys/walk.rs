@@ -97,6 +97,36 @@ pub(crate) fn walk(sought: &HashSet<u64>) -> io::Result<Sightings> {
     Ok(seen)
 }
 
+/// Every socket that one process holds, in whichever of its threads' tables; none if it ended.
+///
+/// # Errors
+/// Its tables cannot be read.
+pub(crate) fn sockets_of(pid: u32) -> io::Result<HashSet<u64>> {
+    match sockets(pid) {
+        Ok(all) => Ok(all),
+        Err(Errno::NOENT | Errno::SRCH) => Ok(HashSet::new()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn sockets(pid: u32) -> Result<HashSet<u64>, Errno> {
+    let tasks = open_dir(CWD, &format!("/proc/{pid}/task"))?;
+    let mut all = HashSet::new();
+    for tid in numbers(&tasks)? {
+        let table = match open_dir(&tasks, &format!("{tid}/fd")) {
+            Ok(table) => table,
+            Err(Errno::NOENT | Errno::SRCH) => continue,
+            Err(e) => return Err(e),
+        };
+        let mut target = [0; 64];
+        for entry in Dir::read_from(&table)? {
+            let link = rustix::fs::readlinkat_raw(&table, entry?.file_name(), target.as_mut_slice());
+            all.extend(link.ok().and_then(|length| socket_inode(target.get(..length)?)));
+        }
+    }
+    Ok(all)
+}
+
 fn process(pid: u32, sought: &HashSet<u64>, seen: &mut Sightings) -> Result<(), Errno> {
     let dir = open_dir(CWD, &format!("/proc/{pid}"))?;
     table(&dir, pid, "fd", sought, seen)?;
@@ -197,6 +227,14 @@ mod tests {
             assert!(seen.of(inode(socket)).contains(&own));
         }
         assert!(seen.of(1).is_empty());
+    }
+
+    #[test]
+    fn the_sockets_of_one_process_are_all_its_own() {
+        let (a, b) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("[::1]:0").unwrap());
+        let own = sockets_of(std::process::id()).unwrap();
+        assert!(own.contains(&inode(&a)) && own.contains(&inode(&b)));
+        assert!(sockets_of(4_194_304).unwrap().is_empty(), "there is no such process");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Who connected?
+//! Who connected, as sock_diag and `/proc` have it?
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use bonafide_proto::flow::{NetNs, canonical};
 use bonafide_proto::refusal::AttestReason;
 
-use crate::node::{CONNECTS, NOBODY, Node, Program, connector, digest_of, own_exe, own_netns, python, sleep};
+use crate::node::{BY_PROC, CONNECTS, NOBODY, Node, Program, connector, digest_of, own_exe, own_netns, python, sleep};
 
 fn pair(listen: &str, dial_ip: &str) -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(listen).unwrap();
@@ -23,7 +23,7 @@ fn ends(stream: &TcpStream) -> (SocketAddr, SocketAddr) {
 
 #[tokio::test]
 async fn a_connection_is_its_holder_s_on_both_families() {
-    let node = Node::start(NOBODY).await;
+    let node = Node::start_with(NOBODY, BY_PROC).await;
     for (listen, dial) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "[::1]")] {
         let (client, _server) = pair(listen, dial);
         let (local, remote) = ends(&client);
@@ -42,7 +42,7 @@ async fn a_connection_is_its_holder_s_on_both_families() {
 
 #[tokio::test]
 async fn an_ipv6_socket_with_mapped_addresses_answers_the_ipv4_question() {
-    let node = Node::start(NOBODY).await;
+    let node = Node::start_with(NOBODY, BY_PROC).await;
     let (client, _server) = pair("127.0.0.1:0", "[::ffff:127.0.0.1]");
     let (local, remote) = ends(&client);
     assert!(local.is_ipv6());
@@ -53,7 +53,7 @@ async fn an_ipv6_socket_with_mapped_addresses_answers_the_ipv4_question() {
 
 #[tokio::test]
 async fn a_socket_that_does_not_exist_is_nobody_s() {
-    let node = Node::start(NOBODY).await;
+    let node = Node::start_with(NOBODY, BY_PROC).await;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let server = listener.local_addr().unwrap();
     // The kernel answers this question with the listener, which connected nowhere.
@@ -65,7 +65,7 @@ async fn a_socket_that_does_not_exist_is_nobody_s() {
 
 #[tokio::test]
 async fn a_closed_socket_is_in_nobody_s_hands() {
-    let node = Node::start(NOBODY).await;
+    let node = Node::start_with(NOBODY, BY_PROC).await;
     let (client, _server) = pair("127.0.0.1:0", "127.0.0.1");
     let (local, remote) = ends(&client);
     drop(client);
@@ -74,7 +74,7 @@ async fn a_closed_socket_is_in_nobody_s_hands() {
 
 #[tokio::test]
 async fn another_namespace_s_socket_is_not_looked_for() {
-    let node = Node::start(NOBODY).await;
+    let node = Node::start_with(NOBODY, BY_PROC).await;
     let (client, _server) = pair("127.0.0.1:0", "127.0.0.1");
     let (local, remote) = ends(&client);
     let mut key = connector(local, remote);
@@ -84,7 +84,7 @@ async fn another_namespace_s_socket_is_not_looked_for() {
 
 #[tokio::test]
 async fn two_programs_with_one_socket_are_nobody() {
-    let node = Node::start(NOBODY).await;
+    let node = Node::start_with(NOBODY, BY_PROC).await;
     for (listen, dial) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "[::1]")] {
         let (client, _server) = pair(listen, dial);
         let (local, remote) = ends(&client);
@@ -99,7 +99,7 @@ async fn two_programs_with_one_socket_are_nobody() {
 
 #[tokio::test]
 async fn two_processes_of_one_program_are_both_named() {
-    let node = Node::start(NOBODY).await;
+    let node = Node::start_with(NOBODY, BY_PROC).await;
     let (client, _server) = pair("127.0.0.1:0", "127.0.0.1");
     let (local, remote) = ends(&client);
     let hand = || Stdio::from(OwnedFd::from(client.try_clone().unwrap()));
@@ -130,7 +130,7 @@ threading.Thread(target=hidden).start()
 
 #[tokio::test]
 async fn a_socket_in_a_thread_s_own_table_is_found() {
-    let node = Node::start(NOBODY).await;
+    let node = Node::start_with(NOBODY, BY_PROC).await;
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = server.local_addr().unwrap();
     let code = HIDES_IN_A_THREAD.replace('@', CONNECTS);
@@ -142,7 +142,7 @@ async fn a_socket_in_a_thread_s_own_table_is_found() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_connections_at_once_are_all_named() {
-    let node = Node::start(NOBODY).await;
+    let node = Node::start_with(NOBODY, BY_PROC).await;
     let pairs: Vec<_> = (0..150).map(|_| pair("127.0.0.1:0", "127.0.0.1")).collect();
     let asked: Vec<_> = pairs
         .iter()

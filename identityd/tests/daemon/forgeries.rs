@@ -188,10 +188,7 @@ async fn a_script_changed_unseen_has_its_new_digest() {
         let mut swap = Swap::start("script", below, code);
         let mut program = Program::start(Command::new(python()).arg(swap.file()));
         assert_eq!(program.line(), "ready");
-        let digest = async || {
-            let script = node.process(program.pid()).await.unwrap().fingerprint.script;
-            script.known().unwrap().digest
-        };
+        let digest = async || node.process(program.pid()).await.unwrap().fingerprint.script_file().unwrap().digest;
         assert_eq!(digest().await, digest_of(swap.file()));
         swap.store();
         assert_eq!(digest().await, digest_of(swap.file()), "{}", below.display());

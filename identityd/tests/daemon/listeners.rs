@@ -1,13 +1,15 @@
 //! Who would accept?
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
+use bonafide_proto::convert::Attestation;
 use bonafide_proto::flow::{FlowKey, SocketRole};
 use bonafide_proto::refusal::AttestReason;
 
-use crate::node::{NOBODY, Node, Program, listener, own_exe, own_netns, python, sleep};
+use crate::node::{BY_PROC, NOBODY, Node, Program, listener, own_exe, own_netns, python, sleep};
 
 #[tokio::test]
 async fn a_listener_is_its_holder_s_on_both_families() {
@@ -98,5 +100,23 @@ async fn a_reuseport_group_of_two_programs_is_ambiguous_whoever_is_picked() {
     for port in 1..20 {
         let key = FlowKey { remote: SocketAddr::new(address.ip(), port), ..listener(address) };
         assert_eq!(node.refusal(key).await, AttestReason::AmbiguousListener);
+    }
+}
+
+#[tokio::test]
+async fn both_sources_agree_on_who_listens() {
+    let (kernel, proc) = (Node::start(NOBODY).await, Node::start_with(NOBODY, BY_PROC).await);
+    for listen in ["127.0.0.1:0", "[::1]:0"] {
+        let mut first = Program::start(Command::new(python()).args(["-c", SHARES, listen]));
+        let address = first.address();
+        let mut second = Program::start(Command::new(python()).args(["-c", SHARES, &address.to_string()]));
+        assert_eq!(second.address(), address);
+        let (by_kernel, by_proc) =
+            (kernel.flow(listener(address)).await.unwrap(), proc.flow(listener(address)).await.unwrap());
+        assert_eq!((by_kernel.source.as_str(), by_proc.source.as_str()), ("kernel", "proc"));
+        assert_eq!(by_kernel.fingerprint, by_proc.fingerprint);
+        let pids = |of: &Attestation| of.executions.iter().map(|e| (e.pid, e.start_ticks)).collect::<BTreeSet<_>>();
+        assert_eq!(pids(&by_kernel), pids(&by_proc));
+        assert_eq!(pids(&by_kernel).len(), 2);
     }
 }

@@ -154,7 +154,7 @@ async fn without_its_capabilities_it_attests_nobody() {
     let _daemon = Program::start(
         Command::new(at("identityd")).arg("--config").arg(at("identityd.toml")).uid(64702).gid(64702).current_dir("/"),
     );
-    until(|| at("i.sock").exists()).await;
+    until(|| std::os::unix::net::UnixStream::connect(at("i.sock")).is_ok()).await;
     let client = AttestationClient::new(endpoint::channel(at("i.sock")));
 
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use bonafide_proto::clock::SystemClock;
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::endpoint;
 use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
+use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node as wire;
 use bonafide_proto::wire::node::attestation_client::AttestationClient;
@@ -26,6 +27,9 @@ pub(crate) const NOBODY: &str = "mode = \"observe\"\n[[workload]]\nname = \"nobo
 
 /// Long enough for a busy machine; nothing waits for it to pass.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The configuration of a daemon without the kernel programs.
+pub(crate) const BY_PROC: &str = "source = \"proc\"";
 
 pub(crate) struct Node {
     pub(crate) dir: tempfile::TempDir,
@@ -41,15 +45,31 @@ impl Node {
         Self::start_in(dir).await
     }
 
+    /// A daemon that has its answers from there, or does not start: `kernel` or `proc`.
+    pub(crate) async fn start_on(source: &str) -> Self {
+        Self::start_with(NOBODY, &format!("source = \"{source}\"")).await
+    }
+
+    /// With more in its configuration than it needs.
+    pub(crate) async fn start_with(policy: &str, more: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("policy.toml"), policy).unwrap();
+        Self::run(dir, more).await
+    }
+
     pub(crate) async fn start_in(dir: tempfile::TempDir) -> Self {
-        let config = Config::parse(Path::new("test"), &config(dir.path())).unwrap();
+        Self::run(dir, "").await
+    }
+
+    async fn run(dir: tempfile::TempDir, more: &str) -> Self {
+        let config = Config::parse(Path::new("test"), &format!("{}{more}\n", config(dir.path()))).unwrap();
         let (stop, stopped) = oneshot::channel();
         let stopping = async {
             let _ = stopped.await;
         };
         let running = tokio::spawn(run(config, Arc::new(SystemClock), stopping));
         let socket = dir.path().join("i.sock");
-        until(|| socket.exists()).await;
+        until(|| std::os::unix::net::UnixStream::connect(&socket).is_ok()).await;
         let client = AttestationClient::new(endpoint::channel(socket));
         Self { dir, client, stop: Some(stop), running }
     }
@@ -62,22 +82,50 @@ impl Node {
     /// the time, and its children hold all its sockets until they exec.
     pub(crate) async fn flow(&self, key: FlowKey) -> Result<Attestation, AttestRefusal> {
         for _ in 0..20 {
-            match self.flow_once(key).await {
+            match self.flow_by(key, None).await {
                 Err(refusal) if matches!(refusal.reason, AttestReason::GenerationGone | AttestReason::ProcessGone) => {}
                 answer => return answer,
             }
         }
-        self.flow_once(key).await
+        self.flow_by(key, None).await
     }
 
-    async fn flow_once(&self, key: FlowKey) -> Result<Attestation, AttestRefusal> {
-        let answer = self.client.clone().attest_flow(wire::AttestFlowRequest::from(key)).await;
-        answer.unwrap().into_inner().try_into().unwrap()
+    /// Once, by the kernel's record if there is one.
+    pub(crate) async fn flow_by(
+        &self,
+        key: FlowKey,
+        record: Option<ConnectRecord>,
+    ) -> Result<Attestation, AttestRefusal> {
+        let kernel = record.map(|record| record.to_bytes().to_vec()).unwrap_or_default();
+        let request = wire::AttestFlowRequest { kernel, ..key.into() };
+        self.client.clone().attest_flow(request).await.unwrap().into_inner().try_into().unwrap()
     }
 
     pub(crate) async fn process(&self, pid: u32) -> Result<Attestation, AttestRefusal> {
-        let request = wire::AttestProcessRequest { pid, workload: String::new() };
+        let request = wire::AttestProcessRequest { pid, ..Default::default() };
         self.client.clone().attest_process(request).await.unwrap().into_inner().try_into().unwrap()
+    }
+
+    /// An operator's question, as it is.
+    pub(crate) async fn asked(
+        &self,
+        question: wire::AttestProcessRequest,
+    ) -> Result<Result<Attestation, AttestRefusal>, tonic::Status> {
+        let answer = self.client.clone().attest_process(question).await?;
+        Ok(answer.into_inner().try_into().unwrap())
+    }
+
+    /// As [`Node::flow`], about whoever has a socket with this local address.
+    pub(crate) async fn socket(&self, local: SocketAddr) -> Result<Attestation, AttestRefusal> {
+        let request = wire::AttestProcessRequest { socket: Some(local.into()), ..Default::default() };
+        let ask = async || self.client.clone().attest_process(request.clone()).await.unwrap().into_inner();
+        for _ in 0..20 {
+            match ask().await.try_into().unwrap() {
+                Err(AttestRefusal { reason: AttestReason::GenerationGone | AttestReason::ProcessGone, .. }) => {}
+                answer => return answer,
+            }
+        }
+        ask().await.try_into().unwrap()
     }
 
     pub(crate) async fn refusal(&self, key: FlowKey) -> AttestReason {
@@ -88,17 +136,27 @@ impl Node {
         self.client.clone().status(wire::StatusRequest {}).await.unwrap().into_inner()
     }
 
-    pub(crate) async fn stop(mut self) {
+    pub(crate) async fn stop(self) {
+        drop(self.stopped().await);
+    }
+
+    /// Another daemon in the place of this one.
+    pub(crate) async fn restart(self) -> Self {
+        Self::start_in(self.stopped().await).await
+    }
+
+    async fn stopped(mut self) -> tempfile::TempDir {
         self.stop.take().unwrap().send(()).unwrap();
         self.running.await.unwrap().unwrap();
         assert!(!self.dir.path().join("i.sock").exists());
+        self.dir
     }
 }
 
 pub(crate) fn config(dir: &Path) -> String {
     let dir = dir.display();
     format!(
-        "node = \"a\"\nsocket = \"{dir}/i.sock\"\nca_socket = \"{dir}/ca.sock\"\npolicy = \"{dir}/policy.toml\"\ncallers = []\n"
+        "node = \"a\"\nsocket = \"{dir}/i.sock\"\nca_socket = \"{dir}/ca.sock\"\npolicy = \"{dir}/policy.toml\"\nstate = \"{dir}\"\ncallers = []\n"
     )
 }
 
@@ -142,12 +200,23 @@ impl Program {
         self.child.id()
     }
 
+    /// Where it reads from, if that was piped.
+    pub(crate) fn stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
     /// What it says next: every program that is asked has something to say.
     pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         let read = self.lines.as_mut().unwrap().read_line(&mut line).unwrap();
         assert!(read > 0, "the program ended without a word");
         line.trim_end().to_owned()
+    }
+
+    /// Says something to a program that was started with a pipe for it.
+    pub(crate) fn tell(&mut self, line: &str) {
+        use std::io::Write as _;
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
     /// Its local address, which it says once it is connected or listens.

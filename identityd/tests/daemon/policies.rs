@@ -19,7 +19,7 @@ async fn without_a_policy_nobody_is_anybody() {
     let status = node.status().await;
     assert!(status.policy_sha256.is_empty() && status.policy_error.contains("policy.toml:1:"), "{status:?}");
     assert!(!status.ca_connected);
-    assert_eq!((status.source.as_str(), status.host.unwrap().node.as_str()), ("proc", "a"));
+    assert_eq!((status.source.as_str(), status.host.unwrap().node.as_str()), ("kernel", "a"));
 }
 
 #[tokio::test]
@@ -57,7 +57,8 @@ async fn evidence_that_fits_two_workloads_earns_neither() {
 }
 
 async fn whois(node: &Node, workload: &str) -> Result<wire::AttestResponse, tonic::Status> {
-    let request = wire::AttestProcessRequest { pid: std::process::id(), workload: workload.into() };
+    let request =
+        wire::AttestProcessRequest { pid: std::process::id(), workload: workload.into(), ..Default::default() };
     Ok(node.client.clone().attest_process(request).await?.into_inner())
 }
 
@@ -93,7 +94,7 @@ async fn whois_tells_what_another_workload_misses_than_the_one_earned() {
 #[tokio::test]
 async fn malformed_questions_are_invalid_and_answered() {
     let node = Node::start(NOBODY).await;
-    let no_role = wire::AttestFlowRequest { netns: 1, local: None, remote: None, role: 0 };
+    let no_role = wire::AttestFlowRequest { netns: 1, local: None, remote: None, role: 0, kernel: vec![] };
     let status = node.client.clone().attest_flow(no_role).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
 }

@@ -1,14 +1,16 @@
 //! What does it run?
 
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use bonafide_proto::convert::Attestation;
-use bonafide_proto::fingerprint::Evidence;
+use bonafide_proto::fingerprint::{Digest, Evidence, Script};
 use bonafide_proto::refusal::AttestReason;
+use bonafide_proto::taint::{Taint, Taints};
 
 use crate::node::{CONNECTS, NOBODY, Node, Program, connector, digest_of, needed, python, sleep};
+use crate::records::record;
 
 /// Starts a program that connects and says its address, and asks who it is.
 async fn attested(node: &Node, command: &mut Command) -> Attestation {
@@ -16,36 +18,44 @@ async fn attested(node: &Node, command: &mut Command) -> Attestation {
     let address = server.local_addr().unwrap();
     let mut program = Program::start(command.arg(address.to_string()));
     let local = program.address();
-    let attested = node.flow(connector(local, address)).await.unwrap();
+    let record = record(node, &server.accept().unwrap().0);
+    let attested = node.flow_by(connector(local, address), record).await.unwrap();
     assert_eq!(attested.executions[0].pid, program.pid());
     attested
 }
 
-fn why(script: &Evidence<bonafide_proto::fingerprint::HashedFile>) -> &str {
+fn inline(code: &str) -> Evidence<Script> {
+    Evidence::Known(Script::Inline(Digest::of(code.as_bytes())))
+}
+
+fn why(script: &Evidence<Script>) -> &str {
     match script {
         Evidence::Absent(why) => why,
-        Evidence::Known(file) => panic!("it names {file:?}"),
+        other => panic!("it is {other:?}"),
     }
 }
 
-#[tokio::test]
-async fn a_python_script_is_evidence_and_inline_code_is_not() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_script_is_evidence_and_so_is_inline_code() {
     let node = Node::start(NOBODY).await;
     let script = node.path("app.py");
     std::fs::write(&script, CONNECTS).unwrap();
 
     let file = attested(&node, Command::new(python()).arg("-u").arg(&script)).await.fingerprint;
-    let hashed = file.script.known().unwrap();
+    let hashed = file.script_file().unwrap();
     assert_eq!((Path::new(&hashed.path), hashed.digest), (script.as_path(), digest_of(&script)));
     assert_eq!(Path::new(&file.exe.path), python());
 
-    let inline = attested(&node, Command::new(python()).args(["-c", CONNECTS])).await.fingerprint;
-    assert!(why(&inline.script).contains("inline"));
+    assert_eq!(file.taints, [].into());
+
+    let code = attested(&node, Command::new(python()).args(["-c", CONNECTS])).await.fingerprint;
+    assert_eq!((code.script, code.taints), (inline(CONNECTS), [Taint::NoScript].into()));
     let module = attested(&node, Command::new(python()).args(["-m", "app"]).env("PYTHONPATH", node.dir.path())).await;
     assert!(why(&module.fingerprint.script).contains("module app"));
+    assert_eq!(module.fingerprint.taints, [Taint::NoScript].into());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_relative_script_is_found_from_the_working_directory() {
     let node = Node::start(NOBODY).await;
     std::fs::create_dir(node.path("bin")).unwrap();
@@ -55,11 +65,11 @@ async fn a_relative_script_is_found_from_the_working_directory() {
     std::os::unix::fs::symlink(&script, node.path("cwd/link.py")).unwrap();
     for name in ["../bin/app.py", "link.py"] {
         let found = attested(&node, Command::new(python()).arg(name).current_dir(node.path("cwd"))).await;
-        assert_eq!(Path::new(&found.fingerprint.script.known().unwrap().path), script, "{name}");
+        assert_eq!(Path::new(&found.fingerprint.script_file().unwrap().path), script, "{name}");
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn perl_and_bash_scripts_are_evidence_too() {
     let node = Node::start(NOBODY).await;
     let perl = needed(&["/usr/bin/perl"]);
@@ -68,9 +78,10 @@ async fn perl_and_bash_scripts_are_evidence_too() {
                 print $s->sockhost, ':', $s->sockport, \"\\n\"; sleep 1000;";
     std::fs::write(&script, code).unwrap();
     let found = attested(&node, Command::new(&perl).arg("-w").arg(&script)).await.fingerprint;
-    assert_eq!(Path::new(&found.script.known().unwrap().path), script);
-    let inline = attested(&node, Command::new(&perl).args(["-e", code])).await.fingerprint;
-    assert!(why(&inline.script).contains("inline"));
+    assert_eq!(Path::new(&found.script_file().unwrap().path), script);
+    // The address is an argument of the code.
+    let told = attested(&node, Command::new(&perl).args(["-e", code])).await.fingerprint;
+    assert_eq!(told.script, inline(code));
 
     let bash = needed(&["/usr/bin/bash", "/bin/bash"]);
     let script = node.path("app.sh");
@@ -79,10 +90,26 @@ async fn perl_and_bash_scripts_are_evidence_too() {
         Program::start(Command::new(&bash).args(["-eu", "-o", "pipefail"]).arg(&script).stdin(Stdio::piped()));
     assert_eq!(program.line(), "ready");
     let found = node.process(program.pid()).await.unwrap().fingerprint;
-    assert_eq!(Path::new(&found.script.known().unwrap().path), script);
+    assert_eq!(Path::new(&found.script_file().unwrap().path), script);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_through_standard_input_is_nobodys_script() {
+    use std::io::Write as _;
+    let node = Node::start(NOBODY).await;
+    let code = "import time\nprint('ready', flush=True)\ntime.sleep(1000)\n";
+    for arguments in [[].as_slice(), &["-"], &["-i", "-u"]] {
+        let (read, mut write) = std::io::pipe().unwrap();
+        write.write_all(code.as_bytes()).unwrap();
+        let mut program = Program::start(Command::new(python()).args(arguments).stdin(read).stderr(Stdio::null()));
+        drop(write);
+        assert_eq!(program.line(), "ready");
+        let found = node.process(program.pid()).await.unwrap().fingerprint;
+        assert_eq!((found.script, found.taints), (Evidence::Known(Script::Stdin), [Taint::NoScript].into()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_script_that_is_gone_or_hostile_is_no_evidence() {
     let node = Node::start(NOBODY).await;
     let script = node.path("app.py");
@@ -102,46 +129,150 @@ async fn a_script_that_is_gone_or_hostile_is_no_evidence() {
     assert!(refusal.detail.contains("\\n\\x1b[2J") && !refusal.detail.contains('\u{1b}'), "{refusal}");
 }
 
-#[tokio::test]
-async fn an_executable_that_was_deleted_is_refused() {
-    let node = Node::start(NOBODY).await;
-    let copy = node.path("napper");
-    std::fs::copy(sleep(), &copy).unwrap();
-    let program = Program::start(Command::new(&copy).arg("1000"));
-    program.runs(&copy).await;
-    assert_eq!(node.process(program.pid()).await.unwrap().fingerprint.exe.digest, digest_of(sleep()));
-    std::fs::remove_file(&copy).unwrap();
-    assert_eq!(node.process(program.pid()).await.unwrap_err().reason, AttestReason::ExeDeleted);
-}
-
-/// Python that runs a copy of `sleep` from memory.
-const FROM_MEMORY: &str = r"
-import os, sys
-fd = os.memfd_create('napper', 0)
-os.write(fd, open(sys.argv[1], 'rb').read())
-print('ready', flush=True)
-os.execve(fd, ['napper', '1000'], {})
-";
-
-#[tokio::test]
-async fn an_executable_in_memory_is_refused() {
-    let node = Node::start(NOBODY).await;
-    let mut program = Program::start(Command::new(python()).args(["-c", FROM_MEMORY]).arg(sleep()));
-    program.line();
-    program.runs(Path::new("/memfd:napper (deleted)")).await;
-    assert_eq!(node.process(program.pid()).await.unwrap_err().reason, AttestReason::ExeDeleted);
-}
-
-#[tokio::test]
-async fn a_process_in_another_user_namespace_is_refused() {
-    let node = Node::start(NOBODY).await;
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_in_another_user_namespace_is_refused_where_nobody_saw_what_it_executed() {
     let unshare = needed(&["/usr/bin/unshare"]);
-    let program = Program::start(Command::new(unshare).arg("--user").arg(sleep()).arg("1000"));
+    let napper = || Program::start(Command::new(&unshare).arg("--user").arg(sleep()).arg("1000"));
+    let node = Node::start_on("proc").await;
+    let program = napper();
     program.runs(&sleep()).await;
     assert_eq!(node.process(program.pid()).await.unwrap_err().reason, AttestReason::ExeUnwitnessed);
+
+    let node = Node::start_on("kernel").await;
+    let refused = node.process(program.pid()).await.unwrap_err();
+    assert_eq!(refused.reason, AttestReason::ExeUnwitnessed, "it ran before anybody looked");
+    let program = napper();
+    program.runs(&sleep()).await;
+    let exe = node.process(program.pid()).await.unwrap().fingerprint.exe;
+    assert_eq!((Path::new(&exe.path), exe.digest), (sleep().as_path(), digest_of(sleep())));
 }
 
-#[tokio::test]
+/// Its own mounts in its own user namespace, with one program in the place of another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_in_another_user_namespace_is_nobodys_word() {
+    let node = Node::start_on("kernel").await;
+    let (sleep, other) = (sleep(), needed(&["/usr/bin/tail"]));
+    let inside = format!("mount --bind {} {1}; exec {1} 1000", sleep.display(), other.display());
+    let mut unshare = Command::new(needed(&["/usr/bin/unshare"]));
+    unshare.args(["-Urm", "--propagation", "private", "bash", "-ec", &inside]);
+    let program = Program::start(&mut unshare);
+    program.runs(&other).await;
+    let exe = node.process(program.pid()).await.unwrap().fingerprint.exe;
+    assert_eq!((exe.path, exe.digest), (format!("(unproven){}", other.display()), digest_of(&sleep)));
+
+    // A script there is known by its content, and by no path either.
+    let script = node.path("app.py");
+    std::fs::write(&script, "import time\nprint('ready', flush=True)\ntime.sleep(1000)\n").unwrap();
+    let mut program =
+        Program::start(Command::new(needed(&["/usr/bin/unshare"])).args(["-Ur", "--"]).arg(python()).arg(&script));
+    assert_eq!(program.line(), "ready");
+    let found = node.process(program.pid()).await.unwrap().fingerprint;
+    let found = found.script_file().unwrap();
+    assert_eq!((&found.path, found.digest), (&format!("(unproven){}", script.display()), digest_of(&script)));
+}
+
+/// Python that, when it is told, writes its second argument over its first, as `ps` and `/proc` show them, and its
+/// environment over with nothing.
+const REWRITES: &str = r"
+import sys, time
+print('ready', flush=True)
+sys.stdin.readline()
+fields = open('/proc/self/stat').read().rsplit(')', 1)[1].split()
+arguments, environment, end = int(fields[45]), int(fields[47]), int(fields[48])
+shown = open('/proc/self/cmdline', 'rb').read()
+memory = open('/proc/self/mem', 'r+b', buffering=0)
+for where, what in ((arguments + shown.index(sys.argv[0].encode()), sys.argv[1].encode()), (environment, bytes(end - environment))):
+    memory.seek(where)
+    memory.write(what)
+print('rewritten', flush=True)
+time.sleep(1000)
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewritten_command_line_is_seen_through_where_the_kernel_kept_it() {
+    let (kernel, proc) = (Node::start_on("kernel").await, Node::start_on("proc").await);
+    let (genuine, other) = (kernel.path("an.py"), kernel.path("no.py"));
+    std::fs::write(&genuine, REWRITES).unwrap();
+    std::fs::write(&other, "print('somebody else')\n").unwrap();
+    let mut command = Command::new(python());
+    command.args([&genuine, &other]).env("LD_PRELOAD", "libm.so.6").stdin(Stdio::piped());
+    let mut program = Program::start(&mut command);
+    assert_eq!(program.line(), "ready");
+    let script = async |node: &Node| {
+        let found = node.process(program.pid()).await.unwrap().fingerprint;
+        (PathBuf::from(&found.script_file().unwrap().path), found.taints)
+    };
+    let preload: Taints = [Taint::Preload].into();
+    assert_eq!(script(&kernel).await, (genuine.clone(), preload.clone()));
+    assert_eq!(script(&proc).await, (genuine.clone(), preload.clone()));
+    program.tell("");
+    assert_eq!(program.line(), "rewritten");
+    let script = async |node: &Node| {
+        let found = node.process(program.pid()).await.unwrap().fingerprint;
+        (PathBuf::from(&found.script_file().unwrap().path), found.taints)
+    };
+    assert_eq!(script(&kernel).await, (genuine, preload));
+    // What the weaker source cannot see.
+    assert_eq!(script(&proc).await, (other, Taints::new()));
+}
+
+/// Python that says where it is, goes elsewhere when it is told, and says so.
+const LEAVES: &str = r"
+import os, sys, time
+print('ready', flush=True)
+sys.stdin.readline()
+os.chdir('/')
+print('left', flush=True)
+time.sleep(1000)
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relative_script_is_looked_for_where_its_process_began() {
+    let node = Node::start_on("kernel").await;
+    let script = node.path("app.py");
+    std::fs::write(&script, LEAVES).unwrap();
+    let start = || {
+        let mut command = Command::new(python());
+        let mut program = Program::start(command.arg("app.py").current_dir(node.dir.path()).stdin(Stdio::piped()));
+        assert_eq!(program.line(), "ready");
+        program
+    };
+    let (mut early, mut late) = (start(), start());
+    assert!(node.process(early.pid()).await.unwrap().fingerprint.script_file().is_some());
+    for program in [&mut early, &mut late] {
+        program.tell("");
+        assert_eq!(program.line(), "left");
+    }
+    // Who was looked at before it left is known; of the other one nobody can say what it runs.
+    let found = node.process(early.pid()).await.unwrap().fingerprint;
+    assert_eq!(Path::new(&found.script_file().unwrap().path), script);
+    let found = node.process(late.pid()).await.unwrap().fingerprint;
+    assert!(why(&found.script).contains("left the directory"), "{found:?}");
+    assert_eq!(found.taints, [Taint::NoScript].into());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_line_longer_than_what_was_kept_is_not_guessed_at() {
+    let node = Node::start_on("kernel").await;
+    let script = node.path("app.py");
+    let code = "import time\nprint('ready', flush=True)\ntime.sleep(1000)\n";
+    std::fs::write(&script, code).unwrap();
+    let long = "x".repeat(100_000);
+    // The script is at the beginning; the code is longer than anything that is kept.
+    let inline = format!("{code}#{long}");
+    for (arguments, known) in [(vec![script.to_str().unwrap(), &long], true), (vec!["-c", &inline], false)] {
+        let mut program = Program::start(Command::new(python()).args(&arguments));
+        assert_eq!(program.line(), "ready");
+        let found = node.process(program.pid()).await.unwrap().fingerprint;
+        assert_eq!(found.script_file().is_some(), known);
+        assert_eq!(found.taints.contains(&Taint::NoScript), !known);
+        if !known {
+            assert!(why(&found.script).contains("longer than what was recorded"), "{found:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn kernel_threads_zombies_and_strangers_are_refused() {
     let node = Node::start(NOBODY).await;
     let name = std::fs::read_to_string("/proc/2/comm").unwrap_or_default();
@@ -157,7 +288,7 @@ async fn kernel_threads_zombies_and_strangers_are_refused() {
     zombie.wait().unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_name_chosen_to_confuse_does_not() {
     let node = Node::start(NOBODY).await;
     let code =

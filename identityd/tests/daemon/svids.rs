@@ -1,6 +1,7 @@
 //! Certificates: asked of the CA only for executions that still earn the workload.
 
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use bonafide_proto::endpoint;
@@ -8,23 +9,38 @@ use bonafide_proto::fingerprint::{Execution, Fingerprint};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node as wire;
 use bonafide_proto::wire::node::issuance_server::{Issuance, IssuanceServer};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tonic::{Request, Response, Status};
+use tokio_stream::wrappers::WatchStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::node::{Node, PATIENCE, own_exe};
 
 /// The far side of the CA's socket: it notes what it is asked and hands out bytes.
-#[derive(Clone, Default)]
-struct Notary {
+#[derive(Clone)]
+pub(crate) struct Notary {
     asked: Arc<Mutex<Vec<wire::IssueLeafRequest>>>,
+    /// The digests in quarantine.
+    pub(crate) quarantine: watch::Sender<Vec<Vec<u8>>>,
 }
 
-type Bundles = tokio_stream::Iter<std::vec::IntoIter<Result<wire::Bundle, Status>>>;
-type Pending = tokio_stream::adapters::Chain<Bundles, tokio_stream::Pending<Result<wire::Bundle, Status>>>;
+impl Default for Notary {
+    fn default() -> Self {
+        Self { asked: Arc::default(), quarantine: watch::Sender::new(Vec::new()) }
+    }
+}
+
+type Bundles = Pin<Box<dyn Stream<Item = Result<wire::Bundle, Status>> + Send>>;
+
+fn bundle(quarantine: Vec<Vec<u8>>) -> wire::Bundle {
+    let (trust_domain, roots) = ("example.org".into(), vec![b"root".to_vec()]);
+    wire::Bundle { trust_domain, roots, node: "a".into(), sequence: 7, quarantine }
+}
 
 #[tonic::async_trait]
 impl Issuance for Notary {
-    type WatchBundleStream = Pending;
+    type WatchBundleStream = Bundles;
 
     async fn issue_leaf(
         &self,
@@ -35,15 +51,18 @@ impl Issuance for Notary {
         Ok(Response::new(wire::IssueLeafResponse { of: Some(wire::issue_leaf_response::Of::Svid(svid)) }))
     }
 
-    async fn watch_bundle(&self, _: Request<wire::WatchBundleRequest>) -> Result<Response<Pending>, Status> {
-        use tokio_stream::StreamExt as _;
-        let bundle = wire::Bundle {
-            trust_domain: "example.org".into(),
-            roots: vec![b"root".to_vec()],
-            node: "a".into(),
-            sequence: 7,
-        };
-        Ok(Response::new(tokio_stream::iter(vec![Ok(bundle)]).chain(tokio_stream::pending())))
+    async fn watch_bundle(&self, _: Request<wire::WatchBundleRequest>) -> Result<Response<Bundles>, Status> {
+        let quarantines = WatchStream::new(self.quarantine.subscribe());
+        Ok(Response::new(Box::pin(quarantines.map(|quarantine| Ok(bundle(quarantine))))))
+    }
+
+    type ShareFlowsStream = Pin<Box<dyn Stream<Item = Result<wire::FlowHalf, Status>> + Send>>;
+
+    async fn share_flows(
+        &self,
+        _: Request<Streaming<wire::FlowHalf>>,
+    ) -> Result<Response<Self::ShareFlowsStream>, Status> {
+        Err(Status::unavailable("there are no other nodes"))
     }
 
     async fn status(&self, _: Request<wire::StatusRequest>) -> Result<Response<wire::IssuanceStatus>, Status> {
@@ -51,7 +70,7 @@ impl Issuance for Notary {
     }
 }
 
-fn serve(notary: &Notary, socket: &Path) -> JoinHandle<()> {
+pub(crate) fn serve(notary: &Notary, socket: &Path) -> JoinHandle<()> {
     let listener = endpoint::bind(socket).unwrap();
     let server = tonic::transport::Server::builder().add_service(IssuanceServer::new(notary.clone()));
     tokio::spawn(async move { server.serve_with_incoming(endpoint::admit(listener, vec![0])).await.unwrap() })
@@ -113,7 +132,7 @@ async fn a_ca_that_is_away_is_unavailable_and_found_again() {
 #[tokio::test]
 async fn a_request_that_is_too_large_is_not_passed_on() {
     let node = node().await;
-    let executions = vec![wire::Execution { pid: 1, start_ticks: 0 }];
+    let executions = vec![wire::Execution { pid: 1, start_ticks: 0, image: 0 }];
     for (size, reason) in [(0, "bad-request"), (4097, "bad-request")] {
         let request =
             wire::FetchSvidRequest { executions: executions.clone(), workload: "test/own".into(), csr: vec![0; size] };

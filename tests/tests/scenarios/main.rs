@@ -21,9 +21,12 @@ macro_rules! on_each_backend {
 }
 
 mod bare;
+mod changes;
 mod demo;
 mod edits;
 mod failures;
+mod fallback;
+mod generations;
 mod idle;
 mod impostor;
 mod membership;
@@ -31,10 +34,14 @@ mod moves;
 mod observe;
 mod outside;
 mod protocols;
+mod quarantine;
 mod run;
 mod same_host;
 mod scripts;
+mod shadow;
 mod stop;
 mod strangers;
 mod streams;
+mod taints;
 mod web;
+mod whois;

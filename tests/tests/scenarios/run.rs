@@ -28,7 +28,7 @@ fn a_run_serves_until_ctrl_c_and_leaves_nothing(backend: Backend) {
     let world = BareWorld::create();
     let (netns, dir, log) = (&world.topology().a, world.dir().join("node"), world.dir().join("run.log"));
     let client = script(&world, "say.py");
-    let policy = Policy::observe()
+    let policy = Policy::shadow()
         .script("test/client", &client)
         .script("test/server", &script(&world, "echo_server.py"))
         .allow("client to server", "test/client", "test/server");

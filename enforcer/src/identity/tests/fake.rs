@@ -12,8 +12,8 @@ use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node::{self as wire, attestation_server};
 use rcgen::{PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm};
 use tokio::runtime::Runtime;
-use tokio::sync::{Semaphore, watch};
-use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
+use tokio::sync::{Semaphore, broadcast, watch};
+use tokio_stream::wrappers::{BroadcastStream, UnixListenerStream, WatchStream};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
@@ -43,6 +43,16 @@ pub(super) struct Script {
     pub(super) mesh: Mesh,
     pub(super) issues: Mutex<Issues>,
     pub(super) answers: Mutex<Answers>,
+    /// How questions about executions are answered that were attested before.
+    pub(super) again: Mutex<Result<Attestation, AttestReason>>,
+    /// Questions about flows, and about executions.
+    pub(super) asked: Mutex<Vec<wire::AttestFlowRequest>>,
+    pub(super) asked_again: Mutex<Vec<wire::ReattestRequest>>,
+    /// Answers about flows wait here for a permit, after they were made.
+    pub(super) answer_gate: Semaphore,
+    /// Answers about executions wait here for a permit.
+    pub(super) again_gate: Semaphore,
+    pub(super) lapses: broadcast::Sender<wire::Lapse>,
     /// Orders wait here for a permit while it is closed to them.
     pub(super) gate: Semaphore,
     pub(super) orders: AtomicUsize,
@@ -80,6 +90,12 @@ impl Fake {
             mesh,
             issues: Mutex::new(Issues::Well),
             answers: Mutex::new(Answers::With(Box::new(Ok(super::attestation(Some("shop/web")))))),
+            again: Mutex::new(Ok(super::attestation(Some("shop/web")))),
+            asked: Mutex::default(),
+            asked_again: Mutex::default(),
+            answer_gate: Semaphore::new(1_000_000),
+            again_gate: Semaphore::new(1_000_000),
+            lapses: broadcast::channel(64).0,
             gate: Semaphore::new(1_000_000),
             orders: AtomicUsize::new(0),
             policy: watch::channel(None).0,
@@ -112,6 +128,24 @@ impl Fake {
         self.script.orders.load(Ordering::SeqCst)
     }
 
+    pub(super) fn asked(&self) -> usize {
+        self.script.asked.lock().unwrap().len()
+    }
+
+    pub(super) fn asked_again(&self) -> usize {
+        self.script.asked_again.lock().unwrap().len()
+    }
+
+    pub(super) fn again(&self, answer: Result<Attestation, AttestReason>) {
+        *self.script.again.lock().unwrap() = answer;
+    }
+
+    /// Tells everybody who listens.
+    pub(super) fn lapse(&self, of: wire::lapse::Of) {
+        let lapse = wire::Lapse { of: Some(of), reason: "generation-gone".into(), detail: "it ran another".into() };
+        self.script.lapses.send(lapse).unwrap();
+    }
+
     pub(super) fn issue(&self, how: Issues) {
         *self.script.issues.lock().unwrap() = how;
     }
@@ -139,6 +173,7 @@ pub(super) fn bundle(mesh: &Mesh) -> wire::Bundle {
         roots: vec![mesh.root.to_vec()],
         node: "node-a".to_owned(),
         sequence: 1,
+        quarantine: Vec::new(),
     }
 }
 
@@ -189,9 +224,48 @@ fn updates<T: Clone + Send + Sync + 'static>(of: &watch::Sender<Option<T>>) -> R
 impl attestation_server::Attestation for Service {
     type WatchPolicyStream = Updates<wire::PolicyUpdate>;
     type WatchBundleStream = Updates<wire::Bundle>;
+    type WatchLapsesStream = Updates<wire::Lapse>;
+    type WatchFlowsStream = Updates<wire::ObservedFlow>;
 
-    async fn attest_flow(&self, _: Request<wire::AttestFlowRequest>) -> Result<Response<wire::AttestResponse>, Status> {
+    async fn watch_lapses(
+        &self,
+        _: Request<wire::WatchLapsesRequest>,
+    ) -> Result<Response<Self::WatchLapsesStream>, Status> {
+        let ready = wire::Lapse { of: Some(wire::lapse::Of::Ready(true)), ..Default::default() };
+        let lapses = BroadcastStream::new(self.0.lapses.subscribe()).map(|lapse| Ok(lapse.unwrap()));
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(ready)).chain(lapses))))
+    }
+
+    async fn watch_flows(
+        &self,
+        _: Request<wire::WatchFlowsRequest>,
+    ) -> Result<Response<Self::WatchFlowsStream>, Status> {
+        Ok(Response::new(Box::pin(tokio_stream::pending())))
+    }
+
+    async fn reattest(
+        &self,
+        request: Request<wire::ReattestRequest>,
+    ) -> Result<Response<wire::AttestResponse>, Status> {
+        let executions = request.get_ref().executions.clone();
+        self.0.asked_again.lock().unwrap().push(request.into_inner());
+        self.0.again_gate.acquire().await.unwrap().forget();
+        let again = self.0.again.lock().unwrap().clone();
+        let again = again.map_err(|reason| AttestRefusal::new(reason, "as said"));
+        let again = again.map(|now| {
+            let executions = executions.into_iter().map(|e| e.try_into().unwrap()).collect();
+            Attestation { executions, ..now }
+        });
+        Ok(Response::new((&again).into()))
+    }
+
+    async fn attest_flow(
+        &self,
+        request: Request<wire::AttestFlowRequest>,
+    ) -> Result<Response<wire::AttestResponse>, Status> {
         let answers = self.0.answers.lock().unwrap().clone();
+        self.0.asked.lock().unwrap().push(request.into_inner());
+        self.0.answer_gate.acquire().await.unwrap().forget();
         match answers {
             Answers::With(answer) => Ok(Response::new(answer.as_ref().into())),
             Answers::Nonsense => Ok(Response::new(wire::AttestResponse { of: None })),

@@ -1,7 +1,9 @@
 use std::sync::Arc;
 
 use bonafide_proto::clock::Clock as _;
+use bonafide_proto::fingerprint::Libraries;
 use bonafide_proto::refusal::AttestReason;
+use bonafide_proto::taint::Taint;
 
 use super::fake::{Fake, Issues, bundle};
 use super::*;
@@ -32,9 +34,26 @@ async fn however_many_flows_wait_one_certificate_is_ordered() {
     another_build.fingerprint.exe.digest = Digest::of(b"a new release");
     let mut another_user = attestation(Some("shop/web"));
     another_user.fingerprint.uid += 1;
-    for (i, other) in [another_build, another_user, attestation(Some("shop/db"))].iter().enumerate() {
+    let mut tainted = attestation(Some("shop/web"));
+    tainted.fingerprint.taints.insert(Taint::Preload);
+    let mut with_libraries = attestation(Some("shop/web"));
+    with_libraries.fingerprint.libraries = Evidence::Known(Libraries { digest: Digest::of(b"libraries"), count: 1 });
+    let others = [another_build, another_user, tainted, with_libraries, attestation(Some("shop/db"))];
+    for (i, other) in others.iter().enumerate() {
         identity.leaf(other).await.unwrap();
         assert_eq!(fake.orders(), 2 + i, "another subject, another certificate");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_says_more_of_its_program_than_was_asked_is_kept_for_nobody() {
+    let fake = Fake::start();
+    let identity = client(&fake);
+    let mut before = attestation(Some("shop/web"));
+    before.fingerprint.taints.insert(Taint::Traced);
+    for orders in 1..4 {
+        identity.leaf(&before).await.unwrap();
+        assert_eq!(fake.orders(), orders);
     }
 }
 

@@ -3,8 +3,11 @@
 mod attesting;
 mod fake;
 mod leaves;
+mod remembering;
+mod reverifying;
 mod watching;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bonafide_proto::clock::SharedClock;
@@ -31,19 +34,12 @@ fn key() -> FlowKey {
 
 fn attestation(workload: Option<&str>) -> Attestation {
     let absent = || Evidence::Absent("none here".to_owned());
-    let exe = HashedFile { path: "/usr/bin/web".to_owned(), digest: Digest::of(b"web") };
+    // The program that the mesh's leaves certify.
+    let exe = HashedFile { path: "/usr/bin/x".to_owned(), digest: Digest([7; 32]) };
     let host = Host { bios_uuid: absent(), machine_id: absent(), node: None };
     Attestation {
-        executions: vec![Execution { pid: 4711, start_ticks: 99 }],
-        fingerprint: Fingerprint {
-            exe,
-            script: Evidence::Absent("no interpreter".to_owned()),
-            uid: 33,
-            gid: 33,
-            cgroup: absent(),
-            unit: absent(),
-            host,
-        },
+        executions: vec![Execution { pid: 4711, start_ticks: 99, image: 0 }],
+        fingerprint: Fingerprint::of(exe, (33, 33), host),
         workload: workload.map(|w| w.parse().unwrap()),
         near_misses: vec![],
         source: "proc".to_owned(),

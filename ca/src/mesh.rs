@@ -1,0 +1,84 @@
+//! What every member of the mesh must know: the digests in quarantine. Numbered, whole, and never told in parts.
+
+use std::collections::BTreeSet;
+
+use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::wire::authority as wire;
+
+/// The most digests in quarantine.
+pub const QUARANTINE_MAX: usize = 4096;
+
+/// What the authority tells.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MeshState {
+    /// Counts the changes.
+    pub sequence: u64,
+    /// Digests of executables, scripts, libraries and images that nobody may run as anybody.
+    pub quarantine: BTreeSet<Digest>,
+}
+
+/// The authority told something that is no state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the state of the mesh {0}")]
+pub struct MalformedState(String);
+
+impl MeshState {
+    /// What holds once the authority, now, says this.
+    ///
+    /// An authority that knows less than before was restored from a backup: nothing is lifted on its word until it
+    /// has passed the number that this node knows.
+    pub(crate) fn told(&self, now: &Self) -> Self {
+        if now.sequence > self.sequence {
+            return now.clone();
+        }
+        Self { sequence: self.sequence, quarantine: self.quarantine.union(&now.quarantine).copied().collect() }
+    }
+}
+
+impl From<&MeshState> for wire::MeshState {
+    fn from(state: &MeshState) -> Self {
+        let quarantine = state.quarantine.iter().map(|digest| digest.0.to_vec()).collect();
+        Self { sequence: state.sequence, quarantine }
+    }
+}
+
+impl TryFrom<wire::MeshState> for MeshState {
+    type Error = MalformedState;
+    fn try_from(wire: wire::MeshState) -> Result<Self, MalformedState> {
+        if wire.quarantine.len() > QUARANTINE_MAX {
+            return Err(MalformedState(format!("has more than {QUARANTINE_MAX} digests in quarantine")));
+        }
+        let digest = |bytes: &Vec<u8>| Digest::try_from(bytes.as_slice());
+        let quarantine = wire.quarantine.iter().map(digest).collect::<Result<_, _>>();
+        let quarantine = quarantine.map_err(|_| MalformedState("names a digest that is not 32 bytes".to_owned()))?;
+        Ok(Self { sequence: wire.sequence, quarantine })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(sequence: u64, digests: &[u8]) -> MeshState {
+        MeshState { sequence, quarantine: digests.iter().map(|n| Digest([*n; 32])).collect() }
+    }
+
+    #[test]
+    fn a_later_state_replaces_and_an_earlier_one_lifts_nothing() {
+        let known = state(5, &[1, 2]);
+        assert_eq!(known.told(&state(6, &[2])), state(6, &[2]));
+        assert_eq!(known.told(&known), known);
+        assert_eq!(known.told(&state(3, &[3])), state(5, &[1, 2, 3]));
+        assert_eq!(known.told(&state(5, &[])), known);
+    }
+
+    #[test]
+    fn what_is_told_is_understood_and_malformed_digests_are_refused() {
+        let wire = wire::MeshState::from(&state(7, &[1, 2]));
+        assert_eq!(wire.clone().try_into(), Ok(state(7, &[1, 2])));
+        let short = wire::MeshState { quarantine: vec![vec![1; 31]], ..wire.clone() };
+        assert!(MeshState::try_from(short).is_err());
+        let many = wire::MeshState { quarantine: vec![vec![1; 32]; QUARANTINE_MAX + 1], ..wire };
+        assert!(MeshState::try_from(many).is_err());
+    }
+}

@@ -1,0 +1,114 @@
+//! What live flows depend on, and which of them are in doubt until identityd has been asked again.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::Hash;
+
+use bonafide_proto::fingerprint::Execution;
+
+use super::question::{Program, Side};
+use crate::identity::{AsOf, Process, Socket};
+
+/// A side of a flow that is a program of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Stake {
+    pub(super) flow: u64,
+    pub(super) side: Side,
+}
+
+/// Stakes by what they depend on.
+#[derive(Debug, Default)]
+pub(super) struct Stakes {
+    of_process: HashMap<Process, BTreeSet<Stake>>,
+    of_socket: HashMap<Socket, BTreeSet<Stake>>,
+}
+
+impl Stakes {
+    pub(super) fn insert(&mut self, stake: Stake, program: &Program) {
+        for execution in &program.attestation.executions {
+            self.of_process.entry((*execution).into()).or_default().insert(stake);
+        }
+        self.of_socket.entry(program.socket()).or_default().insert(stake);
+    }
+
+    pub(super) fn remove(&mut self, stake: Stake, program: &Program) {
+        for execution in &program.attestation.executions {
+            take(&mut self.of_process, &(*execution).into(), stake);
+        }
+        take(&mut self.of_socket, &program.socket(), stake);
+    }
+
+    pub(super) fn of_process(&self, process: Process) -> Vec<Stake> {
+        self.of_process.get(&process).into_iter().flatten().copied().collect()
+    }
+
+    pub(super) fn of_socket(&self, socket: Socket) -> Vec<Stake> {
+        self.of_socket.get(&socket).into_iter().flatten().copied().collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.of_process.is_empty() && self.of_socket.is_empty()
+    }
+}
+
+fn take<K: Eq + Hash>(index: &mut HashMap<K, BTreeSet<Stake>>, key: &K, stake: Stake) {
+    if let Some(stakes) = index.get_mut(key) {
+        stakes.remove(&stake);
+        if stakes.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+/// One question that settles the doubt about all stakes in the same executions.
+#[derive(Debug, Clone)]
+pub(crate) struct Doubt {
+    /// Who they were.
+    pub(crate) executions: Vec<Execution>,
+    /// When it arose.
+    pub(crate) raised: AsOf,
+    pub(super) stakes: BTreeSet<Stake>,
+    /// What raised it, in words.
+    pub(super) why: String,
+}
+
+impl Doubt {
+    /// One question for both.
+    pub(crate) fn join(&mut self, other: Self) {
+        self.stakes.extend(other.stakes);
+    }
+
+    /// A question for each flow.
+    pub(crate) fn split(&self) -> Vec<Self> {
+        let of = |stake: &Stake| Self {
+            executions: self.executions.clone(),
+            stakes: [*stake].into(),
+            why: self.why.clone(),
+            ..*self
+        };
+        self.stakes.iter().map(of).collect()
+    }
+}
+
+/// Doubts about which nobody was asked yet, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Doubts {
+    order: VecDeque<Vec<Execution>>,
+    about: HashMap<Vec<Execution>, Doubt>,
+}
+
+impl Doubts {
+    pub(super) fn raise(&mut self, stake: Stake, executions: Vec<Execution>, raised: AsOf, why: &str) {
+        if let Some(doubt) = self.about.get_mut(&executions) {
+            doubt.stakes.insert(stake);
+            return;
+        }
+        self.order.push_back(executions.clone());
+        let doubt = Doubt { executions: executions.clone(), raised, stakes: [stake].into(), why: why.to_owned() };
+        self.about.insert(executions, doubt);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Doubt> {
+        self.about.remove(&self.order.pop_front()?)
+    }
+}

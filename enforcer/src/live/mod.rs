@@ -1,0 +1,340 @@
+//! The flows that live: each can be judged again and ended, idle or not.
+//!
+//! ```text
+//!   [sure] --- what it depends on lapsed ---> [in doubt] --- asked again: the same ---> [sure]
+//!                                                 |--------- asked again: another, or a doubt ---> ended
+//!                                                 +--------- nobody answers: it goes on, and is asked again
+//! ```
+
+mod doubt;
+mod question;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bonafide_policy::{Mode, Policy};
+use bonafide_proto::convert::Attestation;
+use bonafide_proto::record::Reason;
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::identity::{AsOf, Lapse, Lapsed, Memory, Quarantine};
+use crate::record::Why;
+pub(crate) use doubt::Doubt;
+use doubt::{Doubts, Stake, Stakes};
+pub use question::{Judged, Peer, Program, Question};
+
+#[derive(Debug)]
+struct Entry {
+    /// `None`: let through unjudged in shadow mode; nothing ends it but the enforcer's own end.
+    question: Option<Question>,
+    /// Taken when the flow is told to end; the entry itself stays until its record is written.
+    end: Option<oneshot::Sender<Why>>,
+}
+
+/// The table of live flows.
+#[derive(Debug)]
+pub struct Live {
+    policy: watch::Receiver<Option<Arc<Policy>>>,
+    quarantine: watch::Receiver<Arc<Quarantine>>,
+    /// What lapsed while a flow was on its way into the table.
+    memory: Arc<Memory>,
+    flows: Mutex<Table>,
+    /// Somebody has to ask again.
+    doubted: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    entries: HashMap<u64, Entry>,
+    stakes: Stakes,
+    doubts: Doubts,
+    /// The mode by which the flows were judged last.
+    mode: Option<Mode>,
+}
+
+/// A flow's place in the table; leaving scope leaves the table, so it has to outlast the flow's account.
+#[derive(Debug)]
+#[must_use = "the flow is forgotten when its seat is dropped"]
+pub struct Seat {
+    live: Arc<Live>,
+    key: u64,
+    /// Says when and why the flow has to end.
+    pub ended: oneshot::Receiver<Why>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.live.table().remove(self.key);
+    }
+}
+
+impl Live {
+    /// An empty table that asks these policies, and knows what lapsed and what is in quarantine.
+    pub(crate) fn new(
+        policy: watch::Receiver<Option<Arc<Policy>>>,
+        quarantine: watch::Receiver<Arc<Quarantine>>,
+        memory: Arc<Memory>,
+    ) -> Self {
+        Self { policy, quarantine, memory, flows: Mutex::default(), doubted: Notify::new() }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.flows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a flow that was let through, and asks the newest policy once more.
+    ///
+    /// That policy is read under the same lock under which [`Live::judge_again`] asks: a flow that was decided
+    /// under an older one cannot slip between. So it is with the quarantine, and with what lapsed since its programs
+    /// were attested. `None` is a flow that shadow mode let through unjudged.
+    ///
+    /// # Errors
+    /// Why it may not live.
+    pub fn enter(self: &Arc<Self>, question: Option<Question>) -> Result<Seat, Why> {
+        let mut table = self.table();
+        if let Some(why) = self.objection(question.as_ref()) {
+            return Err(why);
+        }
+        let lapsed = question.as_ref().map(|question| self.lapsed(question)).unwrap_or_default();
+        if let Some((_, lapse)) = lapsed.iter().find(|(_, lapse)| matches!(lapse.what, Lapsed::Socket(..))) {
+            return Err(why_changed(&lapse.why));
+        }
+        let (end, ended) = oneshot::channel();
+        let key = table.insert(Entry { question, end: Some(end) });
+        for (side, lapse) in lapsed {
+            self.doubt(&mut table, Stake { flow: key, side }, &lapse.why);
+        }
+        Ok(Seat { live: Arc::clone(self), key, ended })
+    }
+
+    fn objection(&self, question: Option<&Question>) -> Option<Why> {
+        let policy = self.policy.borrow();
+        let policy = policy.as_ref()?;
+        match question {
+            Some(question) => question.objection(policy, &self.quarantine.borrow()),
+            None if policy.mode() == Mode::Enforce => {
+                Some(Why::new(Reason::PolicyChanged, "enforce mode began while it was let through unjudged"))
+            }
+            None => None,
+        }
+    }
+
+    /// What lapsed of a flow's programs since they were attested.
+    fn lapsed(&self, question: &Question) -> Vec<(question::Side, Arc<Lapse>)> {
+        let of = |(side, program): (question::Side, &Program)| {
+            let concerns = |lapse: &Arc<Lapse>| {
+                let executions = &program.attestation.executions;
+                lapse.ends(program.socket(), executions) || lapse.concerns(executions)
+            };
+            let lapses = self.memory.since(program.as_of).1;
+            lapses.into_iter().filter(concerns).map(|lapse| (side, lapse)).collect::<Vec<_>>()
+        };
+        question.programs().flat_map(of).collect()
+    }
+
+    fn doubt(&self, table: &mut Table, stake: Stake, why: &str) {
+        let now = self.memory.as_of();
+        if let Some(program) = table.program(stake) {
+            let executions = program.executions(now);
+            table.doubts.raise(stake, executions, now, why);
+            self.doubted.notify_one();
+        }
+    }
+
+    fn enforces(&self) -> bool {
+        self.policy.borrow().as_ref().is_some_and(|policy| policy.mode() == Mode::Enforce)
+    }
+
+    /// How many flows live.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.table().entries.len()
+    }
+
+    /// True if none lives.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Asks every flow's question again, of a new policy or under another quarantine, and ends those that are no longer
+    /// allowed. Observe mode ends nothing, and a change of mode leaves the flows alone that it let through unjudged.
+    pub fn judge_again(&self, policy: &Policy) -> usize {
+        let mut table = self.table();
+        let quarantine = self.quarantine.borrow().clone();
+        let ended = table.end_where(|question| question?.objection(policy, &quarantine));
+        let before = table.mode.replace(policy.mode());
+        if policy.mode() == Mode::Enforce && before.is_some_and(|before| before != Mode::Enforce) {
+            // What lapsed under another mode ended nothing.
+            self.doubt_all(&mut table, "enforce mode began");
+        }
+        ended
+    }
+
+    fn doubt_all(&self, table: &mut Table, why: &str) {
+        for stake in table.all_stakes() {
+            self.doubt(table, stake, why);
+        }
+    }
+
+    /// Something lapsed: what depends on it is in doubt, and a socket that another program used is no doubt any more.
+    pub(crate) fn hear(&self, lapse: &Lapse) -> usize {
+        let mut table = self.table();
+        match lapse.what {
+            Lapsed::Process(process) => {
+                for stake in table.stakes.of_process(process) {
+                    self.doubt(&mut table, stake, &lapse.why);
+                }
+            }
+            Lapsed::Everything => self.doubt_all(&mut table, &lapse.why),
+            Lapsed::Socket(socket, _) if self.enforces() => {
+                let mut used = table.stakes.of_socket(socket);
+                used.retain(|stake| {
+                    table.program(*stake).is_none_or(|program| lapse.ends(socket, &program.attestation.executions))
+                });
+                return used.into_iter().filter(|stake| table.end(stake.flow, why_changed(&lapse.why))).count();
+            }
+            Lapsed::Socket(..) => {}
+        }
+        0
+    }
+
+    /// Waits until there may be a doubt.
+    pub(crate) async fn doubted(&self) {
+        self.doubted.notified().await;
+    }
+
+    /// The next question to be asked.
+    pub(crate) fn next_doubt(&self) -> Option<Doubt> {
+        self.table().doubts.pop()
+    }
+
+    /// A program that the doubt is about; none, if no flow waits for the answer any more.
+    pub(crate) fn doubted_program(&self, doubt: &Doubt) -> Option<Program> {
+        let table = self.table();
+        doubt.stakes.iter().find_map(|stake| table.program(*stake)).cloned()
+    }
+
+    /// Takes the answer to a doubt, which was asked for then, and ends the flows that it does not justify.
+    ///
+    /// A process that ended is no reason to end a flow: its last bytes may still be on their way, and nobody else has
+    /// its socket, or that would have lapsed.
+    pub(crate) fn settle(&self, doubt: &Doubt, asked: AsOf, answer: &Result<Arc<Attestation>, AttestRefusal>) -> usize {
+        let mut table = self.table();
+        let settled = |stake: &&Stake| {
+            let why = self.settled(&mut table, **stake, asked, answer, &doubt.why);
+            why.is_some_and(|why| self.enforces() && table.end(stake.flow, why))
+        };
+        doubt.stakes.iter().filter(settled).count()
+    }
+
+    /// Why the flow has to end, if it has.
+    fn settled(
+        &self,
+        table: &mut Table,
+        stake: Stake,
+        asked: AsOf,
+        answer: &Result<Arc<Attestation>, AttestRefusal>,
+        doubt: &str,
+    ) -> Option<Why> {
+        let program = table.program(stake)?;
+        let now = match answer {
+            Ok(now) => now,
+            Err(refusal) if is_no_doubt(refusal.reason) => return None,
+            Err(refusal) if refusal.reason == AttestReason::Quarantined => {
+                return Some(Why::new(Reason::Quarantined, refusal.detail.clone()));
+            }
+            Err(refusal) => return Some(why_changed(&format!("{doubt}; asked again: {refusal}"))),
+        };
+        if let Some(changed) = program.changed(now) {
+            return Some(why_changed(&format!("{doubt}; asked again: {changed}")));
+        }
+        table.update(stake, now, asked);
+        self.objection(table.entries.get(&stake.flow)?.question.as_ref())
+    }
+
+    /// Ends every flow, because the enforcer stops.
+    pub fn end_all(&self) -> usize {
+        self.table().end_where(|_| Some(Why::new(Reason::EnforcerStopped, "the enforcer was stopped")))
+    }
+}
+
+fn why_changed(detail: &str) -> Why {
+    Why::new(Reason::IdentityChanged, detail)
+}
+
+/// Refusals that say nothing about a program: it ended, or nobody could be asked.
+pub(crate) fn is_no_doubt(reason: AttestReason) -> bool {
+    reason == AttestReason::ProcessGone || is_no_answer(reason)
+}
+
+/// Refusals after which the same question has to be asked again.
+pub(crate) fn is_no_answer(reason: AttestReason) -> bool {
+    matches!(reason, AttestReason::Unavailable | AttestReason::NoPolicy)
+}
+
+impl Table {
+    fn insert(&mut self, entry: Entry) -> u64 {
+        self.next += 1;
+        let flow = self.next;
+        for (side, program) in entry.question.iter().flat_map(Question::programs) {
+            self.stakes.insert(Stake { flow, side }, program);
+        }
+        self.entries.insert(flow, entry);
+        flow
+    }
+
+    fn remove(&mut self, flow: u64) {
+        let question = self.entries.remove(&flow).and_then(|entry| entry.question);
+        for (side, program) in question.iter().flat_map(Question::programs) {
+            self.stakes.remove(Stake { flow, side }, program);
+        }
+    }
+
+    fn program(&self, stake: Stake) -> Option<&Program> {
+        let question = self.entries.get(&stake.flow)?.question.as_ref()?;
+        question.programs().find(|(side, _)| *side == stake.side).map(|(_, program)| program)
+    }
+
+    fn all_stakes(&self) -> Vec<Stake> {
+        let questions = self.entries.iter().filter_map(|(flow, entry)| Some((*flow, entry.question.as_ref()?)));
+        questions.flat_map(|(flow, question)| question.programs().map(move |(side, _)| Stake { flow, side })).collect()
+    }
+
+    /// Another look, at that time, found the same program.
+    fn update(&mut self, stake: Stake, now: &Arc<Attestation>, asked: AsOf) {
+        let question = self.entries.get_mut(&stake.flow).and_then(|entry| entry.question.as_mut());
+        if let Some(program) = question.and_then(|question| question.program_mut(stake.side)) {
+            self.stakes.remove(stake, program);
+            program.attestation = Arc::clone(now);
+            program.as_of = asked;
+            self.stakes.insert(stake, program);
+        }
+    }
+
+    /// Tells one flow to end; false if it was told before.
+    fn end(&mut self, flow: u64, why: Why) -> bool {
+        let end = self.entries.get_mut(&flow).and_then(|entry| entry.end.take());
+        // The flow may have ended by itself just now.
+        end.map(|end| end.send(why)).is_some()
+    }
+
+    fn end_where(&mut self, why: impl Fn(Option<&Question>) -> Option<Why>) -> usize {
+        let mut count = 0;
+        for entry in self.entries.values_mut() {
+            if let Some(why) = why(entry.question.as_ref())
+                && let Some(end) = entry.end.take()
+            {
+                // The flow may have ended by itself just now.
+                let _ = end.send(why);
+                count += 1;
+            }
+        }
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests;

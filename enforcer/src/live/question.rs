@@ -1,0 +1,256 @@
+//! The question a flow was allowed by, kept so that it can be asked again: of another policy, about other evidence.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bonafide_policy::{Certified, Identified, Mode, Policy, Subject, Verdict};
+use bonafide_proto::convert::Attestation;
+use bonafide_proto::fingerprint::{Digest, Execution};
+use bonafide_proto::name::{NodeName, WorkloadName};
+use bonafide_proto::program::CertifiedProgram;
+use bonafide_proto::record::Reason;
+use bonafide_proto::svid::PeerSvid;
+
+use crate::flow::why_denied;
+use crate::identity::{About, AsOf, Attested, Quarantine, Socket};
+use crate::record::Why;
+
+/// A program of this host that earned a workload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// What it earned.
+    pub workload: WorkloadName,
+    /// By which evidence.
+    pub attestation: Arc<Attestation>,
+    /// What lapsed since then may be about it.
+    pub(crate) as_of: AsOf,
+    /// Its socket.
+    pub(crate) about: About,
+}
+
+impl Program {
+    pub(crate) fn new(workload: WorkloadName, attested: Attested) -> Self {
+        let Attested { attestation, as_of, about } = attested;
+        Self { workload, attestation, as_of, about }
+    }
+
+    pub(super) fn socket(&self) -> Socket {
+        self.about.key.into()
+    }
+
+    /// As a party of a verdict.
+    pub(crate) fn judged(&self) -> Judged {
+        Judged::Here(Box::new(self.clone()))
+    }
+
+    /// How another look at it differs: the first difference, in words.
+    pub(crate) fn changed(&self, now: &Attestation) -> Option<String> {
+        let (a, b) = (&self.attestation.fingerprint, &now.fingerprint);
+        if a.exe != b.exe {
+            return Some(format!("it was {} ({}), and is {} ({})", a.exe.path, a.exe.digest, b.exe.path, b.exe.digest));
+        }
+        if a.script != b.script {
+            return Some(format!("{} runs another script than it did", b.exe.path));
+        }
+        match &now.workload {
+            Some(workload) if *workload == self.workload => None,
+            Some(workload) => Some(format!("{} was {}, and is {workload}", b.exe.path, self.workload)),
+            None => Some(format!("{} does not earn {} any more", b.exe.path, self.workload)),
+        }
+    }
+
+    /// Whether a digest of it is in quarantine.
+    pub(crate) fn quarantined(&self, quarantine: &Quarantine) -> Option<Why> {
+        let fingerprint = &self.attestation.fingerprint;
+        quarantined(&fingerprint.exe.path, fingerprint.digests(), quarantine)
+    }
+
+    /// As whom to ask for it again: identityd numbers executions as long as it lives, and knows no other's numbers.
+    pub(super) fn executions(&self, now: AsOf) -> Vec<Execution> {
+        let strangers = self.as_of.is_of_another_session(now);
+        let number = |execution: &Execution| if strangers { 0 } else { execution.image };
+        self.attestation.executions.iter().map(|e| Execution { image: number(e), ..*e }).collect()
+    }
+
+    fn lost_its_name(&self, policy: &Policy) -> Option<Why> {
+        let evidence = &self.attestation.fingerprint;
+        match policy.identify(evidence) {
+            Identified::Workload(earned) if earned == self.workload => None,
+            _ => {
+                let detail = format!("{} does not earn {} any more", evidence.exe.path, self.workload);
+                Some(Why::new(Reason::NoWorkload, detail))
+            }
+        }
+    }
+}
+
+/// A program of another host, as its certificate proves it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// What it earned, by the judgement of its own node.
+    pub workload: WorkloadName,
+    pub(super) program: CertifiedProgram,
+    pub(super) node: Option<NodeName>,
+}
+
+impl Peer {
+    /// # Errors
+    /// `peer-certificate`: it names no workload, or no program.
+    pub(crate) fn of(svid: &PeerSvid) -> Result<Self, Why> {
+        let lacks = |what: &str| Why::new(Reason::PeerCertificate, format!("the peer's {what}"));
+        Ok(Self {
+            workload: svid.id().workload_name().ok_or_else(|| lacks("SPIFFE ID names no workload"))?,
+            program: svid.program().cloned().ok_or_else(|| lacks("certificate names no program"))?,
+            node: svid.node().cloned(),
+        })
+    }
+
+    /// As a party of a verdict.
+    pub(crate) fn judged(self) -> Judged {
+        Judged::There(Box::new(self))
+    }
+
+    /// Whether a digest of it is in quarantine.
+    pub(crate) fn quarantined(&self, quarantine: &Quarantine) -> Option<Why> {
+        quarantined(&self.program.program, self.program.digests(), quarantine)
+    }
+
+    /// What this policy demands of the workload and the certificate does not say.
+    pub(crate) fn misfit(&self, policy: &Policy) -> Option<Why> {
+        let certified = Certified {
+            exe: &self.program.exe,
+            script: self.program.script_file().map(|file| &file.digest),
+            libraries: self.program.libraries.as_ref(),
+            image: self.program.image.as_ref(),
+            node: self.node.as_ref(),
+        };
+        let miss = policy.accepts_certified(&self.workload, &certified).err()?;
+        let detail = format!(
+            "{} is certified as {}, but its {} is not what the policy here wants: {}",
+            self.program.program, self.workload, miss.field, miss.seen
+        );
+        Some(Why { nearest: Some(miss), ..Why::new(Reason::PeerCertificate, detail) })
+    }
+}
+
+fn quarantined(path: &str, mut digests: impl Iterator<Item = Digest>, quarantine: &Quarantine) -> Option<Why> {
+    if quarantine.is_empty() {
+        return None;
+    }
+    let digest = digests.find(|digest| quarantine.contains(digest))?;
+    Some(Why::new(Reason::Quarantined, format!("{digest} of {path} is in quarantine")))
+}
+
+/// One party of a verdict, owned, so that it can be asked for again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judged {
+    /// A program of this host, with the evidence that earned the name: a policy that no longer accepts this evidence
+    /// no longer allows the flow, though the name may still be allowed.
+    Here(Box<Program>),
+    /// A program of another host, with what its certificate says: the same.
+    There(Box<Peer>),
+    /// An address outside the mesh.
+    Outside(SocketAddr),
+}
+
+impl Judged {
+    /// As the policy asks for it.
+    #[must_use]
+    pub fn subject(&self) -> Subject<'_> {
+        match self {
+            Self::Here(program) => Subject::Workload(&program.workload),
+            Self::There(peer) => Subject::Workload(&peer.workload),
+            Self::Outside(addr) => Subject::Outside(*addr),
+        }
+    }
+
+    /// The workload, if it is a program.
+    #[must_use]
+    pub fn workload(&self) -> Option<&WorkloadName> {
+        match self {
+            Self::Here(program) => Some(&program.workload),
+            Self::There(peer) => Some(&peer.workload),
+            Self::Outside(_) => None,
+        }
+    }
+
+    fn lost_its_name(&self, policy: &Policy) -> Option<Why> {
+        match self {
+            Self::Here(program) => program.lost_its_name(policy),
+            Self::There(peer) => peer.misfit(policy),
+            Self::Outside(_) => None,
+        }
+    }
+
+    fn quarantined(&self, quarantine: &Quarantine) -> Option<Why> {
+        match self {
+            Self::Here(program) => program.quarantined(quarantine),
+            Self::There(peer) => peer.quarantined(quarantine),
+            Self::Outside(_) => None,
+        }
+    }
+}
+
+/// The question a live flow was allowed by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// The connecting side.
+    pub from: Judged,
+    /// The listening side.
+    pub to: Judged,
+    /// The port on which the destination listens.
+    pub port: u16,
+}
+
+/// One of the two sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Side {
+    From,
+    To,
+}
+
+impl Question {
+    /// Asks a policy.
+    pub fn ask(&self, policy: &Policy) -> Verdict {
+        policy.decide(&self.from.subject(), &self.to.subject(), self.port)
+    }
+
+    /// Why a flow that was allowed may not go on. Only enforce mode has objections.
+    pub(super) fn objection(&self, policy: &Policy, quarantine: &Quarantine) -> Option<Why> {
+        if policy.mode() != Mode::Enforce {
+            return None;
+        }
+        let quarantined = self.from.quarantined(quarantine).or_else(|| self.to.quarantined(quarantine));
+        quarantined.or_else(|| self.no_longer(policy))
+    }
+
+    fn no_longer(&self, policy: &Policy) -> Option<Why> {
+        let lost = self.from.lost_its_name(policy).or_else(|| self.to.lost_its_name(policy));
+        let why = match (lost, self.ask(policy)) {
+            (Some(why), _) => why,
+            (None, Verdict::Deny(denied)) => why_denied(denied),
+            (None, Verdict::Allow(_)) => return None,
+        };
+        let detail = format!("the policy changed and no longer allows it ({}): {}", why.reason, why.detail);
+        Some(Why { reason: Reason::PolicyChanged, detail, ..why })
+    }
+
+    /// The sides that are programs of this host.
+    pub(super) fn programs(&self) -> impl Iterator<Item = (Side, &Program)> {
+        [(Side::From, &self.from), (Side::To, &self.to)].into_iter().filter_map(|(side, judged)| match judged {
+            Judged::Here(program) => Some((side, &**program)),
+            Judged::There(_) | Judged::Outside(_) => None,
+        })
+    }
+
+    pub(super) fn program_mut(&mut self, side: Side) -> Option<&mut Program> {
+        let judged = match side {
+            Side::From => &mut self.from,
+            Side::To => &mut self.to,
+        };
+        match judged {
+            Judged::Here(program) => Some(program),
+            Judged::There(_) | Judged::Outside(_) => None,
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Flows that nobody stands in: in observe mode all of them, in the other modes those that are not captured.
+//!
+//! identityd tells of them when they are over, with the program at this end, and with that of the other end where the
+//! two halves met. Here they are judged as enforce mode would, and written down. Nothing in here touches a flow.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use bonafide_policy::{Allowed, Mode, Place, Policy, Subject, Verdict};
+use bonafide_proto::flow::canonical;
+use bonafide_proto::name::WorkloadName;
+use bonafide_proto::observed::{Attested, Ending, ObservedFlow, Protocol};
+use bonafide_proto::record::{End, EndedBy, FlowRecord, Outcome, Party, RECORD_VERSION, Reason, Transport};
+use tokio::sync::watch;
+
+use crate::capture::Control;
+use crate::flow::{Node, named, unknown_address, why_denied, why_unattributed};
+use crate::record::{Why, describe_attested, rfc3339_of};
+
+/// Writes down what is seen.
+#[derive(Debug)]
+pub(crate) struct Observer {
+    node: Arc<Node>,
+    /// Other daemons' connections, which are not captured either.
+    control: Vec<Control>,
+    /// Whether connections are to be seen.
+    wanted: watch::Sender<bool>,
+    /// From when on connections are captured, nanoseconds since 1970: those have records already.
+    captured_from: AtomicI64,
+}
+
+impl Observer {
+    /// Begins to listen. Connections are not wanted yet.
+    pub(crate) fn start(node: Arc<Node>, control: Vec<Control>) -> Arc<Self> {
+        let (wanted, wishes) = watch::channel(false);
+        let observer = Arc::new(Self { node, control, wanted, captured_from: AtomicI64::new(i64::MAX) });
+        tokio::spawn(observer.node.identity.clone().wish_for_connections(wishes));
+        let listening = Arc::clone(&observer);
+        tokio::spawn(async move {
+            let identity = listening.node.identity.clone();
+            identity.watch_flows(|flow| listening.take(flow)).await;
+        });
+        observer
+    }
+
+    /// Connections are no longer captured from now on, or are about not to be.
+    pub(crate) fn observe(&self) {
+        self.captured_from.store(i64::MAX, Ordering::Relaxed);
+        self.wanted.send_replace(true);
+    }
+
+    /// Connections are captured since just now.
+    pub(crate) fn leave_to_capture(&self) {
+        let now = self.node.records.now_ns();
+        // From one way of capturing to another, it stays as it was.
+        let _ = self.captured_from.compare_exchange(i64::MAX, now, Ordering::Relaxed, Ordering::Relaxed);
+        self.wanted.send_replace(false);
+    }
+
+    fn take(&self, flow: ObservedFlow) {
+        let captured = flow.protocol == Protocol::Tcp && flow.started_ns >= self.captured_from.load(Ordering::Relaxed);
+        if captured || self.is_of_the_node(&flow) {
+            return;
+        }
+        let Ok(policy) = self.node.policy() else { return };
+        let record = self.record(&flow, &policy);
+        self.node.records.observed(&record);
+    }
+
+    /// What this enforcer stands in has a record of its own, also while the mode changes. What the node's daemons say
+    /// to the authority is nobody's flow, captured or not.
+    fn is_of_the_node(&self, flow: &ObservedFlow) -> bool {
+        let other = flow.there.as_ref().filter(|there| there.node.as_ref() == flow.here_node());
+        if is_this_process(&flow.here) || other.is_some_and(|other| is_this_process(&other.attested)) {
+            return true;
+        }
+        let Ok(here) = &flow.here else { return false };
+        let uid = here.fingerprint.uid;
+        self.control.iter().any(|control| control.uid == uid && canonical(control.to) == flow.remote)
+    }
+
+    fn record(&self, flow: &ObservedFlow, policy: &Policy) -> FlowRecord {
+        let (source, destination) = addresses(flow);
+        let Judged { outcome, rule, why } = judge(policy, flow);
+        let (ended_by, came_to_nothing) = ended(flow);
+        let mut record = FlowRecord {
+            v: RECORD_VERSION,
+            id: flow.id.clone(),
+            end: if flow.source { End::Source } else { End::Destination },
+            protocol: flow.protocol,
+            started: rfc3339_of(flow.started_ns),
+            ended: rfc3339_of(flow.ended_ns),
+            duration_us: u64::try_from(flow.ended_ns.saturating_sub(flow.started_ns) / 1000).unwrap_or_default(),
+            mode: policy.mode().as_str().to_owned(),
+            verdict: outcome,
+            rule,
+            reason: None,
+            detail: None,
+            nearest: None,
+            transport: Transport::Observed,
+            source: Party { addr: Some(source), ..Party::default() },
+            destination: Party { addr: Some(destination), ..Party::default() },
+            original: None,
+            tls: None,
+            bytes_sent: flow.sent,
+            bytes_received: flow.received,
+            ended_by,
+        };
+        let (here, there) = match flow.source {
+            true => (&mut record.source, &mut record.destination),
+            false => (&mut record.destination, &mut record.source),
+        };
+        self.describe(here, &flow.here);
+        match &flow.there {
+            Some(other) => {
+                self.describe(there, &other.attested);
+                there.node = other.node.clone().or(there.node.take());
+            }
+            None => there.outside = outside(policy, flow).map(ToOwned::to_owned),
+        }
+        say_why(&mut record, why.as_ref(), came_to_nothing);
+        record
+    }
+
+    fn describe(&self, party: &mut Party, attested: &Attested) {
+        if let Ok(attestation) = attested {
+            describe_attested(party, attestation, self.node.spiffe_id(attestation.workload.as_ref()));
+        }
+    }
+}
+
+fn is_this_process(attested: &Attested) -> bool {
+    let executions = attested.as_ref().map(|attestation| attestation.executions.as_slice()).unwrap_or_default();
+    executions.iter().any(|execution| execution.pid == std::process::id())
+}
+
+fn addresses(flow: &ObservedFlow) -> (SocketAddr, SocketAddr) {
+    if flow.source { (flow.local, flow.remote) } else { (flow.remote, flow.local) }
+}
+
+/// What enforce mode would have decided.
+struct Judged {
+    outcome: Outcome,
+    rule: Option<String>,
+    why: Option<Why>,
+}
+
+fn judge(policy: &Policy, flow: &ObservedFlow) -> Judged {
+    let would_refuse = |why: Why| Judged { outcome: Outcome::WouldRefuse, rule: why.rule.clone(), why: Some(why) };
+    let here = match workload(&flow.here) {
+        Ok(here) => here,
+        Err(why) => return would_refuse(why),
+    };
+    let there = match (&flow.there, policy.place(flow.remote.ip())) {
+        (Some(there), _) => match workload(&there.attested) {
+            Ok(there) => Subject::Workload(there),
+            Err(why) => return would_refuse(Why { detail: format!("at the other end: {}", why.detail), ..why }),
+        },
+        (None, Place::Mesh) => return Judged { outcome: Outcome::Undecided, rule: None, why: None },
+        (None, Place::Outside) if flow.source && outside(policy, flow).is_none() => {
+            return would_refuse(unknown_address(flow.remote));
+        }
+        (None, Place::Outside) => Subject::Outside(flow.remote),
+    };
+    let (here, port) = (Subject::Workload(here), addresses(flow).1.port());
+    let (from, to) = if flow.source { (&here, &there) } else { (&there, &here) };
+    match policy.decide(from, to, port) {
+        Verdict::Allow(Allowed { rule, .. }) => Judged { outcome: Outcome::Allowed, rule: Some(rule), why: None },
+        Verdict::Deny(denied) => would_refuse(why_denied(denied)),
+    }
+}
+
+fn workload(attested: &Attested) -> Result<&WorkloadName, Why> {
+    attested.as_ref().map_err(why_unattributed).and_then(named)
+}
+
+fn outside<'a>(policy: &'a Policy, flow: &ObservedFlow) -> Option<&'a str> {
+    if policy.place(flow.remote.ip()) == Place::Mesh {
+        return None;
+    }
+    if flow.source { policy.outside(flow.remote) } else { policy.outside_source(flow.remote.ip()) }
+}
+
+/// How it ended; and in words, if it came to nothing.
+fn ended(flow: &ObservedFlow) -> (EndedBy, Option<&'static str>) {
+    match (flow.ending, flow.source) {
+        (Ending::Closed, _) => (EndedBy::Closed, None),
+        (Ending::ResetHere, true) | (Ending::ResetThere, false) => (EndedBy::SourceReset, None),
+        (Ending::ResetHere, false) | (Ending::ResetThere, true) => (EndedBy::DestinationReset, None),
+        (Ending::Refused, _) => (EndedBy::Refusal, Some("the destination refused it: nobody listens there")),
+        (Ending::Unanswered, _) => (EndedBy::Refusal, Some("the destination never answered")),
+    }
+}
+
+/// Why it would be refused comes before why it came to nothing.
+fn say_why(record: &mut FlowRecord, why: Option<&Why>, came_to_nothing: Option<&str>) {
+    record.reason = why.map(|why| why.reason).or(came_to_nothing.map(|_| Reason::Unreachable));
+    record.nearest = why.and_then(|why| why.nearest.clone());
+    record.detail = match (why, came_to_nothing) {
+        (Some(why), Some(nothing)) => Some(format!("{}; {nothing}", why.detail)),
+        (Some(why), None) => Some(why.detail.clone()),
+        (None, nothing) => nothing.map(ToOwned::to_owned),
+    };
+}
+
+/// Whether a mode leaves connections to be observed.
+pub(crate) fn observes(mode: Mode) -> bool {
+    mode == Mode::Observe
+}

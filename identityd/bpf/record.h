@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * What userland reads: every structure has a twin in Rust, in the order and of the size it has here.
+ */
+#pragma once
+
+/* Who connected a socket. Twin: ConnectRecord in proto/src/kernel.rs, which says what each field means. */
+struct connect_record {
+	__u64 at_ns;
+	__u64 cookie;
+	__u64 start_ns;
+	__u64 image;
+	__u64 cgroup;
+	__u64 netns;
+	__u32 pid;
+	__u32 tid;
+	__u32 uid;
+	__u32 gid;
+	__u32 references;
+	__u32 isn;
+	__u32 doubts;
+	__u32 padding;
+};
+_Static_assert(sizeof(struct connect_record) == 80, "the enforcer reads 80 bytes");
+
+/* Twin: Doubts in proto/src/kernel.rs. */
+#define CREATOR_DIFFERS (1 << 0)
+#define ASKER_DIFFERS (1 << 1)
+#define SHARED_FILE (1 << 2)
+#define SHARED_TABLE (1 << 3)
+#define KERNEL_TASK (1 << 4)
+#define UNWITNESSED (1 << 5)
+#define EXE_REPLACED (1 << 6)
+#define NO_FILE (1 << 7)
+
+/* A file as the kernel names it. `dev` is the kernel's own dev_t: major << 20 | minor. */
+struct file_name {
+	__u64 ino;
+	__u32 dev;
+	__u32 generation;
+};
+
+/* What a process executed last. */
+struct process {
+	__u64 start_ns;
+	__u64 image;
+};
+
+#define SHORT_ARGUMENTS 352
+/* A power of two less what the kernel needs to keep it. */
+#define LONG_ARGUMENTS 1984
+
+/* An execution, as long as some process runs it. */
+struct image {
+	struct file_name file;
+	struct file_name directory;
+	__s64 size;
+	__s64 modified_sec;
+	__u32 modified_nsec;
+	__u32 users;
+	__u8 witnessed;
+	__u8 arguments_whole;
+	/* Beyond SHORT_ARGUMENTS they are in `long_arguments`. */
+	__u16 arguments_length;
+	__u32 padding;
+	__u8 arguments[SHORT_ARGUMENTS];
+};
+_Static_assert(sizeof(struct image) == 416, "the daemon reads 416 bytes");
+
+struct arguments {
+	__u8 bytes[LONG_ARGUMENTS];
+};
+
+/* Numbers given, and what went wrong. */
+struct counters {
+	__u64 next_image;
+	/* Events that found no room. */
+	__u64 lost;
+	/* Processes, images and records that found no room. */
+	__u64 full;
+};
+
+/* Where the daemon is. */
+struct home {
+	__u64 netns;
+	__u32 pid;
+	__u32 padding;
+};
+
+/* One process that has a socket open. */
+struct holder {
+	__u64 cookie;
+	/* Only to tell tables of open files apart. */
+	__u64 table;
+	__u64 start_ns;
+	__u64 image;
+	__u32 pid;
+	__u32 fd;
+	/* To the open file, the walk's own among them. */
+	__u32 references;
+	__u32 threads;
+	__u32 uses_io_uring;
+	__u32 padding;
+};
+_Static_assert(sizeof(struct holder) == 56, "the daemon reads 56 bytes");
+
+/* How a process that is watched was last seen. */
+struct watched {
+	__u64 start_ns;
+	__u64 image;
+	__u64 cgroup;
+	__u64 code_pages;
+	struct file_name file;
+	__u32 uid;
+	__u32 gid;
+	__u32 traced;
+	/* 0: not seen yet. */
+	__u32 seen;
+};
+_Static_assert(sizeof(struct watched) == 64, "the daemon writes 64 bytes");
+
+enum kind {
+	EXECUTED = 1,
+	ENDED = 2,
+	CHANGED = 3,
+	USED = 4,
+};
+
+enum change {
+	OWNER = 1,
+	CGROUP = 2,
+	TRACER = 3,
+	CODE = 4,
+	EXECUTABLE = 5,
+};
+
+struct execution {
+	__u64 start_ns;
+	__u64 image;
+	__u32 pid;
+	__u32 padding;
+};
+
+/* An address and a port; IPv4 is mapped into IPv6. */
+struct end {
+	__u8 address[16];
+	__u16 port;
+	__u16 padding;
+	__u32 scope;
+};
+
+struct event {
+	/* Nanoseconds since boot. */
+	__u64 at_ns;
+	__u32 kind;
+	__u32 change;
+	/* The image that a process executes now. */
+	__u64 now;
+	struct execution of;
+	struct execution by;
+	__u32 parent;
+	__u32 padding;
+	struct end local;
+	struct end remote;
+};
+_Static_assert(sizeof(struct event) == 128, "the daemon reads 128 bytes");

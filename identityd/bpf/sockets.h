@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * Whose socket is it? Written down when a connection is made, before its first segment leaves, and joined to the socket
+ * that accepts it when the handshake is done. Whoever accepts it reads it by that socket alone.
+ *
+ * Only sockets of the daemon's own network namespace: others have daemons of their own.
+ */
+#pragma once
+
+/* How often one socket's strangers are told of; then once that it may be anybody's. */
+#define STRANGERS_MAX 32
+
+#define HERE(ctx)                                                                                                      \
+	({                                                                                                             \
+		__u32 only_ = 0;                                                                                       \
+		struct home *home_ = bpf_map_lookup_elem(&home, &only_);                                               \
+		home_ && bpf_get_netns_cookie(ctx) == home_->netns;                                                    \
+	})
+
+/* Mapped into IPv6, as sockets of both families may speak IPv4. */
+static __always_inline void map_address(__u8 *to, __be32 address)
+{
+	*(__u64 *)to = 0;
+	*(__u32 *)(to + 8) = bpf_htonl(0xffff);
+	*(__u32 *)(to + 12) = address;
+}
+
+static __always_inline void copy_address(__u8 *to, struct in6_addr *address)
+{
+	__builtin_memcpy(to, address->in6_u.u6_addr8, 16);
+}
+
+static __always_inline void local_address(__u8 *to, struct sock *sk)
+{
+	if (sk->__sk_common.skc_family == AF_INET)
+		map_address(to, sk->__sk_common.skc_rcv_saddr);
+	else
+		bpf_probe_read_kernel(to, 16, &sk->__sk_common.skc_v6_rcv_saddr);
+}
+
+static __always_inline void remote_address(__u8 *to, struct sock *sk)
+{
+	if (sk->__sk_common.skc_family == AF_INET)
+		map_address(to, sk->__sk_common.skc_daddr);
+	else
+		bpf_probe_read_kernel(to, 16, &sk->__sk_common.skc_v6_daddr);
+}
+
+static __always_inline __u32 references(struct file *file)
+{
+	struct file___counted *older = (void *)file;
+
+	/* Kept as one less. */
+	if (bpf_core_field_exists(file->f_ref))
+		return file->f_ref.refcnt.counter + 1;
+	return BPF_CORE_READ(older, f_count.counter);
+}
+
+static __always_inline bool uses_io_uring(struct task_struct *task)
+{
+	return task->flags & PF_IO_WORKER || (bpf_core_field_exists(task->io_uring) && task->io_uring);
+}
+
+SEC("cgroup/sock_create")
+int made(struct bpf_sock *sk)
+{
+	struct origin *origin;
+
+	if (sk->type != SOCK_STREAM || (sk->family != AF_INET && sk->family != AF_INET6) || !HERE(sk))
+		return 1;
+	origin = bpf_sk_storage_get(&origins, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (origin)
+		origin->creator = image_of(bpf_get_current_task_btf());
+	return 1;
+}
+
+static __always_inline int asked(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct origin *origin;
+
+	if (ctx->type != SOCK_STREAM || !sk || !HERE(ctx))
+		return 1;
+	origin = bpf_sk_storage_get(&origins, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (origin)
+		origin->asker = image_of(bpf_get_current_task_btf());
+	return 1;
+}
+
+SEC("cgroup/connect4")
+int asked4(struct bpf_sock_addr *ctx)
+{
+	return asked(ctx);
+}
+
+SEC("cgroup/connect6")
+int asked6(struct bpf_sock_addr *ctx)
+{
+	return asked(ctx);
+}
+
+/* What speaks against the connecting process as the only one to use the socket. */
+static __always_inline __u32 doubts(struct task_struct *task, struct origin *origin, struct connect_record *record,
+				    struct file *file)
+{
+	struct image *image = bpf_map_lookup_elem(&images, &record->image);
+	__u32 doubts = 0, sharers = task->files->count.counter;
+	struct file_name now;
+
+	if (!image || !image->witnessed)
+		doubts |= UNWITNESSED;
+	if (image) {
+		now = name_of(task->mm->exe_file->f_inode);
+		if (!same_file(&now, &image->file))
+			doubts |= EXE_REPLACED;
+	}
+	/* One image is one program: a child that does not execute anything is its parent. */
+	if (!record->image || origin->creator != record->image)
+		doubts |= CREATOR_DIFFERS;
+	if (!record->image || origin->asker != record->image)
+		doubts |= ASKER_DIFFERS;
+	/* A direct descriptor of io_uring is in no table of open files, which cannot be told from here. */
+	if (!file || uses_io_uring(task))
+		doubts |= NO_FILE;
+	/* The call holds a reference of its own if threads share the table of open files (fdget, fs/file.c). */
+	if (record->references > (sharers > 1 ? 2 : 1))
+		doubts |= SHARED_FILE;
+	if (sharers > task->signal->nr_threads)
+		doubts |= SHARED_TABLE;
+	return doubts;
+}
+
+static __always_inline void connecting(struct bpf_sock_ops *ctx)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct handshake handshake = {};
+	struct connect_record record = {};
+	struct bpf_sock *socket = ctx->sk;
+	struct origin *origin;
+	struct tcp_sock *tcp;
+	struct sock *sk;
+	struct file *file;
+
+	if (!socket)
+		return;
+	tcp = bpf_skc_to_tcp_sock(socket);
+	if (!tcp)
+		return;
+	sk = (struct sock *)tcp;
+	origin = bpf_sk_storage_get(&origins, socket, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!origin) {
+		full();
+		return;
+	}
+	file = sk->sk_socket->file;
+	record.at_ns = bpf_ktime_get_boot_ns();
+	record.cookie = bpf_get_socket_cookie(ctx);
+	record.start_ns = start_of(task);
+	record.image = image_of(task);
+	record.cgroup = task->cgroups->dfl_cgrp->kn->id;
+	record.netns = bpf_get_netns_cookie(ctx);
+	record.pid = task->tgid;
+	record.tid = task->pid;
+	record.uid = task->cred->euid.val;
+	record.gid = task->cred->egid.val;
+	record.isn = tcp->write_seq;
+	if (file)
+		record.references = references(file);
+	if (task->flags & PF_KTHREAD || !task->mm)
+		record.doubts = KERNEL_TASK;
+	else
+		record.doubts = doubts(task, origin, &record, file);
+
+	origin->owner.start_ns = record.start_ns;
+	origin->owner.image = record.image;
+	origin->owner.pid = record.pid;
+	origin->owner_uid = record.uid;
+	origin->user = record.image;
+	origin->user_uid = record.uid;
+	origin->strangers = 0;
+	origin->listens = 0;
+
+	local_address(handshake.source, sk);
+	handshake.isn = record.isn;
+	handshake.port = sk->__sk_common.skc_num;
+	if (bpf_map_update_elem(&handshakes, &handshake, &record, BPF_ANY))
+		full();
+}
+
+static __always_inline void established(struct bpf_sock_ops *ctx)
+{
+	struct handshake handshake = {};
+	struct bpf_sock *socket = ctx->sk;
+	struct connect_record *record;
+	struct tcp_sock *tcp;
+	struct sock *sk;
+
+	if (!socket)
+		return;
+	tcp = bpf_skc_to_tcp_sock(socket);
+	if (!tcp)
+		return;
+	sk = (struct sock *)tcp;
+	remote_address(handshake.source, sk);
+	handshake.isn = tcp->copied_seq - 1;
+	handshake.port = bpf_ntohs(sk->__sk_common.skc_dport);
+	record = bpf_map_lookup_elem(&handshakes, &handshake);
+	if (!record)
+		return;
+	if (!bpf_sk_storage_get(&accepted, socket, record, BPF_SK_STORAGE_GET_F_CREATE))
+		full();
+	/* If it is not there any more, its place may have been taken while it was copied. */
+	if (bpf_map_delete_elem(&handshakes, &handshake))
+		bpf_sk_storage_delete(&accepted, socket);
+}
+
+static __always_inline void listening(struct bpf_sock_ops *ctx)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct bpf_sock *socket = ctx->sk;
+	struct origin *origin;
+
+	if (!socket)
+		return;
+	origin = bpf_sk_storage_get(&origins, socket, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!origin)
+		return;
+	origin->owner = execution_of(task);
+	origin->owner_uid = task->cred->euid.val;
+	origin->user = origin->owner.image;
+	origin->user_uid = origin->owner_uid;
+	origin->strangers = 0;
+	origin->listens = 1;
+}
+
+SEC("sockops")
+int connections(struct bpf_sock_ops *ctx)
+{
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		if (HERE(ctx))
+			connecting(ctx);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		if (HERE(ctx))
+			established(ctx);
+		break;
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		if (HERE(ctx))
+			listening(ctx);
+		break;
+	}
+	return 1;
+}
+
+/*
+ * Whoever sends or receives is told of where it is not whoever connected or listens. Of a connection also where it is
+ * the same program under another user; servers change theirs all the time.
+ */
+static __always_inline void used(struct sock *sk)
+{
+	struct task_struct *task;
+	struct origin *origin;
+	struct event *event;
+	__u64 image;
+	__u32 uid;
+
+	if (!sk || (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6))
+		return;
+	origin = bpf_sk_storage_get(&origins, sk, NULL, 0);
+	if (!origin || !origin->owner.pid || origin->strangers > STRANGERS_MAX)
+		return;
+	task = bpf_get_current_task_btf();
+	if (task->flags & PF_KTHREAD)
+		return;
+	image = image_of(task);
+	uid = task->cred->euid.val;
+	if (image && image == origin->user && uid == origin->user_uid)
+		return;
+	origin->user = image;
+	origin->user_uid = uid;
+	if (image && image == origin->owner.image && (origin->listens || uid == origin->owner_uid))
+		return;
+	origin->strangers++;
+	event = begin(USED);
+	if (!event)
+		return;
+	event->of = origin->owner;
+	if (origin->strangers <= STRANGERS_MAX)
+		event->by = execution_of(task);
+	local_address(event->local.address, sk);
+	remote_address(event->remote.address, sk);
+	event->local.port = sk->__sk_common.skc_num;
+	event->remote.port = bpf_ntohs(sk->__sk_common.skc_dport);
+	event->local.scope = event->remote.scope = sk->__sk_common.skc_bound_dev_if;
+	bpf_ringbuf_submit(event, 0);
+}
+
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(sent, struct sock *sk, int length)
+{
+	if (length >= 0)
+		used(sk);
+	return 0;
+}
+
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(received, struct sock *sk, int length)
+{
+	if (length >= 0)
+		used(sk);
+	return 0;
+}

@@ -1,0 +1,92 @@
+//! gRPC over a unix socket: one connection that is made when needed, and answers bounded in size.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use hyper_util::rt::TokioIo;
+use tonic::codegen::Service;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Response, Status};
+
+use super::circuit::AskError;
+use super::dial::{Connection, Dial};
+
+/// The way to one server.
+#[derive(Debug)]
+pub(crate) struct Line {
+    dial: Dial,
+    channel: Mutex<Option<Channel>>,
+}
+
+impl Line {
+    /// Nothing is connected yet.
+    pub(crate) fn new(dial: Dial) -> Self {
+        Self { dial, channel: Mutex::default() }
+    }
+
+    /// The channel: it connects when first used, and again whenever needed.
+    pub(crate) fn channel(&self) -> Channel {
+        let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        channel.get_or_insert_with(|| endpoint().connect_with_connector_lazy(Connector(self.dial.clone()))).clone()
+    }
+
+    /// What is broken is not used again.
+    pub(crate) fn note(&self, error: &AskError) {
+        if matches!(error, AskError::Unreachable(_) | AskError::Garbage(_) | AskError::Silent) {
+            *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+}
+
+/// The URI is only a placeholder: the connector dials the socket. containerd insists on an authority that is none.
+fn endpoint() -> Endpoint {
+    Endpoint::from_static("http://localhost")
+}
+
+/// The answer; `None` if the thing asked about is not there.
+pub(crate) fn answered<T>(answer: Result<Response<T>, Status>) -> Result<Option<T>, AskError> {
+    match answer {
+        Ok(response) => Ok(Some(response.into_inner())),
+        Err(status) if status.code() == Code::NotFound => Ok(None),
+        Err(status) => Err(failed(&status)),
+    }
+}
+
+fn failed(status: &Status) -> AskError {
+    use std::error::Error as _;
+    // Only what went wrong on the way has a source; what the server says has none.
+    match status.source() {
+        Some(source) => AskError::Unreachable(std::io::Error::other(root(source).to_string())),
+        None if matches!(status.code(), Code::Internal | Code::Unknown | Code::OutOfRange) => {
+            AskError::garbage(status.message())
+        }
+        None => AskError::failed(format!("{:?}: {}", status.code(), status.message())),
+    }
+}
+
+fn root<'a>(mut error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error
+}
+
+#[derive(Debug, Clone)]
+struct Connector(Dial);
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Connection>;
+    type Error = std::io::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let dial = self.0.clone();
+        Box::pin(async move { dial.connect().await.map(TokioIo::new) })
+    }
+}

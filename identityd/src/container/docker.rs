@@ -1,0 +1,178 @@
+//! Docker's API, which Podman speaks too. It says where a container's first process is: the process in question must
+//! be in that one's container cgroups.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bonafide_proto::container::Container;
+use bonafide_proto::fingerprint::Digest;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::bounded;
+use super::circuit::AskError;
+use super::dial::Dial;
+use super::http::Http;
+use super::runtime::{Answer, Question};
+use crate::parse::container_id::{Candidate, candidates};
+use crate::sys::process::Process;
+
+/// Waits for a container that is there, and about to run: its program may be faster than its runtime's books.
+const STARTS: [Duration; 4] =
+    [Duration::from_millis(10), Duration::from_millis(30), Duration::from_millis(90), Duration::from_millis(270)];
+
+/// How Docker calls the store in which an image's ID is not the digest of its config.
+const CONTAINERD_STORE: &str = "io.containerd.snapshotter.v1";
+
+/// The largest `/proc/PID/cgroup` that is read, in bytes.
+const CGROUP_MAX: u64 = 64 << 10;
+
+/// A Docker, or a Podman.
+#[derive(Debug)]
+pub(crate) struct Docker {
+    http: Http,
+    runtime: String,
+}
+
+/// `GET /containers/ID/json`. Whatever else it says, environments among it, is not kept.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    id: String,
+    #[serde(default)]
+    name: String,
+    image: String,
+    state: State,
+    config: Config,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct State {
+    running: bool,
+    pid: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Config {
+    #[serde(default)]
+    image: String,
+    #[serde(default)]
+    labels: Option<HashMap<String, String>>,
+}
+
+/// `GET /info`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct System {
+    #[serde(default)]
+    driver_status: Option<Vec<Vec<String>>>,
+}
+
+/// `GET /images/ID/json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Image {
+    #[serde(default)]
+    repo_digests: Option<Vec<String>>,
+}
+
+impl Docker {
+    /// Whoever answers there, under this name.
+    pub(crate) fn new(dial: Dial, runtime: String) -> Self {
+        Self { http: Http::new(dial), runtime }
+    }
+
+    /// Asks.
+    ///
+    /// # Errors
+    /// Whatever keeps it from answering. Time is the caller's to bound.
+    pub(crate) async fn ask(&self, question: &Question) -> Result<Answer, AskError> {
+        let candidate = &question.candidate;
+        if !is_hexadecimal(&candidate.id) {
+            return Ok(Answer::Not(format!("{} has no container of that name", self.runtime)));
+        }
+        let Some(inspected) = self.running(&candidate.id).await? else {
+            return Ok(Answer::Not(format!("{} has no such container that runs", self.runtime)));
+        };
+        let (first, shared) = (inspected.state.pid, question.candidate.clone());
+        let shares = tokio::task::spawn_blocking(move || shares_cgroups(first, &shared)).await;
+        if !shares.map_err(|e| AskError::failed(e.to_string()))? {
+            let why = format!("{} says that this container's cgroups are others", self.runtime);
+            return Ok(Answer::Not(why));
+        }
+        self.container(inspected).await
+    }
+
+    /// The container, once it runs; `None` if it is not there, or does not.
+    async fn running(&self, id: &str) -> Result<Option<Inspected>, AskError> {
+        let mut waits = STARTS.iter();
+        loop {
+            let Some(inspected) = self.get::<Inspected>(&format!("/containers/{id}/json")).await? else {
+                return Ok(None);
+            };
+            if inspected.id != id {
+                return Err(AskError::garbage(format!("asked about {id}, it tells about {}", inspected.id)));
+            }
+            if inspected.state.running && inspected.state.pid != 0 {
+                return Ok(Some(inspected));
+            }
+            let Some(wait) = waits.next() else { return Ok(None) };
+            tokio::time::sleep(*wait).await;
+        }
+    }
+
+    async fn container(&self, inspected: Inspected) -> Result<Answer, AskError> {
+        let Some(image) = inspected.image.strip_prefix("sha256:").and_then(|image| image.parse::<Digest>().ok()) else {
+            return Ok(Answer::Nameless("its container was not started from an image".to_owned()));
+        };
+        if self.names_no_configs().await? {
+            let why =
+                format!("{} keeps images in containerd's store, and tells no digest of their configs", self.runtime);
+            return Ok(Answer::Nameless(why));
+        }
+        Ok(Answer::Holds(Box::new(Container {
+            runtime: self.runtime.clone(),
+            id: inspected.id,
+            name: bounded::text(inspected.name.trim_start_matches('/')),
+            image,
+            image_name: bounded::text(&inspected.config.image),
+            manifests: self.manifests(&inspected.image).await?,
+            labels: bounded::labels(inspected.config.labels.unwrap_or_default()),
+            pod: None,
+        })))
+    }
+
+    async fn names_no_configs(&self) -> Result<bool, AskError> {
+        let system: Option<System> = self.get("/info").await?;
+        let status = system.and_then(|system| system.driver_status).unwrap_or_default();
+        Ok(status.iter().flatten().any(|value| value == CONTAINERD_STORE))
+    }
+
+    async fn manifests(&self, image: &str) -> Result<Vec<Digest>, AskError> {
+        let image: Option<Image> = self.get(&format!("/images/{image}/json")).await?;
+        Ok(bounded::manifests(image.and_then(|image| image.repo_digests).unwrap_or_default()))
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, AskError> {
+        let Some(body) = self.http.get(path).await? else { return Ok(None) };
+        serde_json::from_slice(&body).map(Some).map_err(|e| AskError::garbage(e.to_string()))
+    }
+}
+
+fn is_hexadecimal(id: &str) -> bool {
+    id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Whether the container's first process is in the same container cgroups: all of them, in every tree.
+fn shares_cgroups(first: u32, candidate: &Candidate) -> bool {
+    let Ok(process) = Process::pin(first) else { return false };
+    let Ok(cgroup) = process.content("cgroup", CGROUP_MAX) else { return false };
+    let Ok(of_first) = candidates(&cgroup, &[]) else { return false };
+    let same = |other: &Candidate| {
+        let holds = |a: &Candidate, b: &Candidate| a.seats.iter().all(|seat| b.seats.contains(seat));
+        other.id == candidate.id && holds(other, candidate) && holds(candidate, other)
+    };
+    of_first.iter().any(same) && process.alive().is_ok()
+}

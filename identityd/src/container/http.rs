@@ -1,0 +1,98 @@
+//! HTTP/1.1 over a unix socket: one kind of request, answers bounded in size. Time is the caller's to bound.
+
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+
+use super::circuit::AskError;
+use super::dial::Dial;
+
+/// The largest answer, in bytes.
+const BODY_MAX: usize = 1 << 20;
+/// The largest head of an answer, in bytes.
+const HEAD_MAX: usize = 64 << 10;
+/// Connections that are kept for later.
+const IDLE_MAX: usize = 4;
+
+type Sender = http1::SendRequest<Empty<Bytes>>;
+
+/// A client.
+#[derive(Debug)]
+pub(crate) struct Http {
+    dial: Dial,
+    idle: Mutex<Vec<Sender>>,
+}
+
+impl Http {
+    /// Of whoever answers there.
+    pub(crate) fn new(dial: Dial) -> Self {
+        Self { dial, idle: Mutex::default() }
+    }
+
+    /// The body at this path; `None` if it is not found.
+    ///
+    /// # Errors
+    /// No connection, no HTTP, another status, or a body beyond the bound.
+    pub(crate) async fn get(&self, path: &str) -> Result<Option<Bytes>, AskError> {
+        if let Some(mut idle) = self.idle() {
+            // The server may have closed it just now; a fresh one tells more.
+            if let Ok(response) = idle.send_request(request(path)?).await {
+                return self.read(idle, response).await;
+            }
+        }
+        let mut fresh = self.fresh().await?;
+        let response = fresh.send_request(request(path)?).await.map_err(spoken)?;
+        self.read(fresh, response).await
+    }
+
+    fn idle(&self) -> Option<Sender> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|sender| !sender.is_closed());
+        let ready = idle.iter().position(http1::SendRequest::is_ready)?;
+        Some(idle.swap_remove(ready))
+    }
+
+    async fn fresh(&self) -> Result<Sender, AskError> {
+        let connection = self.dial.connect().await?;
+        let handshake = http1::Builder::new().max_buf_size(HEAD_MAX).handshake(TokioIo::new(connection));
+        let (sender, driver) = handshake.await.map_err(spoken)?;
+        // It ends when the server closes the connection, or when the sender is dropped.
+        tokio::spawn(driver);
+        Ok(sender)
+    }
+
+    async fn read(&self, sender: Sender, response: Response<Incoming>) -> Result<Option<Bytes>, AskError> {
+        let status = response.status();
+        let body = Limited::new(response.into_body(), BODY_MAX).collect().await.map_err(|e| cut(e.as_ref()))?;
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_MAX {
+            idle.push(sender);
+        }
+        match status {
+            StatusCode::OK => Ok(Some(body.to_bytes())),
+            StatusCode::NOT_FOUND => Ok(None),
+            other => Err(AskError::failed(other.as_str())),
+        }
+    }
+}
+
+fn request(path: &str) -> Result<Request<Empty<Bytes>>, AskError> {
+    let request = Request::get(path).header(hyper::header::HOST, "runtime").body(Empty::new());
+    request.map_err(|e| AskError::failed(e.to_string()))
+}
+
+fn spoken(e: hyper::Error) -> AskError {
+    if e.is_parse() { AskError::garbage(e.to_string()) } else { AskError::Unreachable(std::io::Error::other(e)) }
+}
+
+fn cut(e: &(dyn std::error::Error + Send + Sync + 'static)) -> AskError {
+    if e.is::<LengthLimitError>() {
+        return AskError::Garbage(format!("more than {BODY_MAX} bytes"));
+    }
+    AskError::garbage(e.to_string())
+}

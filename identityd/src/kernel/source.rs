@@ -1,0 +1,201 @@
+//! The source that cannot be fooled about who connected: the record that the kernel programs wrote at `connect()`, and
+//! a walk in the kernel for whoever else holds the socket.
+//!
+//! A record without doubts is the whole answer: the process that it names made the socket, asked for the connection and
+//! held it alone. If it hands the socket on later, that is told as soon as somebody else uses it ([`Event::Used`]).
+//!
+//! [`Event::Used`]: crate::events::Event::Used
+
+use std::io;
+use std::sync::Arc;
+
+use bonafide_proto::fingerprint::Execution;
+use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
+use bonafide_proto::kernel::{ConnectRecord, Doubts};
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+
+use super::execs::KernelExecs;
+use super::load::Programs;
+use super::walk::{Calls, Seen, walk};
+use crate::refuse::refuse;
+use crate::sockets::Sockets;
+use crate::source::{Held, SocketSource};
+use crate::sys::diag::Found;
+use crate::sys::namespace::Namespace;
+use crate::walks::Walks;
+
+/// Asks the kernel programs.
+#[derive(Debug)]
+pub(crate) struct KernelSource {
+    netns: NetNs,
+    sockets: Sockets,
+    walks: Walks<Seen>,
+    execs: Arc<KernelExecs>,
+    uses_are_told: bool,
+}
+
+/// What the programs said.
+#[derive(Debug)]
+pub(crate) struct KernelHeld {
+    key: FlowKey,
+    /// Sockets found by their addresses; none where there was a record.
+    sockets: Vec<Found>,
+    executions: Vec<Execution>,
+}
+
+impl Held for KernelHeld {
+    fn executions(&self) -> &[Execution] {
+        &self.executions
+    }
+}
+
+impl KernelSource {
+    /// Opens what it needs besides, in this daemon's own network namespace.
+    ///
+    /// # Errors
+    /// The kernel has no sock_diag, or `/proc` is not mounted.
+    pub(super) fn open(programs: &Arc<Programs>, execs: Arc<KernelExecs>) -> io::Result<Self> {
+        let netns = NetNs(Namespace::own("net")?.ino);
+        let uses_are_told = programs.uses_are_told;
+        let programs = Arc::clone(programs);
+        let walks = Walks::with(move |sought| walk(&programs, sought));
+        Ok(Self { netns, sockets: Sockets::open()?, walks, execs, uses_are_told })
+    }
+
+    async fn connector(&self, key: FlowKey, record: ConnectRecord) -> Result<KernelHeld, AttestRefusal> {
+        named_by(&record)?;
+        let connector = Execution { pid: record.pid, start_ticks: record.start_ticks(), image: record.image };
+        self.unchanged(connector)?;
+        let executions = match alone(record.doubts) {
+            true => vec![connector],
+            false => self.holders(&[record.cookie], SocketRole::Connector).await?,
+        };
+        if !executions.iter().any(|holder| self.execs.is_same(record.image, holder.image)) {
+            let detail = format!("process {} connected the socket, and only another program holds it", record.pid);
+            return refuse(AttestReason::ConnectorDiffers, detail);
+        }
+        Ok(KernelHeld { key, sockets: Vec::new(), executions })
+    }
+
+    async fn by_addresses(&self, key: FlowKey) -> Result<KernelHeld, AttestRefusal> {
+        let sockets = self.sockets.of(key).await?;
+        let cookies: Vec<u64> = sockets.iter().map(|found| number(found.cookie)).collect();
+        let executions = self.holders(&cookies, key.role).await?;
+        Ok(KernelHeld { key, sockets, executions })
+    }
+
+    async fn holders(&self, cookies: &[u64], role: SocketRole) -> Result<Vec<Execution>, AttestRefusal> {
+        let calls = match (self.uses_are_told, role) {
+            (false, _) => Calls::NotBelieved,
+            (true, SocketRole::Connector) => Calls::OfThreads,
+            (true, SocketRole::Listener) => Calls::OfListeners,
+        };
+        self.walks.seek(cookies.to_vec()).await?.holders(cookies, calls)
+    }
+
+    /// Whether the process still runs what it did.
+    fn unchanged(&self, execution: Execution) -> Result<(), AttestRefusal> {
+        let pid = execution.pid;
+        match self.execs.image(pid, execution.start_ticks) {
+            Some(image) if self.execs.is_same(execution.image, image) => Ok(()),
+            Some(_) => refuse(AttestReason::GenerationGone, format!("process {pid} executed another program since")),
+            None => refuse(AttestReason::ProcessGone, format!("process {pid} ended")),
+        }
+    }
+}
+
+impl SocketSource for KernelSource {
+    type Held = KernelHeld;
+
+    fn name(&self) -> &'static str {
+        "kernel"
+    }
+
+    fn reason(&self) -> &str {
+        ""
+    }
+
+    fn sees_connections(&self) -> bool {
+        true
+    }
+
+    async fn holders(&self, key: FlowKey, record: Option<ConnectRecord>) -> Result<KernelHeld, AttestRefusal> {
+        if key.netns != self.netns {
+            let detail = format!("the flow is in network namespace {}, this daemon in {}", key.netns.0, self.netns.0);
+            return refuse(AttestReason::OtherNetns, detail);
+        }
+        match record {
+            Some(record) if key.role == SocketRole::Connector => self.connector(key, record).await,
+            _ => self.by_addresses(key).await,
+        }
+    }
+
+    async fn still_held(&self, held: &KernelHeld) -> Result<(), AttestRefusal> {
+        if !held.sockets.is_empty() && self.sockets.of(held.key).await? != held.sockets {
+            return refuse(AttestReason::GenerationGone, "another socket took the place of the one that was attested");
+        }
+        held.executions.iter().try_for_each(|execution| self.unchanged(*execution))
+    }
+}
+
+/// Whether the record names a program at all.
+fn named_by(record: &ConnectRecord) -> Result<(), AttestRefusal> {
+    let (pid, doubts) = (record.pid, record.doubts);
+    let (reason, detail) = if doubts.contains(Doubts::KERNEL_TASK) {
+        (AttestReason::KernelTask, format!("the kernel itself connected, as process {pid}"))
+    } else if doubts.contains(Doubts::NO_FILE) && record.references == 0 {
+        (AttestReason::HolderUnseen, "the connection is behind no open file, as one of MPTCP's is".to_owned())
+    } else if record.image == 0 {
+        (AttestReason::ExeUnwitnessed, format!("nothing is recorded of what process {pid} executed"))
+    } else if doubts.contains(Doubts::EXE_REPLACED) {
+        (AttestReason::ExeReplaced, format!("process {pid} claims to run another file than the one it executed"))
+    } else if doubts.contains(Doubts::ASKER_DIFFERS) {
+        (AttestReason::ConnectorDiffers, format!("process {pid} began the connection that another program asked for"))
+    } else {
+        return Ok(());
+    };
+    refuse(reason, detail)
+}
+
+/// Whether nobody else can have had the socket when it was connected.
+fn alone(doubts: Doubts) -> bool {
+    doubts.0 & !Doubts::UNWITNESSED.0 == 0
+}
+
+/// A cookie as the kernel counts them: sock_diag tells the lower half first, whatever the byte order.
+fn number(cookie: [u8; 8]) -> u64 {
+    let [a, b, c, d, e, f, g, h] = cookie;
+    u64::from(u32::from_ne_bytes([e, f, g, h])) << 32 | u64::from(u32::from_ne_bytes([a, b, c, d]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(doubts: u32, references: u32, image: u64) -> ConnectRecord {
+        let mut record = ConnectRecord::parse(&[1; 80]).unwrap();
+        (record.doubts, record.references, record.image) = (Doubts(doubts), references, image);
+        record
+    }
+
+    #[test]
+    fn doubts_about_the_connector_itself_are_refusals() {
+        use AttestReason::{ConnectorDiffers, ExeReplaced, ExeUnwitnessed, HolderUnseen, KernelTask};
+        let reason = |record: ConnectRecord| named_by(&record).err().map(|refusal| refusal.reason);
+        assert_eq!(reason(record(0, 1, 5)), None);
+        assert_eq!(reason(record(Doubts::KERNEL_TASK.0, 0, 0)), Some(KernelTask));
+        assert_eq!(reason(record(Doubts::NO_FILE.0, 0, 5)), Some(HolderUnseen));
+        assert_eq!(reason(record(Doubts::NO_FILE.0, 1, 5)), None);
+        assert_eq!(reason(record(Doubts::UNWITNESSED.0, 1, 0)), Some(ExeUnwitnessed));
+        assert_eq!(reason(record(Doubts::EXE_REPLACED.0, 1, 5)), Some(ExeReplaced));
+        assert_eq!(reason(record(Doubts::ASKER_DIFFERS.0, 1, 5)), Some(ConnectorDiffers));
+    }
+
+    #[test]
+    fn only_a_process_that_nobody_witnessed_is_alone_in_spite_of_a_doubt() {
+        assert!(alone(Doubts(0)) && alone(Doubts::UNWITNESSED));
+        for bit in [0, 2, 3, 7] {
+            assert!(!alone(Doubts(1 << bit | Doubts::UNWITNESSED.0)));
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Who holds a socket: one walk of every table of open files, in the kernel.
+//!
+//! A walk also tells whether that is everybody. Each descriptor is one reference to the open file; references that no
+//! descriptor explains are a copy in flight in a unix socket, or in the hands of io_uring, where no walk comes; or a
+//! thread that sits in a call on it, of which there is at most one for each thread of the holders.
+//!
+//! A thread that waits for a listener in poll(2) keeps a reference, too (`__pollwait`, fs/select.c), even if it is its
+//! process's only one. For listeners that is the rule, for sockets that connected the exception: there it is a doubt.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use bonafide_proto::fingerprint::Execution;
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use libbpf_rs::{MapCore as _, MapFlags};
+
+use super::layout::Holder;
+use super::load::{Programs, run};
+use crate::refuse::refuse;
+use crate::source::HOLDERS_MAX;
+
+/// What one walk saw.
+#[derive(Debug, Default)]
+pub(super) struct Seen(Vec<Holder>);
+
+impl Seen {
+    /// Everybody who holds all these sockets between them; each once.
+    ///
+    /// # Errors
+    /// `holder-unseen` if nobody holds one of them, or somebody may whom the walk does not see.
+    pub(super) fn holders(&self, cookies: &[u64], calls: Calls) -> Result<Vec<Execution>, AttestRefusal> {
+        let mut executions = BTreeMap::new();
+        for cookie in cookies {
+            let rows: Vec<&Holder> = self.0.iter().filter(|row| row.cookie == *cookie).collect();
+            everybody(&rows, calls)?;
+            for row in rows {
+                executions.insert(row.execution.pid, row.execution);
+            }
+        }
+        if executions.len() > HOLDERS_MAX {
+            return refuse(AttestReason::Unavailable, format!("more than {HOLDERS_MAX} processes hold the socket"));
+        }
+        Ok(executions.into_values().collect())
+    }
+}
+
+/// Whether these descriptors are all that there is of one socket.
+fn everybody(rows: &[&Holder], calls: Calls) -> Result<(), AttestRefusal> {
+    let Some(references) = rows.iter().map(|row| row.references).max() else {
+        return refuse(AttestReason::HolderUnseen, "the socket is in no process's file table");
+    };
+    // Processes may share a table, and the walk's own reference is among them.
+    let descriptors: HashSet<(u64, u32)> = rows.iter().map(|row| (row.table, row.fd)).collect();
+    let explained = u32::try_from(descriptors.len()).unwrap_or(u32::MAX).saturating_add(1);
+    let unexplained = references.saturating_sub(explained);
+    if unexplained > in_calls(rows, calls) {
+        let detail = format!("{unexplained} references to the socket are in no process's file table");
+        return refuse(AttestReason::HolderUnseen, detail);
+    }
+    Ok(())
+}
+
+/// Which references may be those of calls under way. One that hides among them is told of as soon as it is used; where
+/// that is not told, none is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Calls {
+    /// None.
+    NotBelieved,
+    /// One of each thread, of processes that have several.
+    OfThreads,
+    /// One of each thread.
+    OfListeners,
+}
+
+fn in_calls(rows: &[&Holder], believed: Calls) -> u32 {
+    if believed == Calls::NotBelieved {
+        return 0;
+    }
+    let processes: BTreeMap<u32, u32> = rows.iter().map(|row| (row.execution.pid, calls(row, believed))).collect();
+    processes.values().fold(0, |sum, calls| sum.saturating_add(*calls))
+}
+
+/// A process with one thread takes no reference of its own for a call (`fdget`, fs/file.c), except by io_uring and to poll.
+fn calls(row: &Holder, believed: Calls) -> u32 {
+    match (row.threads, row.uses_io_uring) {
+        (0 | 1, false) if believed == Calls::OfListeners => 1,
+        (0 | 1, false) => 0,
+        (threads, false) => threads,
+        (threads, true) => threads.saturating_add(IN_RING),
+    }
+}
+
+/// Requests on one socket that may be under way in a ring.
+const IN_RING: u32 = 64;
+
+/// Walks.
+///
+/// # Errors
+/// Why it could not, in words.
+pub(super) fn walk(programs: &Arc<Programs>, sought: &HashSet<u64>) -> Result<Seen, String> {
+    for cookie in sought {
+        let sought = programs.sought.update(&cookie.to_ne_bytes(), &[1], MapFlags::ANY);
+        sought.map_err(|e| format!("too many sockets are sought: {e}"))?;
+    }
+    let said = run(&programs.holders).map_err(|e| format!("the kernel's walk failed: {e}"));
+    for cookie in sought {
+        // It was entered above.
+        let _ = programs.sought.delete(&cookie.to_ne_bytes());
+    }
+    Ok(Seen(said?.chunks_exact(Holder::SIZE).filter_map(Holder::read).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(pid: u32, table: u64, fd: u32, references: u32) -> Holder {
+        let execution = Execution { pid, start_ticks: 1, image: 1 };
+        Holder { cookie: 7, table, execution, fd, references, threads: 1, uses_io_uring: false }
+    }
+
+    fn holders(rows: &[Holder]) -> Result<Vec<u32>, AttestReason> {
+        let held = Seen(rows.to_vec()).holders(&[7], Calls::OfThreads);
+        held.map(|held| held.iter().map(|e| e.pid).collect()).map_err(|refusal| refusal.reason)
+    }
+
+    #[test]
+    fn descriptors_that_explain_every_reference_are_everybody() {
+        assert_eq!(holders(&[row(1, 1, 3, 2)]), Ok(vec![1]));
+        assert_eq!(holders(&[row(2, 2, 3, 4), row(1, 1, 3, 4), row(1, 1, 4, 4)]), Ok(vec![1, 2]));
+        // One table, shared by two processes.
+        assert_eq!(holders(&[row(1, 1, 3, 2), row(2, 1, 3, 2)]), Ok(vec![1, 2]));
+    }
+
+    #[test]
+    fn a_reference_that_nothing_explains_is_a_holder_unseen() {
+        assert_eq!(holders(&[row(1, 1, 3, 3)]), Err(AttestReason::HolderUnseen));
+        assert_eq!(holders(&[row(1, 1, 3, 3), row(2, 1, 3, 3)]), Err(AttestReason::HolderUnseen));
+        assert_eq!(holders(&[]), Err(AttestReason::HolderUnseen));
+    }
+
+    #[test]
+    fn threads_may_sit_in_calls_where_uses_are_told() {
+        let threads = Holder { threads: 2, ..row(1, 1, 3, 4) };
+        assert_eq!(holders(&[threads]), Ok(vec![1]));
+        assert_eq!(holders(&[Holder { references: 5, ..threads }]), Err(AttestReason::HolderUnseen));
+        assert!(Seen(vec![threads]).holders(&[7], Calls::NotBelieved).is_err());
+    }
+
+    #[test]
+    fn who_polls_a_listener_keeps_a_reference_to_it() {
+        let polled = |references| Seen(vec![row(1, 1, 3, references)]).holders(&[7], Calls::OfListeners);
+        assert!(polled(2).is_ok() && polled(3).is_ok());
+        assert!(polled(4).is_err());
+    }
+}

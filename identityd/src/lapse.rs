@@ -1,0 +1,200 @@
+//! Lapses: what was attested before and is so no longer, told to everybody who remembers answers.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bonafide_proto::fingerprint::{Digest, Execution};
+use bonafide_proto::refusal::AttestReason;
+use bonafide_proto::wire::node as wire;
+use tokio::sync::broadcast;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
+
+/// Lapses that may wait for a listener who is slow; beyond that it is told that everything lapsed.
+const WAITING_MAX: usize = 4096;
+
+/// What has to be asked again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Lapsed {
+    /// The evidence about this execution changed.
+    Execution(Execution),
+    /// Somebody used this socket who is not the program that was attested.
+    Flow {
+        /// Of the program's socket.
+        local: SocketAddr,
+        /// Of the program's socket.
+        remote: SocketAddr,
+        /// Who used it.
+        used_by: Execution,
+    },
+    /// Events were lost.
+    Everything,
+    /// These digests are in quarantine now: all that are, sorted.
+    Quarantine(Vec<Digest>),
+}
+
+/// A lapse, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lapse {
+    /// What has to be asked again.
+    pub(crate) what: Lapsed,
+    /// Which doubt arose.
+    pub(crate) reason: AttestReason,
+    /// What changed, in words.
+    pub(crate) detail: String,
+}
+
+/// Where lapses are told, and heard. Clones are of one hub.
+#[derive(Debug, Clone)]
+pub(crate) struct Lapses {
+    told: broadcast::Sender<Lapse>,
+    quarantined: Arc<Mutex<Arc<BTreeSet<Digest>>>>,
+}
+
+impl Lapses {
+    /// A hub to which nobody listens yet.
+    pub(crate) fn new() -> Self {
+        Self { told: broadcast::Sender::new(WAITING_MAX), quarantined: Arc::default() }
+    }
+
+    /// From now on these digests are in quarantine, and no others: tells everybody who listens, now or later.
+    pub(crate) fn quarantine(&self, digests: Arc<BTreeSet<Digest>>) {
+        let mut quarantined = self.quarantined.lock().unwrap_or_else(PoisonError::into_inner);
+        self.tell(in_quarantine(&digests));
+        *quarantined = digests;
+    }
+
+    /// Tells everybody who listens.
+    pub(crate) fn tell(&self, lapse: Lapse) {
+        tracing::debug!(what = ?lapse.what, reason = %lapse.reason, detail = lapse.detail, "lapsed");
+        // Nobody listens: nobody remembers.
+        let _ = self.told.send(lapse);
+    }
+
+    /// `ready`, then the digests in quarantine, then every lapse from now on. Who falls behind is told that everything
+    /// lapsed, and what is in quarantine by then.
+    pub(crate) fn listen(&self) -> Heard {
+        use wire::lapse::Of;
+        // Between these two lines nothing changes unheard: who changes it holds the lock.
+        let quarantined = self.quarantined.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = BroadcastStream::new(self.told.subscribe());
+        let ready = wire::Lapse { of: Some(Of::Ready(true)), reason: String::new(), detail: String::new() };
+        let first = VecDeque::from([ready, in_quarantine(&quarantined).into()]);
+        Heard { first, told, quarantined: Arc::clone(&self.quarantined) }
+    }
+}
+
+fn in_quarantine(digests: &BTreeSet<Digest>) -> Lapse {
+    let detail = format!("{} digests are in quarantine", digests.len());
+    Lapse { what: Lapsed::Quarantine(digests.iter().copied().collect()), reason: AttestReason::Quarantined, detail }
+}
+
+/// What a listener hears; it never ends.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    first: VecDeque<wire::Lapse>,
+    told: BroadcastStream<Lapse>,
+    quarantined: Arc<Mutex<Arc<BTreeSet<Digest>>>>,
+}
+
+impl Heard {
+    fn behind(&mut self, missed: u64) -> wire::Lapse {
+        let quarantined = self.quarantined.lock().unwrap_or_else(PoisonError::into_inner);
+        self.first.push_back(in_quarantine(&quarantined).into());
+        let detail = format!("{missed} changes were not told in time");
+        Lapse { what: Lapsed::Everything, reason: AttestReason::Unavailable, detail }.into()
+    }
+}
+
+impl Stream for Heard {
+    type Item = wire::Lapse;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<wire::Lapse>> {
+        if let Some(first) = self.first.pop_front() {
+            return Poll::Ready(Some(first));
+        }
+        let told = std::task::ready!(Pin::new(&mut self.told).poll_next(cx));
+        Poll::Ready(told.map(|told| match told {
+            Ok(lapse) => lapse.into(),
+            Err(BroadcastStreamRecvError::Lagged(missed)) => self.behind(missed),
+        }))
+    }
+}
+
+impl From<Lapse> for wire::Lapse {
+    fn from(lapse: Lapse) -> Self {
+        use wire::lapse::{Flow, Of};
+        let of = match lapse.what {
+            Lapsed::Execution(execution) => Of::Execution(execution.into()),
+            Lapsed::Flow { local, remote, used_by } => {
+                Of::Flow(Flow { local: Some(local.into()), remote: Some(remote.into()), used_by: Some(used_by.into()) })
+            }
+            Lapsed::Everything => Of::Everything(true),
+            Lapsed::Quarantine(digests) => {
+                Of::Quarantine(wire::Quarantine { sha256: digests.iter().map(|digest| digest.0.to_vec()).collect() })
+            }
+        };
+        Self { of: Some(of), reason: lapse.reason.as_str().to_owned(), detail: lapse.detail }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::StreamExt as _;
+    use wire::lapse::Of;
+
+    use super::*;
+
+    fn lapse(pid: u32) -> Lapse {
+        let execution = Execution { pid, start_ticks: 1, image: 2 };
+        Lapse { what: Lapsed::Execution(execution), reason: AttestReason::GenerationGone, detail: "exec".into() }
+    }
+
+    async fn next(heard: &mut Heard) -> Of {
+        heard.next().await.unwrap().of.unwrap()
+    }
+
+    fn quarantined(digests: &[Digest]) -> Of {
+        Of::Quarantine(wire::Quarantine { sha256: digests.iter().map(|digest| digest.0.to_vec()).collect() })
+    }
+
+    #[tokio::test]
+    async fn who_listens_is_told_what_lapses_from_then_on() {
+        let lapses = Lapses::new();
+        lapses.tell(lapse(1));
+        let mut heard = lapses.listen();
+        lapses.tell(lapse(2));
+        assert_eq!(next(&mut heard).await, Of::Ready(true));
+        assert_eq!(next(&mut heard).await, quarantined(&[]));
+        assert_eq!(heard.next().await.unwrap(), lapse(2).into());
+    }
+
+    #[tokio::test]
+    async fn who_listens_is_told_what_is_in_quarantine_now_and_later() {
+        let lapses = Lapses::new();
+        lapses.quarantine(Arc::new(BTreeSet::from([Digest([1; 32])])));
+        let mut heard = lapses.listen();
+        assert_eq!(next(&mut heard).await, Of::Ready(true));
+        assert_eq!(next(&mut heard).await, quarantined(&[Digest([1; 32])]));
+        lapses.quarantine(Arc::new(BTreeSet::from([Digest([2; 32]), Digest([1; 32])])));
+        assert_eq!(next(&mut heard).await, quarantined(&[Digest([1; 32]), Digest([2; 32])]));
+    }
+
+    #[tokio::test]
+    async fn who_is_slow_is_told_that_everything_lapsed() {
+        let lapses = Lapses::new();
+        let mut heard = lapses.listen();
+        lapses.quarantine(Arc::new(BTreeSet::from([Digest([1; 32])])));
+        for pid in 0..=u32::try_from(WAITING_MAX).unwrap() {
+            lapses.tell(lapse(pid));
+        }
+        assert_eq!(next(&mut heard).await, Of::Ready(true));
+        assert_eq!(next(&mut heard).await, quarantined(&[]));
+        assert_eq!(next(&mut heard).await, Of::Everything(true));
+        assert_eq!(next(&mut heard).await, quarantined(&[Digest([1; 32])]));
+    }
+}

@@ -1,0 +1,166 @@
+//! A flow that is over, and how it ended: pure.
+
+use std::net::{IpAddr, SocketAddr};
+
+use bonafide_proto::fingerprint::Execution;
+use bonafide_proto::observed::{Ending, Protocol};
+
+use super::layout::{StepEvent, Tally};
+
+/// States of TCP (`include/net/tcp_states.h`).
+const SYN_SENT: u8 = 2;
+const ESTABLISHED: u8 = 1;
+const CLOSE_WAIT: u8 = 8;
+
+/// Errors as errno(3) has them.
+mod errno {
+    use rustix::io::Errno;
+
+    pub(super) const ABORTED: i32 = Errno::CONNABORTED.raw_os_error();
+    pub(super) const NOBODY_THERE: [i32; 7] = [
+        Errno::CONNREFUSED.raw_os_error(),
+        Errno::HOSTUNREACH.raw_os_error(),
+        Errno::NETUNREACH.raw_os_error(),
+        Errno::NOPROTOOPT.raw_os_error(),
+        Errno::ACCESS.raw_os_error(),
+        Errno::HOSTDOWN.raw_os_error(),
+        Errno::NONET.raw_os_error(),
+    ];
+}
+
+/// A flow that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Flow {
+    pub(super) protocol: Protocol,
+    pub(super) cookie: u64,
+    pub(super) source: bool,
+    pub(super) local: SocketAddr,
+    pub(super) remote: SocketAddr,
+    /// Nanoseconds since boot.
+    pub(super) began_ns: u64,
+    pub(super) ended_ns: u64,
+    /// By the program here.
+    pub(super) sent: u64,
+    pub(super) received: u64,
+    pub(super) who: Option<Execution>,
+    pub(super) ending: Ending,
+    /// It is not over: only the other end's node shall hear of it.
+    pub(super) lives: bool,
+}
+
+impl Flow {
+    /// Of a connection's last event.
+    pub(super) fn closed(event: &StepEvent) -> Self {
+        Self {
+            protocol: Protocol::Tcp,
+            cookie: event.cookie,
+            source: event.source,
+            local: event.local,
+            remote: event.remote,
+            began_ns: event.began_ns,
+            ended_ns: event.at_ns,
+            sent: if event.established { event.sent } else { 0 },
+            received: if event.established { event.received } else { 0 },
+            who: event.who,
+            ending: ending(event),
+            lives: false,
+        }
+    }
+
+    /// Of what was counted of datagrams. `local_ip` for a socket that has none of its own.
+    pub(super) fn silent(cookie: u64, tally: &Tally, remote: SocketAddr, local_ip: Option<IpAddr>) -> Self {
+        let mut local = tally.local;
+        if let Some(ip) = local_ip.filter(|_| local.ip().is_unspecified()) {
+            local.set_ip(ip);
+        }
+        Self {
+            protocol: Protocol::Udp,
+            cookie,
+            source: tally.source,
+            local,
+            remote,
+            began_ns: tally.began_ns,
+            ended_ns: tally.last_ns,
+            sent: tally.sent,
+            received: tally.received,
+            who: tally.who,
+            ending: if tally.refused { Ending::Refused } else { Ending::Closed },
+            lives: false,
+        }
+    }
+
+    /// Of the first datagram.
+    pub(super) fn begun(event: &StepEvent, local_ip: Option<IpAddr>) -> Self {
+        let tally = Tally {
+            began_ns: event.began_ns,
+            last_ns: event.at_ns,
+            sent: 0,
+            received: 0,
+            who: event.who,
+            local: event.local,
+            source: event.source,
+            refused: false,
+        };
+        Self { lives: true, ..Self::silent(event.cookie, &tally, event.remote, local_ip) }
+    }
+}
+
+fn ending(event: &StepEvent) -> Ending {
+    let error = i32::try_from(event.error).unwrap_or_default();
+    if !event.established || event.state == SYN_SENT {
+        return if errno::NOBODY_THERE.contains(&error) { Ending::Refused } else { Ending::Unanswered };
+    }
+    match (error, event.state) {
+        (errno::ABORTED, _) => Ending::ResetHere,
+        // Closed with data unread, or told not to linger: nobody said goodbye.
+        (0, ESTABLISHED | CLOSE_WAIT) => Ending::ResetHere,
+        (0, _) => Ending::Closed,
+        // By the other end, or it has fallen silent.
+        _ => Ending::ResetThere,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::Step;
+    use super::*;
+
+    fn closed(established: bool, state: u8, error: u32) -> Ending {
+        let addr = "10.0.0.1:1".parse().unwrap();
+        let flow = Flow::closed(&StepEvent {
+            at_ns: 2,
+            began_ns: 1,
+            cookie: 3,
+            sent: 4,
+            received: 5,
+            who: None,
+            local: addr,
+            remote: addr,
+            step: Step::Closed,
+            error,
+            datagrams: false,
+            source: true,
+            state,
+            established,
+            talk: [0; 32],
+        });
+        assert_eq!((flow.sent, flow.received), if established { (4, 5) } else { (0, 0) });
+        flow.ending
+    }
+
+    #[test]
+    fn the_last_state_and_the_error_say_how_it_ended() {
+        assert_eq!(closed(false, SYN_SENT, 111), Ending::Refused);
+        assert_eq!(closed(false, SYN_SENT, 113), Ending::Refused);
+        assert_eq!(closed(false, SYN_SENT, 110), Ending::Unanswered);
+        assert_eq!(closed(false, SYN_SENT, 0), Ending::Unanswered);
+        assert_eq!(closed(true, ESTABLISHED, 104), Ending::ResetThere);
+        assert_eq!(closed(true, CLOSE_WAIT, 32), Ending::ResetThere);
+        assert_eq!(closed(true, ESTABLISHED, 0), Ending::ResetHere);
+        assert_eq!(closed(true, ESTABLISHED, 110), Ending::ResetThere);
+        // LAST_ACK, FIN_WAIT2, CLOSING.
+        for state in [9, 5, 11] {
+            assert_eq!(closed(true, state, 0), Ending::Closed);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The two halves of a flow, joined so that one record names both ends. Pure; bounded; nobody waits long.
+
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use bonafide_proto::name::NodeName;
+use bonafide_proto::observed::{Ending, FlowName, ObservedFlow, There};
+
+/// How long a half waits for the other one.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long another node's half is kept for one of ours that comes later.
+const KEPT: Duration = Duration::from_secs(10);
+/// Halves that wait, and halves that are kept.
+const HALVES_MAX: usize = 1 << 14;
+
+/// Which half: the source's, or not.
+type Key = (FlowName, bool);
+
+/// Another node's half.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Theirs {
+    /// Whose it is, as the authority knows it.
+    pub(super) node: NodeName,
+    pub(super) flow: ObservedFlow,
+}
+
+impl Borrow<ObservedFlow> for Theirs {
+    fn borrow(&self) -> &ObservedFlow {
+        &self.flow
+    }
+}
+
+/// Halves without the other one.
+#[derive(Debug)]
+pub(super) struct Joining {
+    node: Option<NodeName>,
+    ours: HashMap<Key, (ObservedFlow, Instant)>,
+    theirs: HashMap<Key, (Theirs, Instant)>,
+}
+
+impl Joining {
+    /// On this node.
+    pub(super) fn new(node: Option<NodeName>) -> Self {
+        Self { node, ours: HashMap::new(), theirs: HashMap::new() }
+    }
+
+    /// One of ours: what can be told now.
+    pub(super) fn ours(&mut self, flow: ObservedFlow, now: Instant) -> Vec<ObservedFlow> {
+        // The other end did not take part.
+        if matches!(flow.ending, Ending::Refused | Ending::Unanswered) || self.ours.len() >= HALVES_MAX {
+            return vec![flow];
+        }
+        if let Some(theirs) = take(&mut self.theirs, &flow) {
+            return vec![joined(flow, &theirs.flow, Some(&theirs.node))];
+        }
+        if let Some(other) = take(&mut self.ours, &flow) {
+            let node = self.node.as_ref();
+            return vec![joined(other.clone(), &flow, node), joined(flow, &other, node)];
+        }
+        let before = self.ours.insert(key(&flow), (flow, now));
+        before.map(|(before, _)| before).into_iter().collect()
+    }
+
+    /// Another node's: what can be told now.
+    pub(super) fn theirs(&mut self, theirs: Theirs, now: Instant) -> Option<ObservedFlow> {
+        if let Some(ours) = take(&mut self.ours, &theirs.flow) {
+            return Some(joined(ours, &theirs.flow, Some(&theirs.node)));
+        }
+        if self.theirs.len() < HALVES_MAX {
+            self.theirs.insert(key(&theirs.flow), (theirs, now));
+        }
+        None
+    }
+
+    /// Those of ours that have waited long enough.
+    pub(super) fn alone(&mut self, now: Instant) -> Vec<ObservedFlow> {
+        self.theirs.retain(|_, (_, since)| now.saturating_duration_since(*since) < KEPT);
+        let late = |since: Instant| now.saturating_duration_since(since) >= PATIENCE;
+        self.ours.extract_if(|_, (_, since)| late(*since)).map(|(_, (flow, _))| flow).collect()
+    }
+}
+
+fn key(flow: &ObservedFlow) -> Key {
+    (flow.name(), flow.source)
+}
+
+/// The other half of the same flow.
+fn take<T: Borrow<ObservedFlow>>(from: &mut HashMap<Key, (T, Instant)>, other: &ObservedFlow) -> Option<T> {
+    let key = (other.name(), !other.source);
+    if !from.get(&key)?.0.borrow().overlaps(other) {
+        return None;
+    }
+    from.remove(&key).map(|(flow, _)| flow)
+}
+
+/// Both call it by the source's name for it.
+fn joined(mut half: ObservedFlow, other: &ObservedFlow, node: Option<&NodeName>) -> ObservedFlow {
+    if !half.source {
+        half.id.clone_from(&other.id);
+    }
+    half.there = Some(There { node: node.cloned(), attested: other.here.clone() });
+    half
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bonafide_proto::observed::Protocol;
+    use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+
+    fn flow(source: bool, ending: Ending, started_ns: i64) -> ObservedFlow {
+        let (a, b) = ("10.0.0.1:4000".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
+        let (local, remote) = if source { (a, b) } else { (b, a) };
+        ObservedFlow {
+            id: if source { "aa" } else { "bb" }.to_owned(),
+            protocol: Protocol::Tcp,
+            source,
+            local,
+            remote,
+            started_ns,
+            ended_ns: started_ns + 1,
+            sent: 0,
+            received: 0,
+            ending,
+            here: Err(AttestRefusal::new(AttestReason::ProcessGone, if source { "source" } else { "destination" })),
+            there: None,
+        }
+    }
+
+    fn theirs(started_ns: i64) -> Theirs {
+        Theirs { node: "b".parse().unwrap(), flow: flow(false, Ending::Closed, started_ns) }
+    }
+
+    fn there(flow: &ObservedFlow) -> String {
+        flow.there.as_ref().unwrap().attested.as_ref().unwrap_err().detail.clone()
+    }
+
+    #[test]
+    fn two_halves_of_one_host_name_each_other_whichever_comes_first() {
+        for first in [true, false] {
+            let mut joining = Joining::new(Some("a".parse().unwrap()));
+            let now = Instant::now();
+            assert!(joining.ours(flow(first, Ending::Closed, 7), now).is_empty());
+            let both = joining.ours(flow(!first, Ending::Closed, 8), now);
+            assert_eq!(both.len(), 2);
+            for half in &both {
+                assert_eq!(half.id, "aa");
+                assert_eq!(there(half), if half.source { "destination" } else { "source" });
+                assert_eq!(half.there.as_ref().unwrap().node, Some("a".parse().unwrap()));
+            }
+            assert!(joining.alone(now + PATIENCE).is_empty());
+        }
+    }
+
+    #[test]
+    fn another_node_s_half_is_waited_for_and_kept() {
+        let now = Instant::now();
+        let mut joining = Joining::new(None);
+        assert!(joining.ours(flow(true, Ending::Closed, 7), now).is_empty());
+        let whole = joining.theirs(theirs(9), now).unwrap();
+        assert_eq!(there(&whole), "destination");
+        assert_eq!(whole.there.unwrap().node, Some("b".parse().unwrap()));
+        assert_eq!(joining.theirs(theirs(9), now), None);
+        assert_eq!(there(&joining.ours(flow(true, Ending::Closed, 9), now)[0]), "destination");
+    }
+
+    #[test]
+    fn nobody_waits_long_or_for_nothing() {
+        let now = Instant::now();
+        let mut joining = Joining::new(None);
+        for ending in [Ending::Refused, Ending::Unanswered] {
+            assert_eq!(joining.ours(flow(true, ending, 7), now).len(), 1);
+        }
+        assert!(joining.ours(flow(true, Ending::Closed, 7), now).is_empty());
+        assert!(joining.alone(now).is_empty());
+        assert_eq!(joining.alone(now + PATIENCE).len(), 1);
+    }
+
+    #[test]
+    fn a_port_that_is_used_again_is_another_flow() {
+        let now = Instant::now();
+        let mut joining = Joining::new(None);
+        assert!(joining.ours(flow(true, Ending::Closed, 0), now).is_empty());
+        let later = 10_000_000_000;
+        assert_eq!(joining.theirs(theirs(later), now), None);
+        let earlier = joining.ours(flow(true, Ending::Closed, later + 1), now);
+        assert_eq!(there(&earlier[0]), "destination", "the half that was kept is the later one's");
+        assert_eq!(joining.alone(now + PATIENCE).len(), 1);
+    }
+}

@@ -1,0 +1,453 @@
+//! Flows that nobody stands in, told when they are over, with the program at this end.
+//!
+//! The kernel programs are loaded when the first listener comes and gone with the last. Everything that waits is
+//! bounded; what finds no room is counted, and the listeners are told how much.
+//!
+//! | module | |
+//! |---|---|
+//! | `programs` | the kernel programs, and what they count |
+//! | `layout` | what they say |
+//! | `flow` | what it means |
+//! | `acquaintances` | who the programs are, asked while they live |
+//! | `joining` | the two halves of a flow inside one host, or between two |
+//! | `sharing` | how halves reach the other end's node |
+//!
+//! # What is not seen
+//! * Connections that were established before anybody listened, and those that only the destination's kernel knows: a
+//!   SYN to a port where nobody listens, or whose handshake is never done. The source's end has both.
+//! * What the kernel itself sends (`WireGuard`, VXLAN, NFS), raw sockets, and protocols other than TCP and UDP.
+
+mod acquaintances;
+mod flow;
+mod joining;
+mod layout;
+mod programs;
+mod sharing;
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bonafide_proto::clock::SharedClock;
+use bonafide_proto::name::NodeName;
+use bonafide_proto::observed::{Attested, ObservedFlow, Protocol};
+use bonafide_proto::wire::node as wire;
+use tokio::sync::{mpsc, oneshot};
+
+use acquaintances::Acquaintances;
+pub(crate) use acquaintances::{Asked, Attests};
+use flow::Flow;
+use joining::{Joining, Theirs};
+use layout::{Step, StepEvent, Talk};
+use programs::Programs;
+use sharing::Sharing;
+
+use crate::bundle::Authority;
+use crate::kernel::Ground;
+
+/// Flows that may wait for a listener who is slow.
+const WAITING_MAX: usize = 8192;
+/// A flow of datagrams ends when nothing was heard for so long.
+const SILENCE: Duration = Duration::from_secs(30);
+/// How often listeners, losses and silence are looked at.
+const ROUND: Duration = Duration::from_secs(1);
+/// Sockets whose flows of datagrams are remembered, so that they end with it; the others end in silence.
+const SOCKETS_MAX: usize = 1 << 16;
+
+/// Takes orders to observe.
+#[derive(Debug, Clone)]
+pub(crate) struct Observatory {
+    orders: mpsc::Sender<Order>,
+}
+
+#[derive(Debug)]
+struct Order {
+    wish: Wish,
+    accepted: oneshot::Sender<Result<mpsc::Receiver<wire::ObservedFlow>, String>>,
+}
+
+impl Observatory {
+    /// One that is ready to observe.
+    pub(crate) fn open(
+        ground: Ground,
+        attests: Arc<dyn Attests>,
+        authority: Authority,
+        node: Option<NodeName>,
+        clock: SharedClock,
+    ) -> Self {
+        let (orders, taken) = mpsc::channel(16);
+        tokio::spawn(Observer::new(ground, attests, authority, node, clock).run(taken));
+        Self { orders }
+    }
+
+    /// Flows that end from now on.
+    ///
+    /// # Errors
+    /// Why that cannot be, in words.
+    pub(crate) async fn listen(&self, wish: Wish) -> Result<mpsc::Receiver<wire::ObservedFlow>, String> {
+        let (accepted, answer) = oneshot::channel();
+        let gone = || "the observer has ended".to_owned();
+        self.orders.send(Order { wish, accepted }).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+/// What somebody wants to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wish {
+    /// Also of connections that begin from now on.
+    pub(crate) connections: bool,
+    /// Nothing is told here: others are told.
+    pub(crate) quiet: bool,
+}
+
+/// Somebody who wants to know.
+#[derive(Debug)]
+struct Listener {
+    wish: Wish,
+    told: mpsc::Sender<wire::ObservedFlow>,
+    /// Flows that found no room since it was last told.
+    missed: u64,
+}
+
+/// The programs at work, and what is remembered meanwhile.
+struct Work {
+    programs: Programs,
+    heard: mpsc::Receiver<StepEvent>,
+    acquaintances: Acquaintances,
+    sharing: Sharing,
+    /// By the socket.
+    talks: HashMap<u64, Vec<Talk>>,
+    /// By the remote.
+    partners: HashMap<SocketAddr, Vec<Talk>>,
+    moment: Moment,
+    missed: u64,
+}
+
+struct Observer {
+    ground: Ground,
+    attests: Arc<dyn Attests>,
+    authority: Authority,
+    clock: SharedClock,
+    listeners: Vec<Listener>,
+    joining: Joining,
+    work: Option<Work>,
+}
+
+/// What happened next.
+enum News {
+    Order(Option<Order>),
+    Step(StepEvent),
+    Answered(Vec<(Flow, Attested)>),
+    Theirs(Box<Theirs>),
+    Round,
+}
+
+impl Observer {
+    fn new(
+        ground: Ground,
+        attests: Arc<dyn Attests>,
+        authority: Authority,
+        node: Option<NodeName>,
+        clock: SharedClock,
+    ) -> Self {
+        let joining = Joining::new(node);
+        Self { ground, attests, authority, clock, listeners: Vec::new(), joining, work: None }
+    }
+
+    async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        let mut round = tokio::time::interval(ROUND);
+        loop {
+            let news = match &mut self.work {
+                None => News::Order(orders.recv().await),
+                Some(work) => tokio::select! {
+                    order = orders.recv() => News::Order(order),
+                    Some(step) = work.heard.recv() => News::Step(step),
+                    answered = work.acquaintances.answered() => News::Answered(answered),
+                    Some(theirs) = work.sharing.theirs.recv() => News::Theirs(Box::new(theirs)),
+                    _ = round.tick() => News::Round,
+                },
+            };
+            match news {
+                News::Order(None) => return,
+                News::Order(Some(order)) => self.accept(order),
+                News::Step(step) => self.step(&step),
+                News::Answered(flows) => flows.into_iter().for_each(|(flow, who)| self.tell(flow, who)),
+                News::Theirs(theirs) => self.meet(*theirs),
+                News::Round => self.round(),
+            }
+        }
+    }
+
+    fn accept(&mut self, order: Order) {
+        let (told, flows) = mpsc::channel(WAITING_MAX);
+        self.listeners.push(Listener { wish: order.wish, told, missed: 0 });
+        let outcome = self.settle().map_err(|e| e.to_string());
+        if outcome.is_err() {
+            self.listeners.pop();
+        }
+        // Whoever asked may be gone already; the next round sees it.
+        let _ = order.accepted.send(outcome.map(|()| flows));
+    }
+
+    /// Programs as the listeners want them.
+    fn settle(&mut self) -> Result<(), programs::ObserveError> {
+        if self.listeners.is_empty() {
+            if self.work.take().is_some() {
+                tracing::info!("nobody wants to know of flows any more");
+            }
+            return Ok(());
+        }
+        let connections = self.listeners.iter().any(|listener| listener.wish.connections);
+        match &self.work {
+            Some(work) => work.programs.want(connections),
+            None => {
+                let (programs, heard) = Programs::load(&self.ground, connections)?;
+                tracing::info!(connections, "flows are observed");
+                let acquaintances = Acquaintances::new(Arc::clone(&self.attests));
+                self.work = Some(Work {
+                    programs,
+                    heard,
+                    acquaintances,
+                    sharing: Sharing::by(self.authority.issuance()),
+                    talks: HashMap::new(),
+                    partners: HashMap::new(),
+                    moment: Moment::default(),
+                    missed: 0,
+                });
+                Ok(())
+            }
+        }
+    }
+
+    fn step(&mut self, step: &StepEvent) {
+        let Some(work) = &mut self.work else { return };
+        work.moment = Moment::now(step.at_ns);
+        match step.step {
+            Step::Opened if step.datagrams => {
+                work.remember(step);
+                work.acquaintances.begin(step.who);
+                self.begun(step);
+            }
+            Step::Opened | Step::Taken => work.acquaintances.begin(step.who),
+            Step::Established => work.acquaintances.meet(step.who),
+            Step::Refused => {}
+            Step::Closed => self.over(Flow::closed(step)),
+            Step::Released => {
+                for talk in work.talks.get(&step.cookie).cloned().unwrap_or_default() {
+                    self.end_talk(&talk);
+                }
+            }
+        }
+    }
+
+    fn end_talk(&mut self, talk: &Talk) {
+        let Some(remote) = layout::remote_of(talk) else { return };
+        let Some(work) = &mut self.work else { return };
+        work.forget(talk, remote);
+        let Some(tally) = work.programs.end(talk) else { return };
+        let cookie = cookie_of(talk);
+        let local_ip = if tally.local.ip().is_unspecified() { local_ip_towards(remote) } else { None };
+        self.over(Flow::silent(cookie, &tally, remote, local_ip));
+    }
+
+    /// A server's socket is seldom closed. So that its half of a flow can meet the client's, which ends long before the
+    /// silence does, the client's node hears of it while it lives; and it is over when the client's half comes.
+    fn begun(&mut self, step: &StepEvent) {
+        if !step.source && step.local.ip() != step.remote.ip() && step.remote.port() != 0 {
+            let local_ip = if step.local.ip().is_unspecified() { local_ip_towards(step.remote) } else { None };
+            self.over(Flow::begun(step, local_ip));
+        }
+    }
+
+    /// Told at once if the program is known, else as soon as it is.
+    fn over(&mut self, flow: Flow) {
+        let answer = self.work.as_mut().and_then(|work| work.acquaintances.answer(flow));
+        if let Some(who) = answer {
+            self.tell(flow, who);
+        }
+    }
+
+    fn tell(&mut self, flow: Flow, here: Attested) {
+        let Some(work) = &self.work else { return };
+        let lives = flow.lives;
+        let flow = observed(&flow, here, &work.moment, &self.clock);
+        if lives {
+            work.sharing.share(&flow);
+            return;
+        }
+        let whole = self.joining.ours(flow.clone(), Instant::now());
+        if whole.is_empty() && flow.local.ip() != flow.remote.ip() {
+            work.sharing.share(&flow);
+        }
+        self.tell_all(&whole);
+        self.end_partner(&flow);
+    }
+
+    /// Another node's half of a flow.
+    fn meet(&mut self, theirs: Theirs) {
+        let flow = theirs.flow.clone();
+        let whole = self.joining.theirs(theirs, Instant::now());
+        self.tell_all(whole.as_slice());
+        self.end_partner(&flow);
+    }
+
+    /// Where the other end of a flow of datagrams is over, this one is: otherwise only silence tells.
+    fn end_partner(&mut self, other: &ObservedFlow) {
+        if other.protocol != Protocol::Udp {
+            return;
+        }
+        let Some(work) = &self.work else { return };
+        let port = other.remote.port();
+        let is_partner = |talk: &&Talk| work.programs.tally(talk).is_some_and(|tally| tally.local.port() == port);
+        let partners = work.partners.get(&other.local).map(Vec::as_slice).unwrap_or_default();
+        let over: Vec<Talk> = partners.iter().filter(is_partner).copied().collect();
+        for talk in over {
+            self.end_talk(&talk);
+        }
+    }
+
+    fn tell_all(&mut self, flows: &[ObservedFlow]) {
+        for told in flows.iter().map(wire::ObservedFlow::from) {
+            for listener in self.listeners.iter_mut().filter(|listener| !listener.wish.quiet) {
+                listener.tell(told.clone());
+            }
+        }
+    }
+
+    fn round(&mut self) {
+        let alone = self.joining.alone(Instant::now());
+        self.tell_all(&alone);
+        self.listeners.retain(|listener| !listener.told.is_closed());
+        if let Err(e) = self.settle() {
+            tracing::warn!("the kernel programs that see flows cannot be told what is wanted: {e}");
+        }
+        let Some(work) = &mut self.work else { return };
+        let missed = work.programs.missed().saturating_add(work.acquaintances.missed());
+        let new = missed.saturating_sub(std::mem::replace(&mut work.missed, missed));
+        if new > 0 {
+            tracing::warn!(missed = new, "events of flows were lost: some records will be missing or incomplete");
+        }
+        work.acquaintances.forget_old();
+        for listener in &mut self.listeners {
+            listener.missed = listener.missed.saturating_add(new);
+            listener.tell_what_it_missed();
+        }
+        self.end_silent();
+    }
+
+    fn end_silent(&mut self) {
+        let Some(work) = &self.work else { return };
+        let Some(now) = work.moment.boot_ns() else { return };
+        let silence = u64::try_from(SILENCE.as_nanos()).unwrap_or(u64::MAX);
+        let is_silent =
+            |talk: &Talk| work.programs.tally(talk).is_some_and(|tally| now.saturating_sub(tally.last_ns) >= silence);
+        let silent: Vec<Talk> = work.programs.talks().into_iter().filter(is_silent).collect();
+        for talk in silent {
+            self.end_talk(&talk);
+        }
+    }
+}
+
+impl Work {
+    /// So that its flows end with the socket.
+    fn remember(&mut self, step: &StepEvent) {
+        if self.talks.len() < SOCKETS_MAX || self.talks.contains_key(&step.cookie) {
+            self.talks.entry(step.cookie).or_default().push(step.talk);
+        }
+        if self.partners.len() < SOCKETS_MAX || self.partners.contains_key(&step.remote) {
+            self.partners.entry(step.remote).or_default().push(step.talk);
+        }
+    }
+
+    fn forget(&mut self, talk: &Talk, remote: SocketAddr) {
+        drop_from(&mut self.talks, &cookie_of(talk), talk);
+        drop_from(&mut self.partners, &remote, talk);
+    }
+}
+
+impl Listener {
+    fn tell(&mut self, flow: wire::ObservedFlow) {
+        let flow = wire::ObservedFlow { missed: self.missed, ..flow };
+        match self.told.try_send(flow) {
+            Ok(()) => self.missed = 0,
+            Err(_) => self.missed = self.missed.saturating_add(1),
+        }
+    }
+
+    fn tell_what_it_missed(&mut self) {
+        if self.missed > 0 {
+            let only = wire::ObservedFlow { missed: self.missed, ..wire::ObservedFlow::default() };
+            if self.told.try_send(only).is_ok() {
+                self.missed = 0;
+            }
+        }
+    }
+}
+
+/// The kernel's clock, held against ours. It counts while the machine sleeps, which ours need not.
+#[derive(Debug, Clone, Copy, Default)]
+struct Moment {
+    seen: Option<(u64, Instant)>,
+}
+
+impl Moment {
+    fn now(boot_ns: u64) -> Self {
+        Self { seen: Some((boot_ns, Instant::now())) }
+    }
+
+    /// Nanoseconds since boot. `None`: no event was heard yet.
+    fn boot_ns(&self) -> Option<u64> {
+        let (then, seen) = self.seen?;
+        Some(then.saturating_add(u64::try_from(seen.elapsed().as_nanos()).unwrap_or(u64::MAX)))
+    }
+
+    /// Nanoseconds since 1970 of a time since boot.
+    fn wall_ns(&self, boot_ns: u64, clock: &SharedClock) -> i64 {
+        let ago = self.boot_ns().unwrap_or(boot_ns).saturating_sub(boot_ns);
+        let now = u64::try_from(clock.now().as_nanos()).unwrap_or(u64::MAX);
+        i64::try_from(now.saturating_sub(ago)).unwrap_or(i64::MAX)
+    }
+}
+
+fn observed(flow: &Flow, here: Attested, moment: &Moment, clock: &SharedClock) -> ObservedFlow {
+    let (sent, received) = if flow.source { (flow.sent, flow.received) } else { (flow.received, flow.sent) };
+    ObservedFlow {
+        // A socket's cookie is given once while the machine runs, but not each flow has a socket of its own.
+        id: format!("{:016x}{:016x}", flow.cookie, flow.began_ns),
+        protocol: flow.protocol,
+        source: flow.source,
+        local: flow.local,
+        remote: flow.remote,
+        started_ns: moment.wall_ns(flow.began_ns, clock),
+        ended_ns: moment.wall_ns(flow.ended_ns, clock),
+        sent,
+        received,
+        ending: flow.ending,
+        here,
+        there: None,
+    }
+}
+
+fn cookie_of(talk: &Talk) -> u64 {
+    talk.first_chunk().map_or(0, |cookie| u64::from_ne_bytes(*cookie))
+}
+
+fn drop_from<K: Eq + Hash>(talks: &mut HashMap<K, Vec<Talk>>, key: &K, talk: &Talk) {
+    if let Some(all) = talks.get_mut(key) {
+        all.retain(|other| other != talk);
+        if all.is_empty() {
+            talks.remove(key);
+        }
+    }
+}
+
+/// The address that the kernel would send from. Nothing is sent.
+fn local_ip_towards(remote: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;
+    socket.connect(remote).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}

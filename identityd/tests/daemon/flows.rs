@@ -1,0 +1,227 @@
+//! Flows that nobody stands in, as the kernel tells of them.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+
+use bonafide_proto::observed::{Ending, ObservedFlow, Protocol};
+use bonafide_proto::refusal::AttestReason;
+use bonafide_proto::wire::node as wire;
+use tonic::Streaming;
+
+use crate::node::{NOBODY, Node, PATIENCE, digest_of, own_exe, python};
+
+const LOOPBACK: [&str; 2] = ["127.0.0.1", "::1"];
+
+struct Flows(Streaming<wire::ObservedFlow>);
+
+impl Flows {
+    async fn of(node: &Node, connections: bool) -> Self {
+        let answer = node.client.clone().watch_flows(wire::WatchFlowsRequest { connections, quiet: false }).await;
+        Self(answer.unwrap().into_inner())
+    }
+
+    /// The next flow that this picks; other tests have theirs.
+    async fn next(&mut self, picked: impl Fn(&ObservedFlow) -> bool) -> ObservedFlow {
+        let found = async {
+            loop {
+                let flow = self.0.message().await.unwrap().unwrap();
+                assert_eq!(flow.missed, 0);
+                let flow = ObservedFlow::try_from(flow).unwrap();
+                if picked(&flow) {
+                    return flow;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, found).await.expect("no such flow was told of")
+    }
+
+    /// Both ends of a flow inside this host.
+    async fn both(&mut self, source: SocketAddr, destination: SocketAddr) -> [ObservedFlow; 2] {
+        let mut ends = Vec::new();
+        while ends.len() < 2 {
+            let ours = |flow: &ObservedFlow| {
+                let pair = if flow.source { (flow.local, flow.remote) } else { (flow.remote, flow.local) };
+                pair == (source, destination)
+            };
+            ends.push(self.next(ours).await);
+        }
+        ends.sort_by_key(|flow| !flow.source);
+        let ends: [ObservedFlow; 2] = ends.try_into().unwrap();
+        assert_eq!(ends.each_ref().map(|flow| flow.source), [true, false]);
+        let [source, destination] = &ends;
+        assert_eq!(source.id, destination.id);
+        for (here, there) in [(source, destination), (destination, source)] {
+            assert_eq!(here.there.as_ref().unwrap().attested, there.here, "each names the other");
+        }
+        ends
+    }
+}
+
+fn assert_ours(flow: &ObservedFlow) {
+    let here = flow.here.as_ref().unwrap();
+    assert_eq!(here.fingerprint.exe.path, own_exe());
+    assert_eq!(here.fingerprint.exe.digest, digest_of(own_exe()));
+    assert!(here.executions.iter().any(|execution| execution.pid == std::process::id()));
+    assert!(flow.started_ns > 0 && flow.started_ns <= flow.ended_ns);
+}
+
+fn pair(ip: &str) -> (TcpStream, TcpStream, SocketAddr, SocketAddr) {
+    let listener = TcpListener::bind(SocketAddr::new(ip.parse().unwrap(), 0)).unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (server, from) = listener.accept().unwrap();
+    let to = server.local_addr().unwrap();
+    (client, server, from, to)
+}
+
+#[tokio::test]
+async fn a_connection_is_told_of_at_both_ends_with_its_bytes_and_programs() {
+    let node = Node::start(NOBODY).await;
+    let mut flows = Flows::of(&node, true).await;
+    for ip in LOOPBACK {
+        let (mut client, mut server, from, to) = pair(ip);
+        client.write_all(&[1; 1000]).unwrap();
+        server.read_exact(&mut [0; 1000]).unwrap();
+        server.write_all(&[2; 70_000]).unwrap();
+        client.read_exact(&mut vec![0; 70_000]).unwrap();
+        drop(client);
+        assert_eq!(server.read(&mut [0]).unwrap(), 0);
+        drop(server);
+        for flow in flows.both(from, to).await {
+            assert_eq!((flow.protocol, flow.ending), (Protocol::Tcp, Ending::Closed), "{flow:#?}");
+            assert_eq!((flow.sent, flow.received), (1000, 70_000), "{flow:#?}");
+            assert_ours(&flow);
+        }
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn resets_are_told_from_closes_and_who_made_them() {
+    let node = Node::start(NOBODY).await;
+    let mut flows = Flows::of(&node, true).await;
+    for ip in LOOPBACK {
+        let (client, mut server, from, to) = pair(ip);
+        server.write_all(b"unread").unwrap();
+        drop(client);
+        assert!(server.read(&mut [0; 8]).is_err());
+        drop(server);
+        let [source, destination] = flows.both(from, to).await;
+        assert_eq!((source.ending, destination.ending), (Ending::ResetHere, Ending::ResetThere));
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn attempts_that_come_to_nothing_are_told_of() {
+    let node = Node::start(NOBODY).await;
+    let mut flows = Flows::of(&node, true).await;
+    for ip in LOOPBACK {
+        let nobody = TcpListener::bind(SocketAddr::new(ip.parse().unwrap(), 0)).unwrap().local_addr().unwrap();
+        assert!(TcpStream::connect(nobody).is_err());
+        let refused = flows.next(|flow| flow.remote == nobody).await;
+        assert_eq!((refused.ending, refused.source), (Ending::Refused, true));
+        assert_eq!((refused.sent, refused.received), (0, 0));
+        assert_ne!(refused.local.port(), 0);
+        assert_ours(&refused);
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn datagrams_are_counted_until_their_socket_closes() {
+    let node = Node::start(NOBODY).await;
+    let mut flows = Flows::of(&node, false).await;
+    for ip in LOOPBACK {
+        let ip: IpAddr = ip.parse().unwrap();
+        for connected in [true, false] {
+            let server = UdpSocket::bind(SocketAddr::new(ip, 0)).unwrap();
+            let client = UdpSocket::bind(SocketAddr::new(if connected { ip } else { any(ip) }, 0)).unwrap();
+            let to = server.local_addr().unwrap();
+            for _ in 0..3 {
+                if connected {
+                    client.connect(to).unwrap();
+                    client.send(&[0; 100]).unwrap();
+                } else {
+                    client.send_to(&[0; 100], to).unwrap();
+                }
+                let (_, from) = server.recv_from(&mut [0; 200]).unwrap();
+                server.send_to(&[0; 40], from).unwrap();
+                client.recv_from(&mut [0; 200]).unwrap();
+            }
+            let from = SocketAddr::new(ip, client.local_addr().unwrap().port());
+            drop((client, server));
+            for flow in flows.both(from, to).await {
+                assert_eq!((flow.protocol, flow.ending), (Protocol::Udp, Ending::Closed), "{flow:#?}");
+                assert_eq!((flow.sent, flow.received), (300, 120), "{flow:#?}");
+                assert_ours(&flow);
+            }
+        }
+    }
+    node.stop().await;
+}
+
+fn any(ip: IpAddr) -> IpAddr {
+    if ip.is_ipv4() { "0.0.0.0".parse().unwrap() } else { "::".parse().unwrap() }
+}
+
+#[tokio::test]
+async fn a_datagram_to_nobody_is_refused() {
+    let node = Node::start(NOBODY).await;
+    let mut flows = Flows::of(&node, false).await;
+    for ip in LOOPBACK {
+        let ip: IpAddr = ip.parse().unwrap();
+        let nobody = UdpSocket::bind(SocketAddr::new(ip, 0)).unwrap().local_addr().unwrap();
+        let client = UdpSocket::bind(SocketAddr::new(ip, 0)).unwrap();
+        client.connect(nobody).unwrap();
+        client.send(b"hello").unwrap();
+        assert!(client.recv(&mut [0; 8]).is_err());
+        drop(client);
+        let flow = flows.next(|flow| flow.remote == nobody).await;
+        assert_eq!((flow.ending, flow.sent, flow.received), (Ending::Refused, 5, 0));
+    }
+    node.stop().await;
+}
+
+/// A program that is gone before anybody can look at it is refused by name, or known; never taken for another.
+#[tokio::test]
+async fn short_lived_programs_are_known_or_refused_by_name() {
+    let node = Node::start(NOBODY).await;
+    let mut flows = Flows::of(&node, true).await;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = listener.local_addr().unwrap();
+    for _ in 0..5 {
+        let port = to.port();
+        let script = format!("import socket; socket.create_connection(('127.0.0.1', {port})).close()");
+        assert!(Command::new(python()).args(["-c", &script]).status().unwrap().success());
+        drop(listener.accept().unwrap());
+        let source = flows.next(|flow| flow.source && flow.remote == to).await;
+        match &source.here {
+            Ok(here) => {
+                assert_eq!(here.fingerprint.exe.path, std::fs::canonicalize(python()).unwrap().to_str().unwrap())
+            }
+            Err(refusal) => {
+                let named = [AttestReason::ProcessGone, AttestReason::GenerationGone];
+                assert!(named.contains(&refusal.reason), "{refusal:?}");
+            }
+        }
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn connections_are_told_of_only_to_who_wants_them_and_to_their_end() {
+    let node = Node::start(NOBODY).await;
+    let mut datagrams = Flows::of(&node, false).await;
+    let (client, server, _, unheard) = pair("127.0.0.1");
+    let all = Flows::of(&node, true).await;
+    let (kept, kept_server, from, to) = pair("127.0.0.1");
+    drop((client, server));
+    drop(all);
+    drop((kept, kept_server));
+    // The programs stayed for the first listener; what had begun is told of, what was never wanted is not.
+    for flow in datagrams.both(from, to).await {
+        assert_ne!(flow.local, unheard);
+    }
+    node.stop().await;
+}

@@ -1,0 +1,386 @@
+//! What was attested is watched: each test has a program attested, makes something of it change, and hears of it.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use bonafide_proto::convert::Attestation;
+use bonafide_proto::fingerprint::Execution;
+use bonafide_proto::kernel::ConnectRecord;
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::wire::node as wire;
+use bonafide_proto::wire::node::lapse::Of;
+use tonic::Streaming;
+
+use crate::node::{NOBODY, Node, PATIENCE, Program, connector, digest_of, python, sleep};
+use crate::records::record;
+use crate::svids::{Notary, serve};
+
+/// Python that connects, says its own address, and then does what it is told, line by line.
+const OBEYS: &str = r"
+import ctypes, os, socket, sys, time
+libc = ctypes.CDLL(None)
+host, port = sys.argv[-1].rsplit(':', 1)
+s = socket.create_connection((host, int(port)))
+print('%s:%d' % s.getsockname(), flush=True)
+for line in sys.stdin:
+    exec(line)
+    print('done', flush=True)
+";
+
+/// A program that was attested, with its connection, and who hears of its lapses.
+struct Attested {
+    node: Node,
+    program: Program,
+    execution: Execution,
+    local: SocketAddr,
+    remote: SocketAddr,
+    record: Option<ConnectRecord>,
+    lapses: Streaming<wire::Lapse>,
+    _accepted: TcpStream,
+}
+
+impl Attested {
+    /// Runs this Python, as this script or else inline.
+    async fn start(source: &str, python: &Path, script: Option<&str>) -> Self {
+        Self::start_on(Node::start_with(NOBODY, &by(source)).await, python, script).await
+    }
+
+    async fn start_on(node: Node, python: &Path, script: Option<&str>) -> Self {
+        let mut lapses = node.client.clone().watch_lapses(wire::WatchLapsesRequest {}).await.unwrap().into_inner();
+        assert_eq!(heard(&mut lapses).await.of, Some(Of::Ready(true)));
+        assert!(matches!(heard(&mut lapses).await.of, Some(Of::Quarantine(_))));
+
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let remote = server.local_addr().unwrap();
+        let mut command = Command::new(python);
+        match script {
+            Some(name) => {
+                fs::write(node.path(name), OBEYS).unwrap();
+                command.arg(node.path(name));
+            }
+            None => drop(command.args(["-c", OBEYS])),
+        }
+        let mut program =
+            Program::start(command.arg(remote.to_string()).stdin(Stdio::piped()).env("PYTHONHOME", "/usr"));
+        let local = program.address();
+        let (accepted, _) = server.accept().unwrap();
+        let record = record(&node, &accepted);
+        let execution = node.flow_by(connector(local, remote), record).await.unwrap().executions[0];
+        assert_eq!(execution.pid, program.pid());
+        Self { node, program, execution, local, remote, record, lapses, _accepted: accepted }
+    }
+
+    async fn flow(&self) -> Result<Attestation, AttestRefusal> {
+        self.node.flow_by(connector(self.local, self.remote), self.record).await
+    }
+
+    /// Makes it do something, and waits until that is done.
+    fn does(&mut self, line: &str) {
+        self.program.tell(line);
+        assert_eq!(self.program.line(), "done");
+    }
+
+    async fn next(&mut self) -> wire::Lapse {
+        heard(&mut self.lapses).await
+    }
+
+    /// The next thing that is heard: this execution lapsed. Returns what changed.
+    async fn lapsed(&mut self, reason: AttestReason) -> String {
+        let lapse = self.next().await;
+        assert_eq!(lapse.of, Some(Of::Execution(self.execution.into())), "{lapse:?}");
+        assert_eq!(lapse.reason, reason.as_str(), "{lapse:?}");
+        lapse.detail
+    }
+
+    /// Nothing has lapsed so far: what is heard next is a change that is made now.
+    async fn nothing_lapsed(mut self) {
+        self.does("os.setuid(65534)");
+        let detail = self.lapsed(AttestReason::EvidenceChanged).await;
+        assert!(detail.starts_with("uid was 0 and is 65534"), "{detail}");
+    }
+}
+
+/// Each is tried with the kernel programs, and without them.
+macro_rules! by_both {
+    ($($name:ident)*) => {
+        mod kernel {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name("kernel").await;
+            })*
+        }
+
+        mod proc {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name("proc").await;
+            })*
+        }
+    };
+}
+
+by_both! {
+    a_library_mapped_later_is_a_lapse_and_so_is_one_that_changes
+    a_tracer_is_a_lapse
+    another_program_executed_is_a_lapse
+    a_script_changed_in_place_is_a_lapse
+    a_script_replaced_is_a_lapse_and_its_successor_is_watched_too
+    an_executable_replaced_or_moved_is_a_lapse
+    another_user_or_group_is_a_lapse
+    a_child_that_executes_another_program_and_keeps_the_socket_ends_the_flow
+    what_changes_nothing_is_no_lapse
+    an_end_is_no_lapse
+    what_is_put_in_quarantine_lapses_and_is_refused
+}
+
+fn by(source: &str) -> String {
+    format!("source = \"{source}\"")
+}
+
+async fn heard(lapses: &mut Streaming<wire::Lapse>) -> wire::Lapse {
+    tokio::time::timeout(PATIENCE, lapses.message()).await.expect("nothing was heard").unwrap().unwrap()
+}
+
+async fn another_program_executed_is_a_lapse(source: &str) {
+    let mut attested = Attested::start(source, &python(), None).await;
+    attested.program.tell(&format!("os.execv({:?}, ['sleep', '1000'])", sleep()));
+    let lapse = attested.next().await;
+    assert_eq!(lapse.of, Some(Of::Execution(attested.execution.into())), "{lapse:?}");
+    // Where nobody tells of an exec, a look can be first to see what came of it.
+    let seen = attested.execution.image == 0 && lapse.detail.contains(&format!("and is {}", sleep().display()));
+    assert!(seen || lapse.reason == AttestReason::GenerationGone.as_str(), "{lapse:?}");
+}
+
+async fn a_script_changed_in_place_is_a_lapse(source: &str) {
+    let mut attested = Attested::start(source, &python(), Some("app.py")).await;
+    let script = attested.node.path("app.py");
+    let before = digest_of(&script);
+    fs::write(&script, format!("{OBEYS}\n# and more\n")).unwrap();
+    let detail = attested.lapsed(AttestReason::EvidenceChanged).await;
+    assert!(detail.contains(&before.to_string()) && detail.contains(&digest_of(&script).to_string()), "{detail}");
+}
+
+async fn a_script_replaced_is_a_lapse_and_its_successor_is_watched_too(source: &str) {
+    let mut attested = Attested::start(source, &python(), Some("app.py")).await;
+    let (script, new) = (attested.node.path("app.py"), attested.node.path("new.py"));
+    fs::write(&new, OBEYS).unwrap();
+    fs::rename(&new, &script).unwrap();
+    // That was the same content: no lapse. But the file that counts now is another one.
+    attested.flow().await.unwrap();
+    fs::write(&new, "print()").unwrap();
+    fs::rename(&new, &script).unwrap();
+    let detail = attested.lapsed(AttestReason::EvidenceChanged).await;
+    assert!(detail.starts_with("the script") && detail.contains(&digest_of(&script).to_string()), "{detail}");
+}
+
+async fn an_executable_replaced_or_moved_is_a_lapse(source: &str) {
+    let changes: [fn(&Path); 3] = [
+        |exe| {
+            fs::copy(sleep(), exe.with_extension("new")).unwrap();
+            fs::rename(exe.with_extension("new"), exe).unwrap();
+        },
+        |exe| fs::remove_file(exe).unwrap(),
+        |exe| fs::rename(exe, exe.with_extension("old")).unwrap(),
+    ];
+    for change in changes {
+        let node = Node::start_with(NOBODY, &by(source)).await;
+        let copy = node.path("app");
+        fs::copy(python(), &copy).unwrap();
+        let mut attested = Attested::start_on(node, &copy, None).await;
+        change(&copy);
+        let lapse = attested.next().await;
+        assert_eq!(lapse.of, Some(Of::Execution(attested.execution.into())), "{lapse:?}");
+        assert!(lapse.detail.contains("app") || lapse.detail.contains("deleted"), "{lapse:?}");
+    }
+}
+
+async fn another_user_or_group_is_a_lapse(source: &str) {
+    let mut attested = Attested::start(source, &python(), None).await;
+    attested.does("os.setgid(65534)");
+    assert!(attested.lapsed(AttestReason::EvidenceChanged).await.starts_with("gid was 0 and is 65534"));
+    // What lapsed is watched again as soon as it is attested again.
+    attested.flow().await.unwrap();
+    attested.does("os.setuid(65534)");
+    assert!(attested.lapsed(AttestReason::EvidenceChanged).await.starts_with("uid was 0 and is 65534"));
+}
+
+async fn a_child_that_executes_another_program_and_keeps_the_socket_ends_the_flow(source: &str) {
+    let mut attested = Attested::start(source, &python(), None).await;
+    attested.does("s.set_inheritable(True)");
+    // PR_SET_PDEATHSIG: it does not outlive the test.
+    let child = format!("libc.prctl(1, 9) or os.execv({:?}, ['sleep', '1000'])", sleep());
+    attested.program.tell(&format!("print(os.fork() or {child}, flush=True)"));
+    let child: u32 = attested.program.line().parse().unwrap();
+    let lapse = attested.next().await;
+    let Some(Of::Flow(flow)) = &lapse.of else { panic!("{lapse:?}") };
+    assert_eq!((flow.local.clone(), flow.remote.clone()), (Some(attested.local.into()), Some(attested.remote.into())));
+    assert_eq!(flow.used_by.unwrap().pid, child);
+    assert_eq!(lapse.reason, AttestReason::TwoPrograms.as_str());
+    attested.does(&format!("os.kill({child}, 9); os.wait()"));
+}
+
+async fn what_changes_nothing_is_no_lapse(source: &str) {
+    let mut attested = Attested::start(source, &python(), Some("app.py")).await;
+    let script = attested.node.path("app.py");
+    fs::File::open(&script).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&script, OBEYS).unwrap();
+    // A child that executes something and keeps no socket.
+    attested.does("import subprocess; subprocess.run(['/bin/true'])");
+    attested.nothing_lapsed().await;
+}
+
+async fn an_end_is_no_lapse(source: &str) {
+    let node = Node::start_with(NOBODY, &by(source)).await;
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let attested = Attested::start_on(node, &python(), None).await;
+    let remote = server.local_addr().unwrap();
+    let mut ends =
+        Program::start(Command::new(python()).args(["-c", OBEYS, &remote.to_string()]).stdin(Stdio::piped()));
+    let local = ends.address();
+    let record = record(&attested.node, &server.accept().unwrap().0);
+    attested.node.flow_by(connector(local, remote), record).await.unwrap();
+    let ended = format!("/proc/{}", ends.pid());
+    drop(ends);
+    assert!(!Path::new(&ended).exists());
+    attested.nothing_lapsed().await;
+}
+
+async fn what_is_put_in_quarantine_lapses_and_is_refused(source: &str) {
+    let node = Node::start_with(NOBODY, &by(source)).await;
+    let notary = Notary::default();
+    let _serving = serve(&notary, &node.path("ca.sock"));
+    let mut attested = Attested::start_on(node, &python(), Some("app.py")).await;
+    let digest = digest_of(attested.node.path("app.py"));
+    notary.quarantine.send_replace(vec![digest.0.to_vec()]);
+
+    let told = attested.next().await;
+    assert_eq!(told.of, Some(Of::Quarantine(wire::Quarantine { sha256: vec![digest.0.to_vec()] })));
+    let detail = attested.lapsed(AttestReason::Quarantined).await;
+    assert!(detail.contains("app.py") && detail.contains(&digest.to_string()), "{detail}");
+
+    let refused = AttestReason::Quarantined;
+    assert_eq!(attested.flow().await.unwrap_err().reason, refused);
+    assert_eq!(attested.node.process(attested.program.pid()).await.unwrap_err().reason, refused);
+    // Who begins to listen now hears it at once.
+    let mut later = attested.node.client.clone().watch_lapses(wire::WatchLapsesRequest {}).await.unwrap().into_inner();
+    assert_eq!(heard(&mut later).await.of, Some(Of::Ready(true)));
+    assert_eq!(heard(&mut later).await.of, told.of);
+
+    notary.quarantine.send_replace(Vec::new());
+    assert_eq!(attested.next().await.of, Some(Of::Quarantine(wire::Quarantine { sha256: Vec::new() })));
+    attested.flow().await.unwrap();
+}
+
+/// Python that receives a descriptor over the unix socket that is its last argument, and writes to it.
+const RECEIVES: &str = r"
+import socket, sys, time
+unix = socket.socket(socket.AF_UNIX)
+unix.connect(sys.argv[-1])
+_, [fd], _, _ = socket.recv_fds(unix, 1, 1)
+handed = socket.socket(fileno=fd)
+handed.send(b'x')
+print('sent', flush=True)
+time.sleep(1000)
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_handed_to_another_program_ends_the_flow_once_that_uses_it() {
+    let mut attested = Attested::start("kernel", &python(), Some("app.py")).await;
+    let unix = attested.node.path("unix");
+    attested.does(&format!("u = socket.socket(socket.AF_UNIX); u.bind({unix:?}); u.listen()"));
+    let mut other = Program::start(Command::new(python()).args(["-c", RECEIVES]).arg(&unix));
+    attested.does("c, _ = u.accept(); socket.send_fds(c, [b'x'], [s.fileno()]); s.close()");
+    assert_eq!(other.line(), "sent");
+    let lapse = attested.next().await;
+    let Some(Of::Flow(flow)) = &lapse.of else { panic!("{lapse:?}") };
+    assert_eq!((flow.local.clone(), flow.remote.clone()), (Some(attested.local.into()), Some(attested.remote.into())));
+    assert_eq!(flow.used_by.unwrap().pid, other.pid());
+    assert_eq!(lapse.reason, AttestReason::TwoPrograms.as_str());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_is_known_by_its_socket_though_its_parent_has_ended() {
+    let mut attested = Attested::start("kernel", &python(), None).await;
+    // The child executes something when its parent is gone.
+    let child = format!("os.close(w), os.read(r, 1), os.execv({:?}, ['sleep', '30'])", sleep());
+    let parent = "print(child, flush=True), os._exit(0)";
+    attested.program.tell(&format!(
+        "s.set_inheritable(True); r, w = os.pipe(); child = os.fork(); ({parent}) if child else ({child})"
+    ));
+    let child: u32 = attested.program.line().parse().unwrap();
+    let lapse = attested.next().await;
+    let Some(Of::Flow(flow)) = &lapse.of else { panic!("{lapse:?}") };
+    assert_eq!((flow.local.clone(), flow.used_by.unwrap().pid), (Some(attested.local.into()), child));
+    let child = rustix::process::Pid::from_raw(i32::try_from(child).unwrap()).unwrap();
+    rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
+}
+
+/// Python whose first thread ends while another one goes on, and keeps the connection.
+const BEHEADED: &str = r"
+import ctypes, threading, time, sys, socket
+libc = ctypes.CDLL(None)
+host, port = sys.argv[-1].rsplit(':', 1)
+s = socket.create_connection((host, int(port)))
+print('%s:%d' % s.getsockname(), flush=True)
+threading.Thread(target=time.sleep, args=(1000,)).start()
+sys.stdin.readline()
+# SYS_exit: of this thread alone.
+libc.syscall({'x86_64': 60}.get(__import__('platform').machine(), 93), 0)
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_shows_nothing_of_itself_any_more_lapses() {
+    let node = Node::start_with(NOBODY, &by("proc")).await;
+    let mut attested = Attested::start_on(node, &python(), None).await;
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let remote = server.local_addr().unwrap();
+    let mut beheaded =
+        Program::start(Command::new(python()).args(["-c", BEHEADED, &remote.to_string()]).stdin(Stdio::piped()));
+    let local = beheaded.address();
+    let execution = attested.node.flow(connector(local, remote)).await.unwrap().executions[0];
+    beheaded.tell("");
+    let lapse = attested.next().await;
+    assert_eq!(lapse.of, Some(Of::Execution(execution.into())), "{lapse:?}");
+    assert!(lapse.detail.contains("first thread"), "{lapse:?}");
+    // Nobody takes it for a process that ended.
+    let refusal = attested.node.flow(connector(local, remote)).await.unwrap_err();
+    assert_eq!(refusal.reason, AttestReason::Unreadable, "{refusal}");
+}
+
+/// A library that nobody else has.
+fn library(node: &Node) -> std::path::PathBuf {
+    let (source, library) = (node.path("own.c"), node.path("libown.so"));
+    fs::write(&source, "int own(void) { return 1; }\n").unwrap();
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status().unwrap();
+    assert!(built.success(), "a C compiler is needed, as for the daemon itself");
+    library
+}
+
+async fn a_library_mapped_later_is_a_lapse_and_so_is_one_that_changes(source: &str) {
+    let mut attested = Attested::start(source, &python(), None).await;
+    let own = library(&attested.node);
+    attested.does(&format!("ctypes.CDLL({own:?})"));
+    let detail = attested.lapsed(AttestReason::EvidenceChanged).await;
+    assert!(detail.starts_with("the libraries are"), "{detail}");
+
+    attested.flow().await.unwrap();
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
+    use std::io::Write as _;
+    fs::File::options().append(true).open(&own).unwrap().write_all(b"more").unwrap();
+    let detail = attested.lapsed(AttestReason::EvidenceChanged).await;
+    assert!(detail.starts_with("the libraries are"), "{detail}");
+}
+
+async fn a_tracer_is_a_lapse(source: &str) {
+    let mut attested = Attested::start(source, &python(), None).await;
+    let tracer = format!(
+        "import ctypes, time; libc = ctypes.CDLL(None); assert libc.ptrace(0x4206, {}, None, None) == 0; time.sleep(1000)",
+        attested.program.pid()
+    );
+    let _tracer = Program::start(Command::new(python()).args(["-c", &tracer]));
+    assert_eq!(attested.lapsed(AttestReason::EvidenceChanged).await, "the taint traced is new");
+}

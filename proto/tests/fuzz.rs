@@ -1,0 +1,311 @@
+//! Fuzz targets for everything that one of our processes, a peer or a person may hand to another: no panic, no endless
+//! loop, and what is read is written again as it was. `cargo test` gives each two seconds; ARCHITECTURE.md says how to
+//! give one longer.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "this is a test")]
+
+use std::collections::BTreeMap;
+use std::fmt::{Debug, Display};
+use std::str::FromStr;
+use std::time::Duration;
+
+use bonafide_proto::container::{Container, Pod};
+use bonafide_proto::convert::Attestation;
+use bonafide_proto::fingerprint::{
+    Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Libraries, Script, Unit,
+};
+use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
+use bonafide_proto::kernel::{ConnectRecord, RECORD_SIZE};
+use bonafide_proto::name::{NodeName, SpiffeId, TrustDomain, WorkloadName};
+use bonafide_proto::observed::{Ending, ObservedFlow, Protocol, There};
+use bonafide_proto::program::CertifiedProgram;
+use bonafide_proto::record::{End, EndedBy, FlowRecord, NearMiss, Outcome, Party, RECORD_VERSION, Reason, Transport};
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::taint::Taint;
+use bonafide_proto::token::{JoinToken, Secret};
+use bonafide_proto::wire::node as wire;
+use prost::Message;
+
+/// A seed with a piece of it replaced.
+fn spliced(seeds: &[Vec<u8>], (which, at, cut, noise): &(u8, u16, u16, Vec<u8>)) -> Vec<u8> {
+    let seed = &seeds[usize::from(*which) % seeds.len()];
+    let at = usize::from(*at) % (seed.len() + 1);
+    let cut = usize::from(*cut) % (seed.len() - at + 1);
+    [&seed[..at], noise, &seed[at + cut..]].concat()
+}
+
+/// Holds a property against variations of these seeds.
+macro_rules! fuzz {
+    ($seeds:expr, $property:expr) => {{
+        let seeds: Vec<Vec<u8>> = $seeds;
+        let property: fn(&[u8]) = $property;
+        seeds.iter().for_each(|seed| property(seed));
+        bolero::check!()
+            .with_type::<(u8, u16, u16, Vec<u8>)>()
+            .with_iterations(1_000_000)
+            .with_test_time(Duration::from_secs(2))
+            .for_each(|edit| property(&spliced(&seeds, edit)));
+    }};
+}
+
+fn evidence(fingerprint: Fingerprint) -> Attestation {
+    Attestation {
+        executions: vec![
+            Execution { pid: 7, start_ticks: 8, image: 9 },
+            Execution { pid: 10, start_ticks: 11, image: 0 },
+        ],
+        fingerprint,
+        workload: Some("web".parse().unwrap()),
+        near_misses: vec![NearMiss { of: "api".into(), field: "uid".into(), expected: "33".into(), seen: "0".into() }],
+        source: "kernel".into(),
+    }
+}
+
+fn known() -> Fingerprint {
+    let file = |path: &str, n: u8| HashedFile { path: path.into(), digest: Digest([n; 32]) };
+    let labels = BTreeMap::from([("app".to_owned(), "web".to_owned())]);
+    Fingerprint {
+        script: Evidence::Known(Script::File(file("/srv/ä.py", 2))),
+        libraries: Evidence::Known(Libraries { digest: Digest([3; 32]), count: 12 }),
+        cgroup: Evidence::Known("/system.slice/web.service".into()),
+        unit: Evidence::Known(Unit { name: "web.service".into(), invocation: Some("0123456789abcdef".repeat(2)) }),
+        container: Evidence::Known(Container {
+            runtime: "containerd".into(),
+            id: "ab".repeat(32),
+            name: Some("web".into()),
+            image: Digest([4; 32]),
+            image_name: Some("docker.io/library/nginx:1".into()),
+            manifests: vec![Digest([5; 32])],
+            labels: labels.clone(),
+            pod: Some(Pod {
+                namespace: "default".into(),
+                name: "web-1".into(),
+                uid: "6f9d".into(),
+                service_account: Some("web".into()),
+                labels,
+            }),
+        }),
+        taints: [Taint::Deleted].into(),
+        ..Fingerprint::of(file("/usr/sbin/nginx", 1), (33, 33), host())
+    }
+}
+
+fn host() -> Host {
+    Host {
+        bios_uuid: Evidence::Known("4c4c4544-0042".into()),
+        machine_id: Evidence::Unavailable("no permission".into()),
+        node: Some("a".parse().unwrap()),
+    }
+}
+
+fn answers() -> Vec<Vec<u8>> {
+    let file = HashedFile { path: "/bin/sh".into(), digest: Digest([1; 32]) };
+    let least = evidence(Fingerprint::of(file, (0, 0), host()));
+    let inline = Fingerprint { script: Evidence::Known(Script::Inline(Digest([6; 32]))), ..known() };
+    let stdin = Fingerprint { script: Evidence::Known(Script::Stdin), ..known() };
+    let refused = AttestRefusal::new(AttestReason::TwoPrograms, "held by two");
+    let answers = [Ok(least), Ok(evidence(known())), Ok(evidence(inline)), Ok(evidence(stdin)), Err(refused)];
+    answers.iter().map(|answer| wire::AttestResponse::from(answer).encode_to_vec()).collect()
+}
+
+#[test]
+fn attestations() {
+    fuzz!(answers(), |bytes| {
+        let Ok(message) = wire::AttestResponse::decode(bytes) else { return };
+        let Ok(answer) = Result::<Attestation, AttestRefusal>::try_from(message) else { return };
+        if let Ok(attestation) = &answer {
+            assert!(!attestation.executions.is_empty());
+            assert!(attestation.executions.iter().all(|execution| execution.pid != 0));
+        }
+        let again = wire::AttestResponse::from(&answer);
+        assert_eq!(Result::<Attestation, AttestRefusal>::try_from(again).unwrap(), answer);
+    });
+}
+
+#[test]
+fn flow_keys() {
+    let key = |local: &str, remote: &str, role| {
+        let key = FlowKey {
+            netns: NetNs(4_026_531_840),
+            local: local.parse().unwrap(),
+            remote: remote.parse().unwrap(),
+            role,
+        };
+        wire::AttestFlowRequest::from(key).encode_to_vec()
+    };
+    let seeds = vec![
+        key("10.0.0.1:1", "10.0.0.2:443", SocketRole::Connector),
+        key("[fd77::1]:1", "[fd77::2]:443", SocketRole::Listener),
+    ];
+    fuzz!(seeds, |bytes| {
+        let Ok(message) = wire::AttestFlowRequest::decode(bytes) else { return };
+        let Ok(key) = FlowKey::try_from(message) else { return };
+        assert_eq!(FlowKey::try_from(wire::AttestFlowRequest::from(key)).unwrap(), key);
+    });
+}
+
+#[test]
+fn observed_flows() {
+    let flow = |ending, there| ObservedFlow {
+        id: "0123".into(),
+        protocol: Protocol::Udp,
+        source: true,
+        local: "10.0.0.1:1".parse().unwrap(),
+        remote: "[fd77::2]:443".parse().unwrap(),
+        started_ns: 1,
+        ended_ns: 2,
+        sent: 3,
+        received: 4,
+        ending,
+        here: Ok(evidence(known())),
+        there,
+    };
+    let refused = AttestRefusal::new(AttestReason::ProcessGone, "it ended");
+    let there = There { node: Some("b".parse().unwrap()), attested: Err(refused) };
+    let flows = [flow(Ending::Closed, Some(there)), flow(Ending::Refused, None)];
+    let seeds = flows.iter().map(|flow| wire::ObservedFlow::from(flow).encode_to_vec()).collect();
+    fuzz!(seeds, |bytes| {
+        let Ok(message) = wire::ObservedFlow::decode(bytes) else { return };
+        let Ok(flow) = ObservedFlow::try_from(message) else { return };
+        assert_eq!(ObservedFlow::try_from(wire::ObservedFlow::from(&flow)).unwrap(), flow);
+    });
+}
+
+#[test]
+fn kernel_records() {
+    let seeds = vec![vec![0; RECORD_SIZE], vec![0xff; RECORD_SIZE], vec![0; RECORD_SIZE - 1], Vec::new()];
+    fuzz!(seeds, |bytes| {
+        match ConnectRecord::parse(bytes) {
+            Ok(record) => {
+                let again = record.to_bytes();
+                // The last four are padding.
+                assert_eq!(again[..RECORD_SIZE - 4], bytes[..RECORD_SIZE - 4]);
+                assert_eq!(ConnectRecord::parse(&again).unwrap(), record);
+            }
+            Err(_) => assert_ne!(bytes.len(), RECORD_SIZE),
+        }
+    });
+}
+
+/// A DER element with a short or a two-byte length.
+fn element(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = content.len();
+    let header = match u8::try_from(length) {
+        Ok(short @ 0..0x80) => vec![tag, short],
+        Ok(byte) => vec![tag, 0x81, byte],
+        Err(_) => [&[tag, 0x82], &u16::try_from(length).unwrap().to_be_bytes()[..]].concat(),
+    };
+    [header, content.to_vec()].concat()
+}
+
+#[test]
+fn certified_programs() {
+    let taints = element(0x30, &element(0x0c, b"deleted"));
+    let least = [element(4, &[1; 32]), element(12, b"/bin/a"), element(2, &[33]), taints].concat();
+    let file = element(0xa0, &[element(4, &[2; 32]), element(12, "/srv/ä.py".as_bytes())].concat());
+    let inline = element(0x81, &[5; 32]);
+    let more =
+        [element(0x83, &[3; 32]), element(0x84, &[4; 32]), element(0x85, b"4c4c"), element(0x86, b"0123")].concat();
+    let seeds = [Vec::new(), file, inline, element(0x82, &[])]
+        .map(|code| element(0x30, &[&least, &code, &more].map(|part| part.as_slice()).concat()));
+    fuzz!(seeds.into(), |der| {
+        let Ok(program) = CertifiedProgram::from_der(der) else { return };
+        for path in
+            [Some(program.program.as_str()), program.script_file().map(|file| file.path.as_str())].into_iter().flatten()
+        {
+            assert!(path.len() <= 4096 && !path.chars().any(char::is_control), "{path:?}");
+            assert!(der.windows(path.len().max(1)).any(|part| part == path.as_bytes()) || path.is_empty());
+        }
+        // There is one way to write each: a byte more is another one, or none.
+        assert!(CertifiedProgram::from_der(&[der, &[0]].concat()).is_err());
+    });
+}
+
+/// What is read from a text is written as that text.
+fn written_as_read<T: FromStr + Display + PartialEq + Debug>(text: &str) {
+    if let Ok(read) = text.parse::<T>() {
+        assert!(!text.chars().any(char::is_control), "{text:?}");
+        assert_eq!(read.to_string(), text);
+    }
+}
+
+#[test]
+fn names() {
+    let seeds = [
+        "spiffe://example.org/web/api",
+        "spiffe://example.org/bonafide/node/a",
+        "example.org",
+        "web/api-2.x",
+        "node-a",
+        "two-programs",
+        "",
+    ];
+    fuzz!(seeds.map(|text| text.as_bytes().to_vec()).into(), |bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return };
+        written_as_read::<SpiffeId>(text);
+        written_as_read::<TrustDomain>(text);
+        written_as_read::<WorkloadName>(text);
+        written_as_read::<NodeName>(text);
+        written_as_read::<AttestReason>(text);
+    });
+}
+
+#[test]
+fn digests() {
+    let digest = Digest([0xab; 32]).to_string();
+    fuzz!(vec![digest.clone().into_bytes(), digest.trim_start_matches("sha256:").as_bytes().to_vec()], |bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return };
+        let Ok(digest) = text.parse::<Digest>() else { return };
+        assert!(digest.to_string().ends_with(text) && text.len() >= 64);
+    });
+}
+
+#[test]
+fn join_tokens() {
+    let token = JoinToken::new(Secret::generate().unwrap(), vec![0x30; 300].into());
+    fuzz!(vec![token.reveal().as_bytes().to_vec(), b"bonafide-join-v1.".to_vec()], |bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return };
+        if let Ok(token) = text.parse::<JoinToken>() {
+            assert_eq!(token.reveal().as_str(), text.trim());
+        }
+    });
+}
+
+fn record() -> FlowRecord {
+    let party = |address: &str| Party {
+        workload: Some("web".parse().unwrap()),
+        addr: Some(address.parse().unwrap()),
+        ..Party::default()
+    };
+    FlowRecord {
+        v: RECORD_VERSION,
+        id: "0".repeat(32),
+        end: End::Source,
+        started: "2026-03-04T05:06:07.891Z".into(),
+        ended: "2026-03-04T05:06:09.291Z".into(),
+        duration_us: 1_400_000,
+        mode: "enforce".into(),
+        verdict: Outcome::Refused,
+        rule: Some("web to db".into()),
+        reason: Reason::ALL.first().copied(),
+        detail: Some("two".into()),
+        nearest: Some(NearMiss { of: "api".into(), field: "uid".into(), expected: "33".into(), seen: "0".into() }),
+        transport: Transport::Mtls,
+        protocol: Protocol::Udp,
+        source: party("[fd77::1]:41000"),
+        destination: party("10.0.0.2:5432"),
+        original: Some("10.0.0.3:5432".parse().unwrap()),
+        tls: None,
+        bytes_sent: 999,
+        bytes_received: 1_234_567,
+        ended_by: EndedBy::Closed,
+    }
+}
+
+#[test]
+fn flow_records() {
+    fuzz!(vec![serde_json::to_vec(&record()).unwrap(), b"{}".to_vec()], |bytes| {
+        let Ok(record) = serde_json::from_slice::<FlowRecord>(bytes) else { return };
+        let written = serde_json::to_vec(&record).unwrap();
+        assert_eq!(serde_json::from_slice::<FlowRecord>(&written).unwrap(), record);
+    });
+}

@@ -1,0 +1,99 @@
+//! Figures, beside what is claimed of them.
+
+use std::fmt;
+use std::path::Path;
+
+/// All that was measured.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    figures: Vec<Figure>,
+}
+
+#[derive(Debug)]
+struct Figure {
+    name: String,
+    value: f64,
+    unit: &'static str,
+    claim: Claim,
+}
+
+/// What a figure shall be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Claim {
+    /// This or more.
+    AtLeast(f64),
+    /// This or less.
+    AtMost(f64),
+    /// Nothing is claimed; it stands beside another.
+    Nothing,
+}
+
+impl Claim {
+    fn holds(self, value: f64) -> Option<bool> {
+        match self {
+            Self::AtLeast(least) => Some(value >= least),
+            Self::AtMost(most) => Some(value <= most),
+            Self::Nothing => None,
+        }
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtLeast(least) => write!(f, ">= {least}"),
+            Self::AtMost(most) => write!(f, "<= {most}"),
+            Self::Nothing => Ok(()),
+        }
+    }
+}
+
+impl Report {
+    /// Prints a heading.
+    pub(crate) fn part(&self, heading: &str) {
+        println!("\n{heading}");
+    }
+
+    /// Prints a figure and keeps it.
+    pub(crate) fn add(&mut self, name: impl Into<String>, value: f64, unit: &'static str, claim: Claim) {
+        let figure = Figure { name: name.into(), value, unit, claim };
+        let verdict = match claim.holds(value) {
+            Some(true) => "holds",
+            Some(false) => "MISSED",
+            None => "",
+        };
+        println!("  {:<58} {value:>10.2} {unit:<6} {claim:<8} {verdict}", figure.name);
+        self.figures.push(figure);
+    }
+
+    /// Writes all figures to a file, as JSON.
+    pub(crate) fn write(&self, file: &Path) -> Result<(), String> {
+        let figures: Vec<_> = self.figures.iter().map(Figure::json).collect();
+        let text = serde_json::json!({ "figures": figures }).to_string();
+        std::fs::write(file, text + "\n").map_err(|e| format!("{} cannot be written: {e}", file.display()))
+    }
+}
+
+impl Figure {
+    fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "name": self.name,
+            "value": self.value,
+            "unit": self.unit,
+            "claim": self.claim.to_string(),
+            "holds": self.claim.holds(self.value),
+        })
+    }
+}
+
+/// The middle one of them; NaN of none.
+pub(crate) fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The value below which so many of a hundred lie; NaN of none.
+pub(crate) fn percentile(mut of: Vec<f64>, hundredths: usize) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of.get(of.len() * hundredths / 100).copied().unwrap_or(f64::NAN)
+}

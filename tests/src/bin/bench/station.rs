@@ -1,0 +1,226 @@
+//! A host with identityd alone, and the enforcer's side of it in this process: what attribution takes, nothing else.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bonafide_enforcer::identity::Identity;
+use bonafide_proto::clock::SystemClock;
+use bonafide_proto::convert::Attestation;
+use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
+use bonafide_proto::refusal::AttestRefusal;
+use bonafide_tests::netns::Netns;
+use bonafide_tests::node::binaries;
+use bonafide_tests::process::{Program, must_run};
+use bonafide_tests::wait::wait_until;
+use tokio::net::{TcpListener, TcpStream};
+
+/// What connects.
+const CONNECTOR: &str = include_str!("connector.c");
+/// How long identityd may take to be ready.
+const READY: Duration = Duration::from_secs(20);
+
+/// Who answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The kernel programs.
+    Kernel,
+    /// sock_diag and `/proc`.
+    Proc,
+}
+
+impl Source {
+    /// As configuration files write it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Proc => "proc",
+        }
+    }
+}
+
+/// A network namespace and the programs that connect in it.
+#[derive(Debug)]
+pub(crate) struct Station {
+    netns: Netns,
+    dir: tempfile::TempDir,
+}
+
+impl Station {
+    /// A new one. Its programs are `a` and `b`, of different digests, which earn `bench/a` and `bench/b`.
+    pub(crate) fn build(name: &str) -> Result<Self, String> {
+        let dir = tempfile::tempdir().map_err(|e| format!("no directory: {e}"))?;
+        let station = Self { netns: Netns::create(&format!("bench-{name}-{}", std::process::id())), dir };
+        let source = station.file("connector.c");
+        std::fs::write(&source, CONNECTOR).map_err(|e| format!("{}: {e}", source.display()))?;
+        for program in ["a", "b"] {
+            let define = format!("-DPROGRAM_{program}");
+            let (note, file) = (format!("-Wl,--build-id=0x{}", hex(program)), station.file(program));
+            must_run(Command::new("gcc").args(["-O2", "-static", &define, &note, "-o"]).arg(file).arg(&source));
+        }
+        let workload = |name: &str| {
+            format!("[[workload]]\nname = \"bench/{name}\"\nexe = {:?}\n", station.file(name).display().to_string())
+        };
+        let policy = format!("mode = \"enforce\"\nmesh = [\"127.0.0.0/8\"]\n{}{}", workload("a"), workload("b"));
+        let file = station.file("policy.toml");
+        std::fs::write(&file, policy).map_err(|e| format!("{}: {e}", file.display()))?;
+        Ok(station)
+    }
+
+    /// A file of its own.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A program of its own, not started yet.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = self.netns.command(&self.file(program).display().to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+    }
+
+    /// identityd, ready.
+    pub(crate) fn identityd(&self, source: Source) -> Program {
+        let at = |name: &str| self.file(name).display().to_string();
+        let (socket, log) = (self.file(&format!("{}.sock", source.as_str())), self.file("identityd.log"));
+        let config = format!(
+            "node = \"bench\"\nsocket = {:?}\nca_socket = {:?}\npolicy = {:?}\nsource = {:?}\nlog = \"warn\"\n",
+            socket.display().to_string(),
+            at("ca.sock"),
+            at("policy.toml"),
+            source.as_str()
+        );
+        let file = self.file("identityd.toml");
+        bonafide_tests::process::must_write(&file, &config);
+        // That of one that was killed would look like this one's.
+        let _ = std::fs::remove_file(&socket);
+        let binary = binaries().join("bonafide-identityd").display().to_string();
+        let program = Program::start("identityd", self.netns.command(&binary).arg("--config").arg(&file), &log);
+        wait_until("identityd to be ready", READY, || socket.exists());
+        program
+    }
+
+    /// What the enforcer has of identityd, and a listener where it accepts.
+    pub(crate) fn ear(&self, source: Source, on: SocketAddr) -> Result<Ear, String> {
+        let identity = Identity::connect(self.file(&format!("{}.sock", source.as_str())), Arc::new(SystemClock));
+        let listener = self.netns.within(|| std::net::TcpListener::bind(on)).map_err(|e| format!("{on}: {e}"))?;
+        listener.set_nonblocking(true).map_err(|e| e.to_string())?;
+        let listener = TcpListener::from_std(listener).map_err(|e| e.to_string())?;
+        let netns =
+            std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(self.netns.path()).map_err(|e| e.to_string())?);
+        Ok(Ear { identity, listener, netns: NetNs(netns) })
+    }
+
+    /// Processes that do nothing, until they are dropped.
+    pub(crate) fn idlers(&self, count: usize) -> Result<Idlers, String> {
+        let start = |_| Command::new("/bin/sleep").arg("100000").stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        (0..count).map(start).collect::<Result<_, _>>().map(Idlers).map_err(|e| format!("/bin/sleep: {e}"))
+    }
+
+    /// Sockets that do nothing, until they are dropped.
+    pub(crate) fn sockets(&self, mut count: usize) -> Result<Idlers, String> {
+        let mut holders = Idlers(Vec::new());
+        while count > 0 {
+            let some = count.min(SOCKETS_EACH);
+            let mut child = Command::new(self.file("a"))
+                .args(["sockets", &some.to_string()])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .map_err(|e| e.to_string())?;
+            let mut ready = [0; 6];
+            let said = child.stdout.as_mut().map(|out| std::io::Read::read_exact(out, &mut ready));
+            holders.0.push(child);
+            if !matches!(said, Some(Ok(()))) {
+                return Err(format!("{some} sockets cannot be opened by one process"));
+            }
+            count -= some;
+        }
+        Ok(holders)
+    }
+}
+
+/// Sockets that one process opens: below the usual limit of open files.
+const SOCKETS_EACH: usize = 900;
+
+fn hex(text: &str) -> String {
+    text.bytes().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Processes that end when they are dropped.
+#[derive(Debug)]
+pub(crate) struct Idlers(Vec<Child>);
+
+impl Drop for Idlers {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+        }
+        for child in &mut self.0 {
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Accepts, and asks who connected.
+#[derive(Debug)]
+pub(crate) struct Ear {
+    identity: Identity,
+    listener: TcpListener,
+    netns: NetNs,
+}
+
+impl Ear {
+    /// Where it listens.
+    pub(crate) fn address(&self) -> Result<SocketAddr, String> {
+        self.listener.local_addr().map_err(|e| e.to_string())
+    }
+
+    /// The next connection.
+    pub(crate) async fn accept(&self) -> Result<TcpStream, String> {
+        self.listener.accept().await.map(|(stream, _)| stream).map_err(|e| format!("accept: {e}"))
+    }
+
+    /// Who connected it? As the enforcer asks.
+    pub(crate) async fn attribute(&self, stream: &TcpStream) -> Result<Arc<Attestation>, AttestRefusal> {
+        let gone = |e: std::io::Error| {
+            AttestRefusal::new(bonafide_proto::refusal::AttestReason::NoSocket, format!("gone before it was seen: {e}"))
+        };
+        let (local, remote) = (stream.peer_addr().map_err(gone)?, stream.local_addr().map_err(gone)?);
+        let key = FlowKey { netns: self.netns, local, remote, role: SocketRole::Connector };
+        self.identity.attest_accepted(stream, key).await.map(|attested| attested.attestation)
+    }
+
+    /// Waits until identityd has a policy, and told this side that it will tell what lapses.
+    pub(crate) async fn ready(&self, station: &Station) -> Result<(), String> {
+        let address = self.address()?;
+        let deadline = tokio::time::Instant::now() + READY;
+        loop {
+            let mut child = connecting(station, "a", "hold", address, "1").spawn().map_err(|e| e.to_string())?;
+            let answer = self.attribute(&self.accept().await?).await;
+            let _ = child.wait();
+            match answer {
+                Ok(_) => return Ok(()),
+                Err(refusal) if tokio::time::Instant::now() > deadline => return Err(format!("not ready: {refusal}")),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+}
+
+/// One of the station's programs at work on this address.
+pub(crate) fn connecting(station: &Station, program: &str, what: &str, to: SocketAddr, count: &str) -> Command {
+    let mut command = station.command(program);
+    command.args([what, &to.ip().to_string(), &to.port().to_string(), count]);
+    command
+}
+
+/// Resident memory of a process, in MiB, and its open files.
+pub(crate) fn size(pid: u32) -> Option<(f64, usize)> {
+    let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).ok()?;
+    let kib: f64 =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some((kib / 1024.0, std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count()))
+}
