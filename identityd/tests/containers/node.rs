@@ -47,7 +47,7 @@ impl Node {
             run(config, Arc::new(SystemClock), std::future::pending()).await.unwrap();
         });
         let socket = dir.path().join("i.sock");
-        until(|| socket.exists()).await;
+        until(|| std::os::unix::net::UnixStream::connect(&socket).is_ok()).await;
         Self { client: AttestationClient::new(endpoint::channel(socket)), _dir: dir, running }
     }
 

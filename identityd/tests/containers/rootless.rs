@@ -40,7 +40,7 @@ async fn a_users_runtime_is_believed_about_that_users_processes_only_and_never_a
     server.env("PATH", "/usr/bin:/bin");
     server.args([&format!("--reuid={USER}"), "--clear-groups", "--", "python3"]).arg(&script).arg(&socket);
     let _server = Server(server.args([&id, &theirs.to_string()]).spawn().unwrap());
-    until(|| socket.exists()).await;
+    until(|| std::os::unix::net::UnixStream::connect(&socket).is_ok()).await;
 
     let runtime = format!("[[runtime]]\nkind = \"podman\"\nsocket = \"{}\"\n", socket.display());
     let node = Node::start(&format!("{runtime}user = {USER}\n")).await;

@@ -110,7 +110,7 @@ async fn scoped_and_device_bound_sockets_are_found_and_a_signal_stops_it() {
     let mut daemon = namespace.command(env!("CARGO_BIN_EXE_bonafide-identityd"));
     let mut daemon = daemon.arg("--config").arg(dir.path().join("identityd.toml")).spawn().unwrap();
     let socket = dir.path().join("i.sock");
-    until(|| socket.exists()).await;
+    until(|| std::os::unix::net::UnixStream::connect(&socket).is_ok()).await;
     let client = AttestationClient::new(endpoint::channel(socket.clone()));
 
     let mut program = Program::start(namespace.command(python()).args(["-c", CONNECTS_TO_ITSELF]));
@@ -178,7 +178,7 @@ async fn a_daemon_without_descriptors_holds_it_against_nobody() {
             .arg(dir.path().join("identityd.toml")),
     );
     let socket = dir.path().join("i.sock");
-    until(|| socket.exists()).await;
+    until(|| std::os::unix::net::UnixStream::connect(&socket).is_ok()).await;
     let client = AttestationClient::new(endpoint::channel(socket.clone()));
 
     let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

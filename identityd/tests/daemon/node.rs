@@ -101,9 +101,20 @@ impl Node {
         self.client.clone().attest_flow(request).await.unwrap().into_inner().try_into().unwrap()
     }
 
+    /// Asks again while the process changes: one that was just executed is still loading its libraries.
     pub(crate) async fn process(&self, pid: u32) -> Result<Attestation, AttestRefusal> {
-        let request = wire::AttestProcessRequest { pid, ..Default::default() };
-        self.client.clone().attest_process(request).await.unwrap().into_inner().try_into().unwrap()
+        for _ in 0..20 {
+            match self.process_once(pid).await {
+                Err(refusal) if refusal.reason == AttestReason::GenerationGone => {}
+                answer => return answer,
+            }
+        }
+        self.process_once(pid).await
+    }
+
+    /// As it is now.
+    pub(crate) async fn process_once(&self, pid: u32) -> Result<Attestation, AttestRefusal> {
+        self.asked(wire::AttestProcessRequest { pid, ..Default::default() }).await.unwrap()
     }
 
     /// An operator's question, as it is.

@@ -7,9 +7,17 @@ use std::path::Path;
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Arc;
 
-use bonafide_proto::refusal::AttestReason;
+use bonafide_proto::convert::Attestation;
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use tokio::task::JoinHandle;
 
 use crate::node::{NOBODY, Node, Program, digest_of, own_exe, python, sleep};
+
+/// A question beside others.
+fn asked(node: &Arc<Node>, program: &Program) -> JoinHandle<Result<Attestation, AttestRefusal>> {
+    let (node, pid) = (Arc::clone(node), program.pid());
+    tokio::spawn(async move { node.process(pid).await })
+}
 
 /// A FUSE file system, unmounted when it is dropped, however its server fares.
 struct Fuse {
@@ -45,27 +53,31 @@ impl Drop for Fuse {
     }
 }
 
-/// A program that such a server serves. The server goes first: without its answers the program may not even end.
+/// Programs that such a server serves. The server goes first: without its answers they may not even end.
 struct Served {
     fuse: Fuse,
-    program: Program,
+    programs: Vec<Program>,
 }
 
 impl Served {
-    async fn start(node: &Node, uid: u32) -> Self {
+    async fn start(node: &Node, uid: u32, count: usize) -> Self {
         let fuse = Fuse::mount(node.path("fuse"));
         let path = node.path("fuse/program");
-        let program = Program::start(Command::new(&path).arg("1000").uid(uid).gid(uid));
-        program.runs(&path).await;
-        Self { fuse, program }
+        let mut programs = Vec::with_capacity(count);
+        for _ in 0..count {
+            let program = Program::start(Command::new(&path).arg("1000").uid(uid).gid(uid));
+            program.runs(&path).await;
+            programs.push(program);
+        }
+        Self { fuse, programs }
     }
 }
 
 #[tokio::test]
 async fn a_program_that_a_program_serves_has_no_digest() {
     let node = Node::start(NOBODY).await;
-    let served = Served::start(&node, 0).await;
-    let refusal = node.process(served.program.pid()).await.unwrap_err();
+    let served = Served::start(&node, 0, 1).await;
+    let refusal = node.process(served.programs[0].pid()).await.unwrap_err();
     assert_eq!(refusal.reason, AttestReason::Unhashable, "{refusal}");
     assert!(refusal.detail.contains("FUSE"), "{refusal}");
 }
@@ -73,15 +85,10 @@ async fn a_program_that_a_program_serves_has_no_digest() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_system_that_falls_silent_keeps_only_its_own_programs_waiting() {
     let node = Arc::new(Node::start(NOBODY).await);
-    let mut served = Served::start(&node, 65534).await;
+    let mut served = Served::start(&node, 65534, 12).await;
     served.fuse.fall_silent();
-    let pid = served.program.pid();
-    let waiting: Vec<_> = (0..12)
-        .map(|_| {
-            let node = Arc::clone(&node);
-            tokio::spawn(async move { node.process(pid).await })
-        })
-        .collect();
+    // Questions about one process share their looks; these are about many.
+    let waiting: Vec<_> = served.programs.iter().map(|program| asked(&node, program)).collect();
     // Meanwhile everybody else is answered.
     let other = node.process(std::process::id()).await.unwrap();
     assert_eq!(other.fingerprint.exe.digest, digest_of(own_exe()));
@@ -90,7 +97,7 @@ async fn a_file_system_that_falls_silent_keeps_only_its_own_programs_waiting() {
         assert_eq!(refusal.reason, AttestReason::Unhashable, "{refusal}");
     }
     // By now too many threads wait for that user's file system; no further one does.
-    let refusal = node.process(pid).await.unwrap_err();
+    let refusal = node.process(served.programs[0].pid()).await.unwrap_err();
     assert!(refusal.detail.contains("stuck"), "{refusal}");
     let other = node.process(std::process::id()).await.unwrap();
     assert_eq!(other.fingerprint.exe.digest, digest_of(own_exe()));
@@ -138,11 +145,7 @@ async fn who_has_too_much_hashed_is_refused_by_name_and_nobody_else() {
         program.runs(&path).await;
         programs.push(program);
     }
-    let ask = |program: &Program| {
-        let (node, pid) = (Arc::clone(&node), program.pid());
-        tokio::spawn(async move { node.process(pid).await })
-    };
-    let asked: Vec<_> = programs.iter().map(ask).collect();
+    let asked: Vec<_> = programs.iter().map(|program| asked(&node, program)).collect();
     let other = node.process(std::process::id()).await.unwrap();
     assert_eq!(other.fingerprint.exe.digest, digest_of(own_exe()));
     let mut refused = 0;

@@ -266,7 +266,7 @@ async fn a_process_that_never_stops_changing_is_refused_by_name() {
     assert_eq!(program.line(), "ready");
     let mut refused = false;
     for _ in 0..200 {
-        match node.process(program.pid()).await {
+        match node.process_once(program.pid()).await {
             Ok(attested) => assert_eq!(attested.fingerprint.exe.digest, digest_of(python())),
             Err(refusal) => {
                 assert_eq!(refusal.reason, AttestReason::GenerationGone, "{refusal}");
