@@ -87,6 +87,65 @@ unread:
 	image->arguments_whole = 0;
 }
 
+/* Searched at once; a longer variable takes several turns. */
+#define VARIABLE_BYTES 128
+/* Turns. Nobody has as many variables. */
+#define VARIABLES_MAX 32768
+
+struct environment {
+	unsigned long at;
+	unsigned long end;
+	/* Of a variable whose name was seen already. */
+	__u32 middle;
+	__u32 loaded;
+};
+
+/* Whether this is that variable, and not empty. */
+static __always_inline bool gives(const char *text, const char *name)
+{
+	bool same = true;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 11 && name[i]; i++)
+		same &= text[i] == name[i];
+	return same && text[i];
+}
+
+static long variable(__u32 turn, struct environment *searched)
+{
+	char text[VARIABLE_BYTES] __attribute__((aligned(8)));
+	long length;
+
+	if (searched->at >= searched->end)
+		return 1;
+	length = bpf_probe_read_user_str(text, sizeof(text), (void *)searched->at);
+	if (length <= 0)
+		return 1;
+	if (!searched->middle) {
+		if (gives(text, "LD_PRELOAD="))
+			searched->loaded |= PRELOADED;
+		if (gives(text, "LD_AUDIT="))
+			searched->loaded |= AUDITED;
+	}
+	searched->middle = length == sizeof(text);
+	/* Where the text was cut, its last byte is not one of the variable's. */
+	searched->at += searched->middle ? length - 1 : length;
+	return 0;
+}
+
+/*
+ * What the environment has the dynamic loader load, before the first instruction of what is loaded can hide it. Only of
+ * the current process, at exec.
+ */
+static __always_inline __u8 loaded(struct mm_struct *mm)
+{
+	struct environment searched = { .at = mm->env_start, .end = mm->env_end };
+
+	bpf_loop(VARIABLES_MAX, variable, &searched, 0);
+	return searched.at < searched.end ? PRELOADED | AUDITED : searched.loaded;
+}
+
 /* A new image of what this process runs, with one user. 0: no room. */
 static __always_inline __u64 describe(struct task_struct *task, bool witnessed)
 {
@@ -108,8 +167,10 @@ static __always_inline __u64 describe(struct task_struct *task, bool witnessed)
 	image->size = inode->i_size;
 	modified(inode, image);
 	image->directory = name_of(task->fs->pwd.dentry->d_inode);
-	if (witnessed)
+	if (witnessed) {
 		arguments(mm, key, image, blank);
+		image->loaded = loaded(mm);
+	}
 	return key;
 none:
 	full();

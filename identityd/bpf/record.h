@@ -62,10 +62,16 @@ struct image {
 	__u8 arguments_whole;
 	/* Beyond SHORT_ARGUMENTS they are in `long_arguments`. */
 	__u16 arguments_length;
-	__u32 padding;
+	/* What its environment had the dynamic loader load: PRELOADED, AUDITED. */
+	__u8 loaded;
+	__u8 padding[3];
 	__u8 arguments[SHORT_ARGUMENTS];
 };
 _Static_assert(sizeof(struct image) == 416, "the daemon reads 416 bytes");
+
+/* ld.so(8). An environment that could not be searched counts as one that has it. */
+#define PRELOADED (1 << 0)
+#define AUDITED (1 << 1)
 
 struct arguments {
 	__u8 bytes[LONG_ARGUMENTS];

@@ -44,6 +44,11 @@ impl Beginning {
         self.0.as_ref().filter(|at_exec| at_exec.witnessed)
     }
 
+    /// What its environment had the dynamic loader load, before that could hide it.
+    pub(crate) fn taints(&self) -> Taints {
+        self.seen().map(|seen| seen.taints.clone()).unwrap_or_default()
+    }
+
     /// Whether this file has the content that was executed: not by its change time, which `chmod` changes too.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::taint::Taints;
 
 use crate::refuse::refuse;
 use crate::sys::executable::FileId;
@@ -27,6 +28,8 @@ pub(crate) struct AtExec {
     pub(crate) arguments_whole: bool,
     /// The working directory it had then.
     pub(crate) directory: Option<FileId>,
+    /// What its environment had the dynamic loader load.
+    pub(crate) taints: Taints,
     /// False for what ran before the kernel programs did: then only the file is known, as it was found.
     pub(crate) witnessed: bool,
 }

@@ -197,7 +197,84 @@ fn working_directory(
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+    use std::process::{Child, Command};
+
     use super::*;
+    use crate::execs::{AtExec, Execs};
+    use crate::sys::namespace::Home;
+    use crate::version::FileVersion;
+
+    /// A shell in its directory, that runs `app.sh` there.
+    struct Shell {
+        child: Child,
+        directory: tempfile::TempDir,
+    }
+
+    impl Shell {
+        fn start() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            std::fs::write(directory.path().join("app.sh"), "read -r _\n").unwrap();
+            let mut command = Command::new("bash");
+            let child = command.arg("app.sh").current_dir(&directory).stdin(std::process::Stdio::piped()).spawn();
+            Self { child: child.unwrap(), directory }
+        }
+
+        /// Its code, if it began in this directory.
+        fn found(&self, began: &Path, early: &Early) -> Evidence<Code<File>> {
+            let process = Process::pin(self.child.id()).unwrap();
+            let began = Began(FileVersion::of(&File::open(began).unwrap()).unwrap().id);
+            let beginning = Beginning::of(process.execution(), &process, &began).unwrap();
+            let look = process.look(Home::own().unwrap(), true).unwrap();
+            find(&process, &look, &beginning, early).unwrap().code
+        }
+    }
+
+    impl Drop for Shell {
+        fn drop(&mut self) {
+            drop((self.child.kill(), self.child.wait()));
+        }
+    }
+
+    /// Saw a shell execute `app.sh` in this directory.
+    #[derive(Debug)]
+    struct Began(FileId);
+
+    impl Execs for Began {
+        fn executed(&self, pid: u32, _: u64) -> Option<AtExec> {
+            let exe = File::open(format!("/proc/{pid}/exe")).unwrap();
+            Some(AtExec {
+                image: 7,
+                file: FileVersion::of(&exe).unwrap().id,
+                size: 0,
+                modified: 0,
+                arguments: b"bash\0app.sh\0".to_vec(),
+                arguments_whole: true,
+                directory: Some(self.0),
+                taints: [].into(),
+                witnessed: true,
+            })
+        }
+
+        fn witnesses(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_relative_path_leads_from_where_the_process_began_or_nowhere() {
+        let shell = Shell::start();
+        let (early, script) = (Early::default(), shell.directory.path().join("app.sh"));
+        let elsewhere = shell.found(Path::new("/"), &early);
+        assert!(matches!(&elsewhere, Evidence::Absent(why) if why.contains("left the directory")), "{elsewhere:?}");
+        // Once it was seen where it began, that is known when it is gone from there.
+        for began in [shell.directory.path(), Path::new("/")] {
+            match shell.found(began, &early) {
+                Evidence::Known(Code::File(path, _)) => assert_eq!(PathBuf::from(path), script),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
 
     #[test]
     fn hostile_paths_are_refused_and_shown_escaped() {

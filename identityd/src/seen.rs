@@ -47,6 +47,8 @@ pub(crate) struct Seen {
     pub(crate) exe: FileVersion,
     /// The code it interprets.
     pub(crate) script: Evidence<Code<FileVersion>>,
+    /// Whether it is an interpreter.
+    pub(crate) interprets: bool,
     /// What else it has mapped as code.
     pub(crate) mapped: Mapped,
     /// Evidence against it.
@@ -66,6 +68,19 @@ impl Eyes {
     pub(crate) fn first(&self, execution: Execution) -> Result<(Seen, Files), AttestRefusal> {
         let mut files = Files::new();
         Ok((self.see(execution, &mut files)?, files))
+    }
+
+    /// Keeps in mind what an interpreter could hide later: its environment, and where the name of its script leads.
+    ///
+    /// # Errors
+    /// Any doubt about it, by name.
+    pub(crate) fn note(&self, execution: Execution) -> Result<(), AttestRefusal> {
+        let process = Process::pin_execution(execution)?;
+        let beginning = Beginning::of(execution, &process, &*self.execs)?;
+        let look = process.look(self.home, beginning.seen().is_some())?;
+        let grammar = script::find(&process, &look, &beginning, &self.early)?.grammar;
+        self.early.taints(beginning.image(), || environment(&process, grammar))?;
+        Ok(())
     }
 
     /// The second look: everything must be as it was, and alive.
@@ -96,10 +111,12 @@ impl Eyes {
         let mapped = Mapped::by(&process, look.exe.id)?;
         let environment = || environment(&process, grammar);
         let mut taints = self.early.taints(beginning.image(), environment)?;
+        taints.extend(beginning.taints());
         taints.extend(visible_taints(&look, &mapped, &script, grammar));
         let versions = std::iter::once(exe).chain(version_of(&script));
         let open = versions.filter_map(|version| Some((version, Arc::clone(&files.get(&version)?.0)))).collect();
-        Ok(Seen { process: Arc::new(process), beginning, look, exe_path, exe, script, mapped, taints, open })
+        let (process, interprets) = (Arc::new(process), grammar.is_some());
+        Ok(Seen { process, beginning, look, exe_path, exe, script, interprets, mapped, taints, open })
     }
 
     fn code(

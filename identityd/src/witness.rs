@@ -63,6 +63,8 @@ pub(crate) struct Witnessed {
     pub(crate) files: HashMap<FileVersion, Arc<File>>,
     /// The files of its libraries, so that they can be opened and watched; none where they are no evidence.
     pub(crate) mapped: BTreeMap<FileId, Place>,
+    /// Whether it is an interpreter.
+    pub(crate) interprets: bool,
     /// It, pinned.
     pub(crate) process: Arc<Process>,
 }
@@ -140,6 +142,16 @@ impl Witness {
     /// The first doubt about any of them, by name.
     pub(crate) async fn examine(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
         self.looks.share(executions, || self.examine_now(executions)).await
+    }
+
+    /// Keeps in mind what an interpreter that has just begun could hide later.
+    ///
+    /// # Errors
+    /// Any doubt about it, by name.
+    pub(crate) async fn note(&self, execution: Execution) -> Result<(), AttestRefusal> {
+        let eyes = self.eyes.clone();
+        let user = blocking(move || users(&[execution])).await?.first().copied().unwrap_or_default();
+        self.look(user, execution, move || eyes.note(execution)).await
     }
 
     async fn examine_now(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
@@ -267,8 +279,8 @@ impl Witness {
         };
         let execution = Execution { image: seen.beginning.image(), ..seen.process.execution() };
         let mapped = fingerprint.libraries.known().map(|_| seen.mapped.files).unwrap_or_default();
-        let (exe, files, process) = (seen.look.exe.id, seen.open, seen.process);
-        Ok(Witnessed { execution, exe, fingerprint, files, mapped, process })
+        let (exe, files, interprets, process) = (seen.look.exe.id, seen.open, seen.interprets, seen.process);
+        Ok(Witnessed { execution, exe, fingerprint, files, mapped, interprets, process })
     }
 }
 

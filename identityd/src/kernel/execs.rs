@@ -119,6 +119,7 @@ fn at_exec(number: u64, image: Image) -> AtExec {
         arguments: image.arguments,
         arguments_whole: image.arguments_whole,
         directory: Some(image.directory),
+        taints: image.loaded,
         witnessed: image.witnessed,
     }
 }

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use bonafide_proto::fingerprint::Execution;
+use bonafide_proto::taint::{Taint, Taints};
 
 use crate::sys::executable::FileId;
 
@@ -14,6 +15,9 @@ const TICK_NS: u64 = 10_000_000;
 pub(super) const SHORT_ARGUMENTS: usize = 352;
 /// Argument bytes at most.
 pub(super) const LONG_ARGUMENTS: usize = 1984;
+
+/// `PRELOADED` and `AUDITED`.
+const LOADED: [(u8, Taint); 2] = [(1, Taint::Preload), (2, Taint::Audit)];
 
 /// `struct process`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +37,7 @@ pub(super) struct Image {
     pub(super) witnessed: bool,
     pub(super) arguments_whole: bool,
     pub(super) arguments_length: usize,
+    pub(super) loaded: Taints,
     pub(super) arguments: Vec<u8>,
 }
 
@@ -89,7 +94,8 @@ impl Image {
         let _users = fields.u32()?;
         let (witnessed, arguments_whole) = (fields.u8()? != 0, fields.u8()? != 0);
         let arguments_length = usize::from(fields.u16()?);
-        let _padding = fields.u32()?;
+        let loaded = fields.u8()?;
+        let _padding = fields.array::<3>()?;
         let short = arguments_length.min(SHORT_ARGUMENTS);
         Some(Self {
             file,
@@ -99,6 +105,7 @@ impl Image {
             witnessed,
             arguments_whole,
             arguments_length,
+            loaded: LOADED.into_iter().filter(|(bit, _)| loaded & bit != 0).map(|(_, taint)| taint).collect(),
             arguments: fields.take(SHORT_ARGUMENTS)?.get(..short)?.to_vec(),
         })
     }

@@ -221,6 +221,7 @@ impl Execs for AsShown {
             arguments: std::fs::read(format!("/proc/{pid}/cmdline")).ok()?,
             arguments_whole: true,
             directory: None,
+            taints: [].into(),
             witnessed: true,
         })
     }

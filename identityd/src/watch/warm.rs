@@ -1,6 +1,7 @@
-//! New programs are hashed before their first connection, so that it need not wait.
+//! New programs are hashed before their first connection, so that it need not wait; and what an interpreter was given is
+//! read before it can hide that.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bonafide_proto::fingerprint::Execution;
@@ -61,22 +62,25 @@ impl Warm {
     }
 }
 
-/// Hashes one program after the other.
+/// Looks at one program after the other. Who is gone by now, or may not be looked at, is none of our business here.
 pub(crate) async fn run(eyes: Arc<Eyes>) {
-    let mut seen: HashSet<Executed> = HashSet::new();
+    // Whether they are interpreters. Who executes the same file over and over costs one look at it.
+    let mut seen: HashMap<Executed, bool> = HashMap::new();
     loop {
         let execution = eyes.warm.next().await;
-        // Who executes the same file over and over costs one look.
         let Some(executed) = eyes.warm.executed(execution) else { continue };
-        if seen.contains(&executed) {
+        if seen.get(&executed) == Some(&false) {
+            continue;
+        }
+        if seen.contains_key(&executed) {
+            drop(eyes.witness.note(execution).await);
             continue;
         }
         if seen.len() >= SEEN_MAX {
             seen.clear();
         }
-        // Who is gone by now, or may not be looked at, is none of our business here.
-        if eyes.witness.examine(&[execution]).await.is_ok() {
-            seen.insert(executed);
+        if let Ok(witnessed) = eyes.witness.examine(&[execution]).await {
+            seen.insert(executed, witnessed.iter().any(|one| one.interprets));
         }
     }
 }

@@ -129,6 +129,42 @@ async fn what_the_loader_was_told_to_load_first_is_seen() {
     assert_eq!(taints(&node, &program).await, [].into());
 }
 
+/// A library that writes its program's environment over before the program begins.
+const HIDES: &str = r"
+#include <string.h>
+extern char **environ;
+__attribute__((constructor)) static void hide(void)
+{
+    for (char **variable = environ; *variable; variable++)
+        memset(*variable, 'x', strlen(*variable));
+}
+";
+
+#[tokio::test]
+async fn what_was_loaded_first_cannot_hide_that() {
+    let node = Node::start_on("kernel").await;
+    let (source, library) = (node.path("hides.c"), node.path("hides.so"));
+    std::fs::write(&source, HIDES).unwrap();
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status().unwrap();
+    assert!(built.success(), "a C compiler is needed, as for the daemon itself");
+    // In front of it, variables that end at, before and behind where the search takes a new turn.
+    let fillers = [0, 124, 125, 126, 127, 128, 252, 253, 254, 100_000].map(|length| "a".repeat(length));
+    for filler in &fillers {
+        let mut command = Command::new(sleep());
+        let program = Program::start(command.arg("1000").env_clear().env("A", filler).env("LD_PRELOAD", &library));
+        program.runs(&sleep()).await;
+        let environment = || std::fs::read(format!("/proc/{}/environ", program.pid())).unwrap();
+        crate::node::until(|| !environment().is_empty() && !environment().contains(&b'L')).await;
+        assert_eq!(taints(&node, &program).await, [Taint::Preload].into(), "behind {} bytes", filler.len());
+    }
+    for filler in &fillers {
+        let harmless = format!("{filler}LD_PRELOAD=libm.so.6");
+        let program = Program::start(Command::new(sleep()).arg("1000").env_clear().env("A", &harmless));
+        program.runs(&sleep()).await;
+        assert_eq!(taints(&node, &program).await, [].into(), "behind {} bytes", filler.len());
+    }
+}
+
 #[tokio::test]
 async fn what_an_interpreter_was_told_to_run_first_is_seen() {
     let node = Node::start(NOBODY).await;
