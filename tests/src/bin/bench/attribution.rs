@@ -1,5 +1,5 @@
-//! Attribution of an accepted connection as the enforcer does it, warm: with more and more processes and sockets about.
-//! Beside it the fallback, without the kernel programs.
+//! Attribution of an accepted connection as the enforcer does it, warm: with few and with many processes and sockets
+//! about, in turns. Beside it the fallback, without the kernel programs.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -10,8 +10,22 @@ use crate::station::{Ear, Source, Station, connecting};
 /// Microseconds.
 const P50: f64 = 20.0;
 const P99: f64 = 100.0;
-/// How much slower it may be with 500 times the processes.
+/// How much slower it may be with 500 times the processes, or 2,000 times the sockets.
 const FLAT: f64 = 1.5;
+
+/// Processes and open sockets in the station's network namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Load {
+    processes: usize,
+    sockets: usize,
+}
+
+const SMALL: Load = Load { processes: 10, sockets: 10 };
+const MANY_PROCESSES: Load = Load { processes: 5_000, ..SMALL };
+const MANY_SOCKETS: Load = Load { sockets: 20_000, ..SMALL };
+const QUICK: &[Load] = &[SMALL, MANY_PROCESSES, MANY_SOCKETS];
+const ALL: &[Load] =
+    &[SMALL, Load { processes: 1_000, ..SMALL }, MANY_PROCESSES, Load { sockets: 2_000, ..SMALL }, MANY_SOCKETS];
 
 /// Measures both curves.
 pub(crate) fn measure(quick: bool, report: &mut Report) -> Result<(), String> {
@@ -20,42 +34,118 @@ pub(crate) fn measure(quick: bool, report: &mut Report) -> Result<(), String> {
 }
 
 async fn curves(quick: bool, report: &mut Report) -> Result<(), String> {
+    report.part("Attribution on the enforcer's hot path, warm");
     let station = Station::build("att")?;
     let _daemons = [station.identityd(Source::Kernel), station.identityd(Source::Proc)];
-    let v4 = SocketAddr::from(([127, 0, 0, 1], 0));
-    let v6 = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 0));
-    let kernel = station.ear(Source::Kernel, v4)?;
-    let kernel6 = station.ear(Source::Kernel, v6)?;
-    let proc = station.ear(Source::Proc, v4)?;
-    for ear in [&kernel, &kernel6, &proc] {
-        ear.ready(&station).await?;
+    let (rounds, loads) = if quick { (3, QUICK) } else { (5, ALL) };
+    let mut curves = Curve::each(&station, quick)?;
+    for curve in &curves {
+        curve.ear.ready(&station).await?;
     }
-    let (many, few) = if quick { (2_000, 20) } else { (20_000, 50) };
-    report.part("Attribution on the enforcer's hot path, warm");
-    let mut middles = Vec::new();
-    for (processes, sockets) in [(10, 10), (1_000, 10), (5_000, 10), (10, 20_000)] {
-        let _idlers = station.idlers(processes)?;
-        let _sockets = station.sockets(sockets)?;
-        let about = format!("{processes} processes, {sockets} sockets");
-        let ours = attribute(&station, &kernel, many).await?;
-        let (p50, p99) = (median(ours.clone()), percentile(ours, 99));
-        middles.push(p50);
-        report.add(format!("kernel, {about}: p50"), p50, "us", Claim::AtMost(P50));
-        report.add(format!("kernel, {about}: p99"), p99, "us", Claim::AtMost(P99));
-        let theirs = attribute(&station, &proc, few).await?;
-        report.add(format!("fallback, {about}: p50"), median(theirs), "us", Claim::Nothing);
+    for round in 0..rounds {
+        // Each of them comes after another one in each round.
+        for turn in 0..loads.len() {
+            let Some(load) = loads.get((turn + round) % loads.len()) else { continue };
+            let _processes = station.processes(load.processes)?;
+            let _sockets = station.sockets(load.sockets)?;
+            for curve in &mut curves {
+                curve.measure(&station, *load).await?;
+            }
+        }
     }
-    let six = attribute(&station, &kernel6, many).await?;
-    report.add("kernel, IPv6: p50", median(six), "us", Claim::AtMost(P50));
-    let least = middles.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = middles.iter().copied().fold(0.0, f64::max);
-    report.add("the slowest of those p50 / the fastest", most / least, "", Claim::AtMost(FLAT));
+    curves.iter().for_each(|curve| curve.tell(loads, report));
     Ok(())
+}
+
+/// What one source takes for connections of one family.
+struct Curve {
+    name: String,
+    claims: bool,
+    ear: Ear,
+    /// Connections in each turn.
+    each: usize,
+    /// Microseconds, of each turn.
+    turns: Vec<(Load, Vec<f64>)>,
+}
+
+impl Curve {
+    fn each(station: &Station, quick: bool) -> Result<Vec<Self>, String> {
+        let each = |source| match source {
+            Source::Kernel => {
+                if quick {
+                    1_000
+                } else {
+                    4_000
+                }
+            }
+            Source::Proc => {
+                if quick {
+                    4
+                } else {
+                    10
+                }
+            }
+        };
+        let families = [SocketAddr::from(([127, 0, 0, 1], 0)), SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 0))];
+        let both = [Source::Kernel, Source::Proc].into_iter().flat_map(|source| families.map(|on| (source, on)));
+        both.map(|(source, on)| {
+            let what = if source == Source::Kernel { "kernel" } else { "fallback" };
+            let name = format!("{what}, {}", if on.is_ipv4() { "IPv4" } else { "IPv6" });
+            let (claims, ear) = (source == Source::Kernel, station.ear(source, on)?);
+            Ok(Self { name, claims, ear, each: each(source), turns: Vec::new() })
+        })
+        .collect()
+    }
+
+    async fn measure(&mut self, station: &Station, load: Load) -> Result<(), String> {
+        let took = attribute(station, &self.ear, self.each).await;
+        self.turns.push((load, took.map_err(|e| format!("{}, {load}: {e}", self.name))?));
+        Ok(())
+    }
+
+    fn tell(&self, loads: &[Load], report: &mut Report) {
+        let claim = |most| if self.claims { Claim::AtMost(most) } else { Claim::Nothing };
+        for load in loads {
+            let took: Vec<f64> = self.turns_of(*load).flatten().copied().collect();
+            report.add(format!("{}, {load}: p50", self.name), median(took.clone()), "us", claim(P50));
+            if self.claims {
+                report.add(format!("{}, {load}: p99", self.name), percentile(took, 99), "us", claim(P99));
+            }
+        }
+        for load in loads.iter().filter(|load| **load != SMALL) {
+            let name = |of| format!("{}, {load} / {SMALL}: {of}", self.name);
+            report.add(name("p50"), self.ratio(*load, 50), "", claim(FLAT));
+            if self.claims {
+                report.add(name("p99"), self.ratio(*load, 99), "", Claim::Nothing);
+            }
+        }
+    }
+
+    fn turns_of(&self, load: Load) -> impl Iterator<Item = &Vec<f64>> {
+        self.turns.iter().filter(move |(of, _)| *of == load).map(|(_, took)| took)
+    }
+
+    /// How much slower than with little about: each round by itself, and of those the middle one.
+    fn ratio(&self, load: Load, hundredths: usize) -> f64 {
+        let of = |took: &Vec<f64>| percentile(took.clone(), hundredths);
+        let rounds = self.turns_of(load).zip(self.turns_of(SMALL));
+        median(rounds.map(|(large, small)| of(large) / of(small)).collect())
+    }
+}
+
+impl std::fmt::Display for Load {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self {
+            SMALL => write!(f, "{} of each", SMALL.processes),
+            Self { processes, sockets } if sockets == SMALL.sockets => write!(f, "{processes} processes"),
+            Self { sockets, .. } => write!(f, "{sockets} sockets"),
+        }
+    }
 }
 
 /// Microseconds from accepted to attributed, of each connection after the first few.
 async fn attribute(station: &Station, ear: &Ear, count: usize) -> Result<Vec<f64>, String> {
-    let unmeasured = count / 10;
+    let unmeasured = count / 10 + 1;
     let total = (count + unmeasured).to_string();
     let mut child = connecting(station, "a", "hold", ear.address()?, &total).spawn().map_err(|e| e.to_string())?;
     let mut took = Vec::with_capacity(count);

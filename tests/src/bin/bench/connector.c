@@ -1,10 +1,19 @@
 /* What connects, for the benchmarks: one small program, so that nothing but connecting is measured.
  *
- *   connector hold  IP PORT COUNT   connects, waits for the other end to close, and again
- *   connector cost  IP PORT COUNT   connects to a port where nobody listens; prints each connect()'s nanoseconds
- *   connector once  IP PORT TAG     connects, sends one byte, and ends
- *   connector spawn IP PORT COUNT A B   starts A and B in turns, each with `once` and its tag, as fast as they end
- *   connector sockets COUNT         opens so many sockets, says "ready", and waits for its standard input to end
+ *   connector hold IP PORT COUNT      connects, waits for the other end to close, and again
+ *   connector refused IP PORT COUNT   connects to a port where nobody listens; prints each connect()'s nanoseconds
+ *   connector met IP ANY COUNT        connects to a listener of its own; prints each connect()'s nanoseconds
+ *   connector once IP PORT NUMBER     connects, says which program it is, the number and its process ID, and ends
+ *   connector spawn IP PORT FIRST COUNT A B
+ *                                     starts A and B in turns, each with `once` and the next number, as soon as the one
+ *                                     before has ended; prints how many failed, and each one's life in nanoseconds
+ *   connector nothing                 ends
+ *   connector vain COUNT A            starts A so many times with `nothing`
+ *   connector processes COUNT         starts so many of itself that wait; says "ready", and waits, too
+ *   connector sockets IP COUNT        opens so many sockets: one listens, the others are connected to each other;
+ *                                     says "ready", and waits
+ *
+ * Who waits does so until its standard input ends.
  */
 #include <arpa/inet.h>
 #include <spawn.h>
@@ -17,9 +26,17 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef PROGRAM_b
+#define TAG 'B'
+#else
+#define TAG 'A'
+#endif
+
 extern char **environ;
 
-static socklen_t address(struct sockaddr_storage *to, const char *ip, const char *port) {
+typedef struct sockaddr_storage address;
+
+static socklen_t parse(address *to, const char *ip, const char *port) {
     struct sockaddr_in *v4 = (struct sockaddr_in *)to;
     struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)to;
     memset(to, 0, sizeof *to);
@@ -40,7 +57,15 @@ static uint64_t now(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static int hold(const struct sockaddr_storage *to, socklen_t length, long count) {
+static int ready(void) {
+    char byte;
+    printf("ready\n");
+    fflush(stdout);
+    while (read(0, &byte, 1) > 0) {}
+    return 0;
+}
+
+static int hold(const address *to, socklen_t length, long count) {
     for (long i = 0; i < count; i++) {
         char byte;
         int s = socket(to->ss_family, SOCK_STREAM, 0);
@@ -51,58 +76,135 @@ static int hold(const struct sockaddr_storage *to, socklen_t length, long count)
     return 0;
 }
 
-static int cost(const struct sockaddr_storage *to, socklen_t length, long count) {
+static int refused(const address *to, socklen_t length, long count) {
     for (long i = 0; i < count; i++) {
         int s = socket(to->ss_family, SOCK_STREAM, 0);
         if (s < 0) return 1;
         uint64_t began = now();
-        int refused = connect(s, (const struct sockaddr *)to, length);
+        int no = connect(s, (const struct sockaddr *)to, length);
         uint64_t took = now() - began;
-        if (!refused) return 1;
+        if (!no) return 1;
         close(s);
         printf("%llu\n", (unsigned long long)took);
     }
     return 0;
 }
 
-static int once(const struct sockaddr_storage *to, socklen_t length, const char *tag) {
+/* A listener, and where it is. */
+static int listening(address *to, socklen_t *length) {
     int s = socket(to->ss_family, SOCK_STREAM, 0);
-    if (s < 0 || connect(s, (const struct sockaddr *)to, length)) return 1;
-    return write(s, tag, 1) == 1 ? 0 : 1;
+    if (s < 0 || bind(s, (struct sockaddr *)to, *length) || listen(s, 1024)) return -1;
+    return getsockname(s, (struct sockaddr *)to, length) ? -1 : s;
 }
 
-static int spawn(char *ip, char *port, long count, char *programs[2]) {
-    static char *tags[2] = {"A", "B"};
+/* On loopback the whole handshake is done when connect() returns: what the other end costs is in it. */
+static int met(address *to, socklen_t length, long count) {
+    struct linger at_once = {1, 0};
+    int listener = listening(to, &length);
+    if (listener < 0) return 1;
+    for (long i = 0; i < count; i++) {
+        int s = socket(to->ss_family, SOCK_STREAM, 0);
+        if (s < 0 || setsockopt(s, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once)) return 1;
+        uint64_t began = now();
+        int no = connect(s, (const struct sockaddr *)to, length);
+        uint64_t took = now() - began;
+        if (no) return 1;
+        int other = accept(listener, NULL, NULL);
+        if (other < 0) return 1;
+        close(s);
+        close(other);
+        printf("%llu\n", (unsigned long long)took);
+    }
+    return 0;
+}
+
+static int once(const address *to, socklen_t length, uint32_t number) {
+    unsigned char said[9] = {TAG};
+    uint32_t numbers[2] = {htonl(number), htonl((uint32_t)getpid())};
+    int s = socket(to->ss_family, SOCK_STREAM, 0);
+    if (s < 0 || connect(s, (const struct sockaddr *)to, length)) return 1;
+    memcpy(said + 1, numbers, sizeof numbers);
+    return write(s, said, sizeof said) == sizeof said ? 0 : 1;
+}
+
+static int spawn(char *ip, char *port, long first, long count, char *programs[2]) {
+    uint64_t *lives = calloc(count, sizeof *lives);
     long failed = 0;
+    if (!lives) return 1;
     for (long i = 0; i < count; i++) {
         int status;
         pid_t child;
-        char *arguments[] = {programs[i % 2], "once", ip, port, tags[i % 2], NULL};
+        char number[24];
+        char *arguments[] = {programs[i % 2], "once", ip, port, number, NULL};
+        snprintf(number, sizeof number, "%ld", first + i);
+        uint64_t began = now();
         if (posix_spawn(&child, programs[i % 2], NULL, NULL, arguments, environ)) return 1;
         if (waitpid(child, &status, 0) != child || status) failed++;
+        lives[i] = now() - began;
     }
     printf("%ld\n", failed);
+    for (long i = 0; i < count; i++) printf("%llu\n", (unsigned long long)lives[i]);
     return 0;
 }
 
-static int sockets(long count) {
-    char byte;
-    for (long i = 0; i < count; i++)
-        if (socket(AF_INET, SOCK_STREAM, 0) < 0) return 1;
-    printf("ready\n");
-    fflush(stdout);
-    while (read(0, &byte, 1) > 0) {}
+static int vain(long count, char *program) {
+    char *arguments[] = {program, "nothing", NULL};
+    for (long i = 0; i < count; i++) {
+        pid_t child;
+        if (posix_spawn(&child, program, NULL, NULL, arguments, environ)) return 1;
+        waitpid(child, NULL, 0);
+    }
     return 0;
+}
+
+/* They have this one's standard input, and so end with it. */
+static int processes(long count, char *self) {
+    char *arguments[] = {self, "processes", "0", NULL};
+    for (long i = 0; i < count; i++) {
+        pid_t child;
+        int out[2];
+        char said[6];
+        posix_spawn_file_actions_t actions;
+        if (pipe(out) || posix_spawn_file_actions_init(&actions)) return 1;
+        posix_spawn_file_actions_adddup2(&actions, out[1], 1);
+        posix_spawn_file_actions_addclose(&actions, out[0]);
+        posix_spawn_file_actions_addclose(&actions, out[1]);
+        if (posix_spawn(&child, self, &actions, NULL, arguments, environ)) return 1;
+        posix_spawn_file_actions_destroy(&actions);
+        close(out[1]);
+        if (read(out[0], said, sizeof said) != sizeof said) return 1;
+        close(out[0]);
+    }
+    ready();
+    while (wait(NULL) > 0) {}
+    return 0;
+}
+
+static int sockets(address *to, socklen_t length, long count) {
+    int listener = listening(to, &length);
+    if (listener < 0) return 1;
+    for (long i = 1; i < count; i += 2) {
+        int s = socket(to->ss_family, SOCK_STREAM, 0);
+        if (s < 0 || connect(s, (const struct sockaddr *)to, length)) return 1;
+        if (accept(listener, NULL, NULL) < 0) return 1;
+    }
+    return ready();
 }
 
 int main(int argc, char **argv) {
-    struct sockaddr_storage to;
-    if (argc == 3 && !strcmp(argv[1], "sockets")) return sockets(atol(argv[2]));
+    address to;
+    if (argc < 2) return 2;
+    if (!strcmp(argv[1], "nothing")) return 0;
+    if (!strcmp(argv[1], "vain") && argc == 4) return vain(atol(argv[2]), argv[3]);
+    if (!strcmp(argv[1], "processes") && argc == 3) return processes(atol(argv[2]), argv[0]);
+    if (argc < 4) return 2;
+    socklen_t length = parse(&to, argv[2], argc == 4 || !strcmp(argv[1], "met") ? "0" : argv[3]);
+    if (!strcmp(argv[1], "sockets") && argc == 4) return sockets(&to, length, atol(argv[3]));
     if (argc < 5) return 2;
-    socklen_t length = address(&to, argv[2], argv[3]);
     if (!strcmp(argv[1], "hold")) return hold(&to, length, atol(argv[4]));
-    if (!strcmp(argv[1], "cost")) return cost(&to, length, atol(argv[4]));
-    if (!strcmp(argv[1], "once")) return once(&to, length, argv[4]);
-    if (!strcmp(argv[1], "spawn") && argc == 7) return spawn(argv[2], argv[3], atol(argv[4]), argv + 5);
+    if (!strcmp(argv[1], "refused")) return refused(&to, length, atol(argv[4]));
+    if (!strcmp(argv[1], "met")) return met(&to, length, atol(argv[4]));
+    if (!strcmp(argv[1], "once")) return once(&to, length, strtoul(argv[4], NULL, 10));
+    if (!strcmp(argv[1], "spawn") && argc == 8) return spawn(argv[2], argv[3], atol(argv[4]), atol(argv[5]), argv + 6);
     return 2;
 }

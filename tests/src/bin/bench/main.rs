@@ -6,6 +6,7 @@
 mod attribution;
 mod churn;
 mod connect;
+mod crowd;
 mod hash;
 mod report;
 mod soak;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
     let what = if arguments.what.is_empty() { What::value_variants() } else { &arguments.what };
     let mut report = Report::default();
     let measured = what.iter().try_for_each(|what| what.measure(arguments.quick, &mut report));
+    report.print();
     let written = arguments.json.map_or(Ok(()), |file| report.write(&file));
     match measured.and(written) {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,11 +6,13 @@ use std::path::Path;
 /// All that was measured.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
+    part: String,
     figures: Vec<Figure>,
 }
 
 #[derive(Debug)]
 struct Figure {
+    part: String,
     name: String,
     value: f64,
     unit: &'static str,
@@ -36,6 +38,14 @@ impl Claim {
             Self::Nothing => None,
         }
     }
+
+    fn verdict(self, value: f64) -> &'static str {
+        match self.holds(value) {
+            Some(true) => "holds",
+            Some(false) => "MISSED",
+            None => "",
+        }
+    }
 }
 
 impl fmt::Display for Claim {
@@ -49,21 +59,36 @@ impl fmt::Display for Claim {
 }
 
 impl Report {
-    /// Prints a heading.
-    pub(crate) fn part(&self, heading: &str) {
-        println!("\n{heading}");
+    /// What the next figures are of; prints it, so that whoever waits sees how far it is.
+    pub(crate) fn part(&mut self, heading: &str) {
+        println!("{heading} ...");
+        heading.clone_into(&mut self.part);
     }
 
-    /// Prints a figure and keeps it.
+    /// Keeps a figure.
     pub(crate) fn add(&mut self, name: impl Into<String>, value: f64, unit: &'static str, claim: Claim) {
-        let figure = Figure { name: name.into(), value, unit, claim };
-        let verdict = match claim.holds(value) {
-            Some(true) => "holds",
-            Some(false) => "MISSED",
-            None => "",
-        };
-        println!("  {:<58} {value:>10.2} {unit:<6} {claim:<8} {verdict}", figure.name);
-        self.figures.push(figure);
+        self.figures.push(Figure { part: self.part.clone(), name: name.into(), value, unit, claim });
+    }
+
+    /// Keeps a number of things.
+    pub(crate) fn count(&mut self, name: impl Into<String>, count: usize, claim: Claim) {
+        self.add(name, f64::from(u32::try_from(count).unwrap_or(u32::MAX)), "", claim);
+    }
+
+    /// Prints everything: what, measured, target, verdict.
+    pub(crate) fn print(&self) {
+        println!("\n{:<64} {:>14} {:<6} {:<12} verdict", "what", "measured", "", "target");
+        let mut part = "";
+        for figure in &self.figures {
+            if figure.part != part {
+                part = &figure.part;
+                println!("\n{part}");
+            }
+            let Figure { name, value, unit, claim, .. } = figure;
+            println!("  {name:<62} {value:>14.2} {unit:<6} {:<12} {}", claim.to_string(), claim.verdict(*value));
+        }
+        let missed = self.figures.iter().filter(|figure| figure.claim.holds(figure.value) == Some(false)).count();
+        println!("\n{missed} targets missed");
     }
 
     /// Writes all figures to a file, as JSON.
@@ -77,6 +102,7 @@ impl Report {
 impl Figure {
     fn json(&self) -> serde_json::Value {
         serde_json::json!({
+            "part": self.part,
             "name": self.name,
             "value": self.value,
             "unit": self.unit,

@@ -9,13 +9,17 @@ use std::time::Duration;
 use bonafide_enforcer::identity::Identity;
 use bonafide_proto::clock::SystemClock;
 use bonafide_proto::convert::Attestation;
+use bonafide_proto::endpoint::channel;
 use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
 use bonafide_proto::refusal::AttestRefusal;
+use bonafide_proto::wire::node::WatchFlowsRequest;
+use bonafide_proto::wire::node::attestation_client::AttestationClient;
 use bonafide_tests::netns::Netns;
 use bonafide_tests::node::binaries;
 use bonafide_tests::process::{Program, must_run};
 use bonafide_tests::wait::wait_until;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
 /// What connects.
 const CONNECTOR: &str = include_str!("connector.c");
@@ -84,7 +88,7 @@ impl Station {
     /// identityd, ready.
     pub(crate) fn identityd(&self, source: Source) -> Program {
         let at = |name: &str| self.file(name).display().to_string();
-        let (socket, log) = (self.file(&format!("{}.sock", source.as_str())), self.file("identityd.log"));
+        let (socket, log) = (self.socket(source), self.file(&format!("{}.log", source.as_str())));
         let config = format!(
             "node = \"bench\"\nsocket = {:?}\nca_socket = {:?}\npolicy = {:?}\nsource = {:?}\nlog = \"warn\"\n",
             socket.display().to_string(),
@@ -104,7 +108,7 @@ impl Station {
 
     /// What the enforcer has of identityd, and a listener where it accepts.
     pub(crate) fn ear(&self, source: Source, on: SocketAddr) -> Result<Ear, String> {
-        let identity = Identity::connect(self.file(&format!("{}.sock", source.as_str())), Arc::new(SystemClock));
+        let identity = Identity::connect(self.socket(source), Arc::new(SystemClock));
         let listener = self.netns.within(|| std::net::TcpListener::bind(on)).map_err(|e| format!("{on}: {e}"))?;
         listener.set_nonblocking(true).map_err(|e| e.to_string())?;
         let listener = TcpListener::from_std(listener).map_err(|e| e.to_string())?;
@@ -113,32 +117,40 @@ impl Station {
         Ok(Ear { identity, listener, netns: NetNs(netns) })
     }
 
-    /// Processes that do nothing, until they are dropped.
-    pub(crate) fn idlers(&self, count: usize) -> Result<Idlers, String> {
-        let start = |_| Command::new("/bin/sleep").arg("100000").stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-        (0..count).map(start).collect::<Result<_, _>>().map(Idlers).map_err(|e| format!("/bin/sleep: {e}"))
+    /// Has identityd tell of flows: of datagrams, as an enforcer that captures asks for, and of connections, as one that
+    /// observes does.
+    pub(crate) async fn told_of_flows(&self, connections: bool) -> Result<Told, String> {
+        let mut identityd = AttestationClient::new(channel(self.socket(Source::Kernel)));
+        let request = WatchFlowsRequest { connections, quiet: false };
+        let mut flows = identityd.watch_flows(request).await.map_err(|e| e.to_string())?.into_inner();
+        let mut told = JoinSet::new();
+        told.spawn(async move { while let Ok(Some(_)) = flows.message().await {} });
+        Ok(Told { _told: told })
     }
 
-    /// Sockets that do nothing, until they are dropped.
+    /// Processes of the first program that do nothing, until they are dropped.
+    pub(crate) fn processes(&self, count: usize) -> Result<Idlers, String> {
+        let mut idlers = Idlers(Vec::new());
+        idlers.start(self.command("a").args(["processes", &count.to_string()]))?;
+        Ok(idlers)
+    }
+
+    /// Open sockets that do nothing, until they are dropped: connected to each other, half of them by either family.
     pub(crate) fn sockets(&self, mut count: usize) -> Result<Idlers, String> {
         let mut holders = Idlers(Vec::new());
-        while count > 0 {
-            let some = count.min(SOCKETS_EACH);
-            let mut child = Command::new(self.file("a"))
-                .args(["sockets", &some.to_string()])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .map_err(|e| e.to_string())?;
-            let mut ready = [0; 6];
-            let said = child.stdout.as_mut().map(|out| std::io::Read::read_exact(out, &mut ready));
-            holders.0.push(child);
-            if !matches!(said, Some(Ok(()))) {
-                return Err(format!("{some} sockets cannot be opened by one process"));
+        for ip in ["127.0.0.1", "::1"].into_iter().cycle() {
+            if count == 0 {
+                break;
             }
+            let some = count.min(SOCKETS_EACH);
+            holders.start(self.command("a").args(["sockets", ip, &some.to_string()]))?;
             count -= some;
         }
         Ok(holders)
+    }
+
+    fn socket(&self, source: Source) -> PathBuf {
+        self.file(&format!("{}.sock", source.as_str()))
     }
 }
 
@@ -149,15 +161,39 @@ fn hex(text: &str) -> String {
     text.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Processes that end when they are dropped.
+/// Flows are told of as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Told {
+    _told: JoinSet<()>,
+}
+
+/// Processes that end when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Idlers(Vec<Child>);
 
+impl Idlers {
+    /// Starts one, and waits until it is ready.
+    fn start(&mut self, command: &mut Command) -> Result<(), String> {
+        let mut child = command.stdin(Stdio::piped()).spawn().map_err(|e| e.to_string())?;
+        let mut ready = [0; 6];
+        let said = child.stdout.as_mut().map(|out| std::io::Read::read_exact(out, &mut ready));
+        self.0.push(child);
+        match said {
+            Some(Ok(())) => Ok(()),
+            _ => Err(format!("{command:?} is not ready")),
+        }
+    }
+
+    /// Their process IDs.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.0.iter().map(Child::id).collect()
+    }
+}
+
 impl Drop for Idlers {
     fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-        }
+        // Their standard input ends.
+        self.0.iter_mut().for_each(|child| drop(child.stdin.take()));
         for child in &mut self.0 {
             let _ = child.wait();
         }
