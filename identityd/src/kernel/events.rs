@@ -33,12 +33,32 @@ impl Drop for Reader {
 }
 
 /// What goes to the consumer, and what did not.
-struct Outlet {
+#[derive(Debug)]
+pub(crate) struct Outlet {
     events: mpsc::Sender<Event>,
     lost: u64,
 }
 
 impl Outlet {
+    /// One, and what it goes to.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Event>) {
+        let (events, heard) = mpsc::channel(WAITING_MAX);
+        (Self { events, lost: 0 }, heard)
+    }
+
+    /// What the programs said.
+    pub(crate) fn hear(&mut self, bytes: &[u8]) {
+        match layout::Event::read(bytes).and_then(understand) {
+            Some(event) => self.tell(event),
+            None => self.lost += 1,
+        }
+    }
+
+    /// For how many events there is room, and how many of them that would be if none waited.
+    pub(crate) fn room(&self) -> (usize, usize) {
+        (self.events.capacity(), self.events.max_capacity())
+    }
+
     fn tell(&mut self, event: Event) {
         self.tell_of_loss();
         if self.lost > 0 || matches!(self.events.try_send(event), Err(TrySendError::Full(_))) {
@@ -59,19 +79,15 @@ impl Outlet {
 /// # Errors
 /// The ring cannot be mapped, or there is no thread to be had.
 pub(super) fn start(programs: &Arc<Programs>) -> std::io::Result<(Reader, mpsc::Receiver<Event>)> {
-    let (events, heard) = mpsc::channel(WAITING_MAX);
+    let (outlet, heard) = Outlet::new();
     let ends = Arc::new(AtomicBool::new(false));
     let (programs, ending) = (Arc::clone(programs), Arc::clone(&ends));
-    let outlet = Arc::new(Mutex::new(Outlet { events, lost: 0 }));
+    let outlet = Arc::new(Mutex::new(outlet));
     let inlet = Arc::clone(&outlet);
     let refused = |e: libbpf_rs::Error| std::io::Error::other(e.to_string());
     let mut ring = RingBufferBuilder::new();
     ring.add(&programs.events, move |bytes| {
-        let mut outlet = inlet.lock().unwrap_or_else(PoisonError::into_inner);
-        match layout::Event::read(bytes).and_then(understand) {
-            Some(event) => outlet.tell(event),
-            None => outlet.lost += 1,
-        }
+        inlet.lock().unwrap_or_else(PoisonError::into_inner).hear(bytes);
         0
     })
     .map_err(refused)?;

@@ -55,9 +55,9 @@ pub(super) struct Holder {
 
 /// `struct counters`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Counters {
+pub(crate) struct Counters {
     pub(super) next_image: u64,
-    pub(super) lost: u64,
+    pub(crate) lost: u64,
     pub(super) full: u64,
 }
 
@@ -132,7 +132,7 @@ impl Holder {
 }
 
 impl Counters {
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         Some(Self { next_image: fields.u64()?, lost: fields.u64()?, full: fields.u64()? })
     }

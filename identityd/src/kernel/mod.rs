@@ -23,7 +23,9 @@ mod source;
 mod sweep;
 mod walk;
 
+pub(crate) use events::Outlet;
 pub(crate) use handover::Handover;
+pub(crate) use layout::Counters;
 pub(crate) use load::{Ground, LoadError};
 pub(crate) use source::KernelSource;
 

@@ -159,6 +159,14 @@ impl Watch {
     }
 }
 
+impl Watch {
+    /// How many executions are watched.
+    pub(crate) fn watched(&self) -> usize {
+        let [executions, ..] = self.0.known().table.sizes();
+        executions
+    }
+}
+
 impl Eyes {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)

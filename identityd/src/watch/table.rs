@@ -331,7 +331,6 @@ impl Table {
     }
 
     /// How many of everything: executions, process numbers, files, users, images.
-    #[cfg(test)]
     pub(crate) fn sizes(&self) -> [usize; 5] {
         let (images, departed) = (self.by_image.len(), self.departed.len());
         let files = self.by_file.len().max(self.shares);

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::crowd::{self, Outcomes};
+use crate::crowd::{self, Life, Outcomes};
 use crate::report::{Claim, Report, median};
 use crate::station::{Source, Station};
 
@@ -14,24 +14,32 @@ pub(crate) fn measure(quick: bool, report: &mut Report) -> Result<(), String> {
 }
 
 async fn churn(count: usize, report: &mut Report) -> Result<(), String> {
-    report.part(&format!("{count} processes of two programs, each connects once and ends"));
     let station = Station::build("chu")?;
     let _identityd = station.identityd(Source::Kernel);
     let ear = Arc::new(station.ear(Source::Kernel, SocketAddr::from(([127, 0, 0, 1], 0)))?);
     ear.ready(&station).await?;
-    let outcomes = crowd::come_and_go(&station, &ear, count).await?;
-    let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-    report.add("processes per second", number(outcomes.started) / outcomes.seconds, "/s", Claim::Nothing);
-    report.add(
-        "life, from before the start to after the end: p50",
-        median(outcomes.lives.clone()) / 1e3,
-        "us",
-        Claim::Nothing,
-    );
+    station.settled().await;
+    report.part(&format!("{count} processes of two programs, each connects once and ends"));
+    let outcomes = crowd::come_and_go(&station, &ear, Life::Instant, count).await?;
+    lives(&outcomes, report);
+    judge(&outcomes, report);
+    // Of most of those nothing was left to be looked at, and so nothing to be mistaken for something else.
+    let some = count / 10;
+    report.part(&format!("{some} more, each of which ends when it was answered who it is"));
+    let outcomes = crowd::come_and_go(&station, &ear, Life::Answered, some).await?;
+    lives(&outcomes, report);
+    judge(&outcomes, report);
+    report.count("refused, though they were there", outcomes.refused.values().sum(), Claim::AtMost(0.0));
+    Ok(())
+}
+
+fn lives(outcomes: &Outcomes, report: &mut Report) {
+    let number = f64::from(u32::try_from(outcomes.started).unwrap_or(u32::MAX));
+    report.add("processes per second", number / outcomes.seconds, "/s", Claim::Nothing);
+    let life = "life, from before the start to after the end: p50";
+    report.add(life, median(outcomes.lives.clone()) / 1e3, "us", Claim::Nothing);
     report.add("lived for less than a millisecond", outcomes.shorter_than(1e6), "%", Claim::Nothing);
     report.count("could not connect", outcomes.failed, Claim::AtMost(0.0));
-    judge(&outcomes, report);
-    Ok(())
 }
 
 /// What has to hold of each of them.

@@ -4,11 +4,10 @@
  *   connector refused IP PORT COUNT   connects to a port where nobody listens; prints each connect()'s nanoseconds
  *   connector met IP ANY COUNT        connects to a listener of its own; prints each connect()'s nanoseconds
  *   connector once IP PORT NUMBER     connects, says which program it is, the number and its process ID, and ends
- *   connector spawn IP PORT FIRST COUNT A B
- *                                     starts A and B in turns, each with `once` and the next number, as soon as the one
+ *   connector wait IP PORT NUMBER     the same, but ends when the other end has closed
+ *   connector spawn IP PORT FIRST COUNT WHAT A B
+ *                                     starts A and B in turns, each with WHAT and the next number, as soon as the one
  *                                     before has ended; prints how many failed, and each one's life in nanoseconds
- *   connector nothing                 ends
- *   connector vain COUNT A            starts A so many times with `nothing`
  *   connector processes COUNT         starts so many of itself that wait; says "ready", and waits, too
  *   connector sockets IP COUNT        opens so many sockets: one listens, the others are connected to each other;
  *                                     says "ready", and waits
@@ -118,16 +117,17 @@ static int met(address *to, socklen_t length, long count) {
     return 0;
 }
 
-static int once(const address *to, socklen_t length, uint32_t number) {
+static int once(const address *to, socklen_t length, uint32_t number, int waits) {
     unsigned char said[9] = {TAG};
     uint32_t numbers[2] = {htonl(number), htonl((uint32_t)getpid())};
     int s = socket(to->ss_family, SOCK_STREAM, 0);
     if (s < 0 || connect(s, (const struct sockaddr *)to, length)) return 1;
     memcpy(said + 1, numbers, sizeof numbers);
-    return write(s, said, sizeof said) == sizeof said ? 0 : 1;
+    if (write(s, said, sizeof said) != sizeof said) return 1;
+    return waits && read(s, said, 1) ? 1 : 0;
 }
 
-static int spawn(char *ip, char *port, long first, long count, char *programs[2]) {
+static int spawn(char *ip, char *port, long first, long count, char *what, char *programs[2]) {
     uint64_t *lives = calloc(count, sizeof *lives);
     long failed = 0;
     if (!lives) return 1;
@@ -135,7 +135,7 @@ static int spawn(char *ip, char *port, long first, long count, char *programs[2]
         int status;
         pid_t child;
         char number[24];
-        char *arguments[] = {programs[i % 2], "once", ip, port, number, NULL};
+        char *arguments[] = {programs[i % 2], what, ip, port, number, NULL};
         snprintf(number, sizeof number, "%ld", first + i);
         uint64_t began = now();
         if (posix_spawn(&child, programs[i % 2], NULL, NULL, arguments, environ)) return 1;
@@ -144,16 +144,6 @@ static int spawn(char *ip, char *port, long first, long count, char *programs[2]
     }
     printf("%ld\n", failed);
     for (long i = 0; i < count; i++) printf("%llu\n", (unsigned long long)lives[i]);
-    return 0;
-}
-
-static int vain(long count, char *program) {
-    char *arguments[] = {program, "nothing", NULL};
-    for (long i = 0; i < count; i++) {
-        pid_t child;
-        if (posix_spawn(&child, program, NULL, NULL, arguments, environ)) return 1;
-        waitpid(child, NULL, 0);
-    }
     return 0;
 }
 
@@ -194,8 +184,6 @@ static int sockets(address *to, socklen_t length, long count) {
 int main(int argc, char **argv) {
     address to;
     if (argc < 2) return 2;
-    if (!strcmp(argv[1], "nothing")) return 0;
-    if (!strcmp(argv[1], "vain") && argc == 4) return vain(atol(argv[2]), argv[3]);
     if (!strcmp(argv[1], "processes") && argc == 3) return processes(atol(argv[2]), argv[0]);
     if (argc < 4) return 2;
     socklen_t length = parse(&to, argv[2], argc == 4 || !strcmp(argv[1], "met") ? "0" : argv[3]);
@@ -204,7 +192,9 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "hold")) return hold(&to, length, atol(argv[4]));
     if (!strcmp(argv[1], "refused")) return refused(&to, length, atol(argv[4]));
     if (!strcmp(argv[1], "met")) return met(&to, length, atol(argv[4]));
-    if (!strcmp(argv[1], "once")) return once(&to, length, strtoul(argv[4], NULL, 10));
-    if (!strcmp(argv[1], "spawn") && argc == 8) return spawn(argv[2], argv[3], atol(argv[4]), atol(argv[5]), argv + 6);
+    if (!strcmp(argv[1], "once")) return once(&to, length, strtoul(argv[4], NULL, 10), 0);
+    if (!strcmp(argv[1], "wait")) return once(&to, length, strtoul(argv[4], NULL, 10), 1);
+    if (!strcmp(argv[1], "spawn") && argc == 9)
+        return spawn(argv[2], argv[3], atol(argv[4]), atol(argv[5]), argv[6], argv + 7);
     return 2;
 }

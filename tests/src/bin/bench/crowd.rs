@@ -22,6 +22,15 @@ const SILENCE: Duration = Duration::from_secs(2);
 const SAID: usize = 9;
 const SAYS: Duration = Duration::from_secs(10);
 
+/// How long each of them lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// Until it has connected and said so.
+    Instant,
+    /// Until it was answered who it is.
+    Answered,
+}
+
 /// What became of them.
 #[derive(Debug, Default)]
 pub(crate) struct Outcomes {
@@ -110,9 +119,14 @@ fn is(attestation: &Attestation, pid: u32) -> bool {
 }
 
 /// Lets so many come and go.
-pub(crate) async fn come_and_go(station: &Station, ear: &Arc<Ear>, count: usize) -> Result<Outcomes, String> {
+pub(crate) async fn come_and_go(
+    station: &Station,
+    ear: &Arc<Ear>,
+    life: Life,
+    count: usize,
+) -> Result<Outcomes, String> {
     let (began, each) = (Instant::now(), count.div_ceil(SPAWNERS));
-    let spawners = (0..SPAWNERS).map(|n| spawner(station, ear, n * each, each)).collect::<Result<Vec<_>, _>>()?;
+    let spawners = (0..SPAWNERS).map(|n| spawner(station, ear, life, n * each, each)).collect::<Result<Vec<_>, _>>()?;
     let mut spawners: Vec<JoinHandle<_>> =
         spawners.into_iter().map(|child| tokio::task::spawn_blocking(|| child.wait_with_output())).collect();
     let (mut outcomes, mut asking) = (Outcomes { started: SPAWNERS * each, ..Outcomes::default() }, JoinSet::new());
@@ -123,7 +137,7 @@ pub(crate) async fn come_and_go(station: &Station, ear: &Arc<Ear>, count: usize)
                 asking.spawn(hear(stream, ear));
             }
             Some(heard) = asking.join_next() => outcomes.hear(heard.map_err(|e| e.to_string())?),
-            () = tokio::time::sleep(SILENCE), if spawners.iter().all(JoinHandle::is_finished) => break,
+            () = tokio::time::sleep(SILENCE) => if spawners.iter().all(JoinHandle::is_finished) { break },
         }
     }
     outcomes.seconds = began.elapsed().saturating_sub(SILENCE).as_secs_f64();
@@ -134,9 +148,15 @@ pub(crate) async fn come_and_go(station: &Station, ear: &Arc<Ear>, count: usize)
     Ok(outcomes)
 }
 
-fn spawner(station: &Station, ear: &Ear, first: usize, count: usize) -> Result<Child, String> {
+fn spawner(station: &Station, ear: &Ear, life: Life, first: usize, count: usize) -> Result<Child, String> {
     let mut command = connecting(station, "a", "spawn", ear.address()?, &first.to_string());
-    command.arg(count.to_string()).arg(station.file("a")).arg(station.file("b")).spawn().map_err(|e| e.to_string())
+    let what = if life == Life::Instant { "once" } else { "wait" };
+    command
+        .args([&count.to_string(), what])
+        .arg(station.file("a"))
+        .arg(station.file("b"))
+        .spawn()
+        .map_err(|e| e.to_string())
 }
 
 async fn hear(stream: TcpStream, ear: Arc<Ear>) -> Heard {

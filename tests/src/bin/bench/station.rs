@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bonafide_enforcer::identity::Identity;
 use bonafide_proto::clock::SystemClock;
@@ -25,6 +25,8 @@ use tokio::task::JoinSet;
 const CONNECTOR: &str = include_str!("connector.c");
 /// How long identityd may take to be ready.
 const READY: Duration = Duration::from_secs(20);
+/// When identityd keeps the digest of a file that was written just now: until then each new process costs hashing.
+const SETTLES: Duration = Duration::from_secs(62);
 
 /// Who answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,13 +52,15 @@ impl Source {
 pub(crate) struct Station {
     netns: Netns,
     dir: tempfile::TempDir,
+    built: Instant,
 }
 
 impl Station {
     /// A new one. Its programs are `a` and `b`, of different digests, which earn `bench/a` and `bench/b`.
     pub(crate) fn build(name: &str) -> Result<Self, String> {
         let dir = tempfile::tempdir().map_err(|e| format!("no directory: {e}"))?;
-        let station = Self { netns: Netns::create(&format!("bench-{name}-{}", std::process::id())), dir };
+        let netns = Netns::create(&format!("bench-{name}-{}", std::process::id()));
+        let mut station = Self { netns, dir, built: Instant::now() };
         let source = station.file("connector.c");
         std::fs::write(&source, CONNECTOR).map_err(|e| format!("{}: {e}", source.display()))?;
         for program in ["a", "b"] {
@@ -70,7 +74,13 @@ impl Station {
         let policy = format!("mode = \"enforce\"\nmesh = [\"127.0.0.0/8\"]\n{}{}", workload("a"), workload("b"));
         let file = station.file("policy.toml");
         std::fs::write(&file, policy).map_err(|e| format!("{}: {e}", file.display()))?;
+        station.built = Instant::now();
         Ok(station)
+    }
+
+    /// Waits until its programs are as old as those that are in use.
+    pub(crate) async fn settled(&self) {
+        tokio::time::sleep(SETTLES.saturating_sub(self.built.elapsed())).await;
     }
 
     /// A file of its own.
@@ -132,6 +142,15 @@ impl Station {
     pub(crate) fn processes(&self, count: usize) -> Result<Idlers, String> {
         let mut idlers = Idlers(Vec::new());
         idlers.start(self.command("a").args(["processes", &count.to_string()]))?;
+        Ok(idlers)
+    }
+
+    /// The same, each with a process ID that is known here.
+    pub(crate) fn idlers(&self, count: usize) -> Result<Idlers, String> {
+        let mut idlers = Idlers(Vec::new());
+        for _ in 0..count {
+            idlers.start(self.command("a").args(["processes", "0"]))?;
+        }
         Ok(idlers)
     }
 
@@ -253,10 +272,11 @@ pub(crate) fn connecting(station: &Station, program: &str, what: &str, to: Socke
     command
 }
 
-/// Resident memory of a process, in MiB, and its open files.
-pub(crate) fn size(pid: u32) -> Option<(f64, usize)> {
-    let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).ok()?;
-    let kib: f64 =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some((kib / 1024.0, std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count()))
+/// A process's own memory (`RssAnon`), in bytes, and how many files it has open.
+pub(crate) fn size(pid: u32) -> std::io::Result<(f64, usize)> {
+    let process = Path::new("/proc").join(pid.to_string());
+    let status = std::fs::read_to_string(process.join("status"))?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let kib: f64 = kib.ok_or_else(|| std::io::Error::other("its status has no RssAnon"))?;
+    Ok((kib * 1024.0, std::fs::read_dir(process.join("fd"))?.count()))
 }
