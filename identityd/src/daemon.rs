@@ -33,6 +33,10 @@ use crate::watch::proc_sentry::ProcSentry;
 use crate::watch::{Parts, Watch};
 use crate::witness::Witness;
 
+/// Questions of one caller that are under way at once: so many that no user of the host gets others kept waiting by
+/// questions about their own programs, which are answered or refused within seconds.
+const QUESTIONS_MAX: u32 = 16_384;
+
 /// Printed below `--help`.
 const EXIT_CODES: &str = "Exit codes:
   0  stopped as asked
@@ -202,8 +206,10 @@ async fn serve<S: SocketSource>(
     let looking = tokio::spawn(file.run());
     tracing::info!(socket = %config.socket.display(), "ready");
     let callers = endpoint::admit(listener, config.callers);
-    let serving =
-        tonic::transport::Server::builder().add_service(AttestationServer::new(service)).serve_with_incoming(callers);
+    let serving = tonic::transport::Server::builder()
+        .max_concurrent_streams(QUESTIONS_MAX)
+        .add_service(AttestationServer::new(service))
+        .serve_with_incoming(callers);
     // Streams of policy and bundle never end by themselves, so nothing is waited for.
     let ended = tokio::select! {
         served = serving => served.map_err(RunError::from),

@@ -29,13 +29,14 @@ use bonafide_proto::fingerprint::Digest;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::patience::{OutOfPatience, Patience};
+use crate::shares::Full;
 use crate::sys::mounts::OwnOverlays;
 use crate::sys::storage::Storage;
 use crate::version::FileVersion;
 use allowance::{Allowances, Exceeded};
 use kept::Kept;
 use reading::{read_all, time_for};
-use slots::{Account, Busy, Slots};
+use slots::{Account, Slots};
 
 /// Files that are kept in mind.
 const ENTRIES_MAX: usize = 65_536;
@@ -62,8 +63,8 @@ pub(crate) enum HashError {
     #[error("it changed while it was read")]
     Changed,
     /// The user who runs it has too many waiting.
-    #[error("{0}")]
-    Busy(#[from] Busy),
+    #[error("too many wait to be hashed: {0}")]
+    Busy(#[from] Full),
     /// The user who runs it had too much hashed.
     #[error("{0}")]
     RateLimited(#[from] Exceeded),
@@ -271,7 +272,7 @@ impl Reader {
         if let Account::User(user) = account {
             self.allowances.take(user, version.size, Instant::now())?;
         }
-        let _slot = self.slots.take(account).await?;
+        let _slot = self.slots.take(account, user).await?;
         let (began, nth) = (self.moment(), self.hashed.fetch_add(1, Ordering::Relaxed) + 1);
         tracing::trace!(file = ?version.id, bytes = version.size, nth, "hashing");
         let work = move |wanted: &_| read_all(&file, version, wanted);

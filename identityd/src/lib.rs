@@ -53,6 +53,7 @@ mod refuse;
 mod script;
 mod seen;
 mod serve;
+mod shares;
 mod sockets;
 mod source;
 mod sys;

@@ -14,6 +14,7 @@ use sha2::Digest as _;
 
 use crate::hash::HashError;
 use crate::mapped::{self, Place};
+use crate::patience::OutOfPatience;
 use crate::seen::Seen;
 use crate::sys::executable::FileId;
 use crate::sys::process::Process;
@@ -70,7 +71,9 @@ fn open(process: &Process, some: Vec<(FileId, Place)>) -> Result<Vec<Opened>, At
 fn undigested(e: &HashError) -> Evidence<Libraries> {
     let why = format!("a library cannot be hashed: {e}");
     match e {
-        HashError::Busy(_) | HashError::RateLimited(_) => Evidence::Unavailable(why),
+        HashError::Busy(_) | HashError::RateLimited(_) | HashError::Endless(OutOfPatience::Full(_)) => {
+            Evidence::Unavailable(why)
+        }
         _ => Evidence::Absent(why),
     }
 }

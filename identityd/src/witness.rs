@@ -14,7 +14,7 @@ use bonafide_proto::fingerprint::{
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
 use rustix::process::Resource;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 
 use crate::config::RuntimeConfig;
 use crate::container::Containers;
@@ -28,6 +28,7 @@ use crate::patience::Patience;
 use crate::refuse::refuse;
 use crate::script::Code;
 use crate::seen::{Eyes, Files, Seen};
+use crate::shares::{Bounds, Share, Shares};
 use crate::sys::executable::FileId;
 use crate::sys::hierarchy::Hierarchies;
 use crate::sys::namespace::Home;
@@ -46,8 +47,10 @@ pub(crate) struct Witness {
     containers: Containers,
     looks: Looks<Result<Vec<Witnessed>, AttestRefusal>>,
     /// Executions that may be examined at once.
-    room: Semaphore,
+    room: Shares,
     room_max: usize,
+    /// Who asks on whose account: these questions never wait for anybody, and are few at once all the same.
+    lookups: Semaphore,
 }
 
 /// The evidence about one execution.
@@ -115,8 +118,14 @@ impl Witness {
             containers: Containers::new(runtimes, hierarchies.clone()),
             looks: Looks::default(),
             hierarchies,
-            room: Semaphore::new(room_max),
+            room: Shares::new(Bounds {
+                all: room_max,
+                each: (room_max / 4).max(1),
+                waiting: room_max,
+                most: ROOM_PATIENCE,
+            }),
             room_max,
+            lookups: Semaphore::new(LOOKUPS),
         })
     }
 
@@ -155,8 +164,9 @@ impl Witness {
     }
 
     async fn examine_now(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
-        let _room = self.enter(executions.len()).await?;
-        let (seen, files) = self.first_looks(executions).await?;
+        let users = self.users(executions).await?;
+        let _room = self.enter(&users).await?;
+        let (seen, files) = self.first_looks(executions, users).await?;
         let digests = self.hash(files).await?;
         let learned = self.learn(&seen).await?;
         let seen = self.second_looks(seen).await?;
@@ -164,9 +174,18 @@ impl Witness {
         each.map(|(seen, learned)| self.fingerprint(seen, &digests, learned)).collect()
     }
 
-    async fn first_looks(&self, executions: &[Execution]) -> Result<(Vec<Seen>, Files), AttestRefusal> {
+    /// On whose account each of them is looked at.
+    async fn users(&self, executions: &[Execution]) -> Result<Vec<u32>, AttestRefusal> {
         let asked = executions.to_vec();
-        let users = blocking(move || users(&asked)).await?;
+        let _lookup = self.lookups.acquire().await;
+        blocking(move || users(&asked)).await
+    }
+
+    async fn first_looks(
+        &self,
+        executions: &[Execution],
+        users: Vec<u32>,
+    ) -> Result<(Vec<Seen>, Files), AttestRefusal> {
         let (mut all, mut files) = (Vec::with_capacity(executions.len()), Files::new());
         for (execution, user) in executions.iter().copied().zip(users) {
             let eyes = self.eyes.clone();
@@ -216,19 +235,25 @@ impl Witness {
     ) -> Result<T, AttestRefusal> {
         match self.patience.wait(user, LOOK_MAX, move |_| work()).await {
             Ok(looked) => looked,
-            Err(e) => refuse(AttestReason::Unhashable, format!("looking at process {}: {e}", execution.pid)),
+            Err(e) => refuse(e.reason(), format!("looking at process {}: {e}", execution.pid)),
         }
     }
 
-    /// Waits until there are descriptors for so many executions.
-    async fn enter(&self, executions: usize) -> Result<SemaphorePermit<'_>, AttestRefusal> {
-        let wanted = u32::try_from(executions).ok().filter(|_| executions <= self.room_max);
-        let Some(wanted) = wanted else {
-            let detail = format!("{executions} processes; the limit of open files lets {} be examined", self.room_max);
+    /// Waits until there are descriptors for so many executions, on the accounts of these users.
+    async fn enter(&self, users: &[u32]) -> Result<Vec<Share>, AttestRefusal> {
+        if users.len() > self.room_max {
+            let (wanted, most) = (users.len(), self.room_max);
+            let detail = format!("{wanted} processes; the limit of open files lets {most} be examined");
             return refuse(AttestReason::Unavailable, detail);
-        };
-        let entered = self.room.acquire_many(wanted).await;
-        entered.or_else(|e| refuse(AttestReason::Unavailable, format!("no process is examined any more: {e}")))
+        }
+        let mut wanted: BTreeMap<u32, usize> = BTreeMap::new();
+        users.iter().for_each(|user| *wanted.entry(*user).or_default() += 1);
+        let mut room = Vec::with_capacity(wanted.len());
+        for (user, many) in wanted {
+            let share = self.room.take_many(user, many).await;
+            room.push(share.or_else(|full| refuse(full.reason(), format!("too many processes are examined: {full}")))?);
+        }
+        Ok(room)
     }
 
     /// The digest of an open file, read on this user's account if it must be read.
@@ -284,6 +309,11 @@ impl Witness {
     }
 }
 
+/// How long a question waits until its processes may be examined; the enforcer waits a little longer for its answer.
+const ROOM_PATIENCE: Duration = Duration::from_secs(4);
+/// Questions for the accounts of processes that are under way at once, each on a thread.
+const LOOKUPS: usize = 32;
+
 /// How long one look at a process may take. Only a hostile process takes longer, or a machine that stands still.
 const LOOK_MAX: Duration = Duration::from_secs(3);
 
@@ -302,9 +332,10 @@ const ROOM_MAX: usize = 65_536;
 fn unhashed(e: HashError) -> AttestRefusal {
     let reason = match e {
         HashError::TooLarge { .. } => AttestReason::TooLarge,
-        HashError::Unhashable(_) | HashError::Endless(_) => AttestReason::Unhashable,
+        HashError::Unhashable(_) => AttestReason::Unhashable,
+        HashError::Endless(ref endless) => endless.reason(),
         HashError::RateLimited(_) => AttestReason::RateLimited,
-        HashError::Busy(_) => AttestReason::Unavailable,
+        HashError::Busy(full) => full.reason(),
         HashError::Changed | HashError::Io(_) => AttestReason::Unreadable,
     };
     AttestRefusal::new(reason, format!("a file cannot be hashed: {e}"))

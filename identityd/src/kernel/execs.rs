@@ -62,8 +62,8 @@ impl KernelExecs {
         let opened =
             rustix::fs::openat(CWD, format!("/proc/{pid}/{link}"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
         let Ok(open) = opened else { return recorded };
-        let Ok(stat) = rustix::fs::fstat(&open) else { return recorded };
-        let found = FileId { dev: stat.st_dev, ino: stat.st_ino };
+        // Nor is this asked of a file system that may be a silent program: whoever asks for an execution cannot wait.
+        let Ok(found) = FileId::unasked(&open, "") else { return recorded };
         match self.programs.is_recorded(number, what, &open) {
             true => found,
             // The number of a deleted file that another one has now.

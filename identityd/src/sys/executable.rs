@@ -21,6 +21,18 @@ pub(crate) struct FileId {
     pub(crate) ino: u64,
 }
 
+impl FileId {
+    /// That of the file to which this leads, without asking its file system: one that a program serves may never answer.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn unasked(dir: impl AsFd, path: &str) -> io::Result<Self> {
+        let how = AtFlags::STATX_DONT_SYNC | if path.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::empty() };
+        let seen = rustix::fs::statx(dir, path, how, StatxFlags::INO)?;
+        Ok(Self { dev: rustix::fs::makedev(seen.stx_dev_major, seen.stx_dev_minor), ino: seen.stx_ino })
+    }
+}
+
 /// A file on the mount through which it was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MountedFile {

@@ -5,7 +5,7 @@ use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 
 use bonafide_proto::fingerprint::{Digest, Execution};
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
+use rustix::fs::{CWD, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::executable::FileId;
@@ -129,8 +129,7 @@ fn open(pid: u32) -> io::Result<OwnedFd> {
 }
 
 fn exe(dir: &OwnedFd) -> io::Result<FileId> {
-    let stat = rustix::fs::statat(dir, "exe", AtFlags::empty())?;
-    Ok(FileId { dev: stat.st_dev, ino: stat.st_ino })
+    FileId::unasked(dir, "exe")
 }
 
 fn content(dir: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {

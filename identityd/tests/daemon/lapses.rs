@@ -15,6 +15,7 @@ use bonafide_proto::wire::node::lapse::Of;
 use tonic::Streaming;
 
 use crate::node::{NOBODY, Node, PATIENCE, Program, connector, digest_of, python, sleep};
+use crate::odd_files::Fuse;
 use crate::records::record;
 use crate::svids::{Notary, serve};
 
@@ -123,6 +124,7 @@ macro_rules! by_both {
 }
 
 by_both! {
+    a_child_from_a_silent_file_system_blinds_nobody
     a_library_mapped_later_is_a_lapse_and_so_is_one_that_changes
     a_tracer_is_a_lapse
     another_program_executed_is_a_lapse
@@ -373,6 +375,25 @@ async fn a_library_mapped_later_is_a_lapse_and_so_is_one_that_changes(source: &s
     fs::File::options().append(true).open(&own).unwrap().write_all(b"more").unwrap();
     let detail = attested.lapsed(AttestReason::EvidenceChanged).await;
     assert!(detail.starts_with("the libraries are"), "{detail}");
+}
+
+/// Nobody who watches may wait for an answer of the file system that a program comes from.
+async fn a_child_from_a_silent_file_system_blinds_nobody(source: &str) {
+    let mut attested = Attested::start(source, &python(), None).await;
+    let mut fuse = Fuse::mount(attested.node.path("fuse"));
+    let program = attested.node.path("fuse/program");
+    attested.does(&format!("import subprocess; c = subprocess.Popen(['{}', '1000'])", program.display()));
+    fuse.fall_silent();
+    attested.does("os.setegid(65534)");
+    let detail = attested.lapsed(AttestReason::EvidenceChanged).await;
+    assert!(detail.starts_with("gid was 0 and is 65534"), "{detail}");
+    // By now somebody has looked at the child, too.
+    attested.flow().await.unwrap();
+    attested.does("os.setegid(0)");
+    let detail = attested.lapsed(AttestReason::EvidenceChanged).await;
+    assert!(detail.starts_with("gid was 65534 and is 0"), "{detail}");
+    drop(fuse);
+    attested.does("c.kill()");
 }
 
 async fn a_tracer_is_a_lapse(source: &str) {
