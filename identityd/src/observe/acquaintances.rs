@@ -12,7 +12,7 @@ use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::flow::Flow;
+use super::flow::{Flow, Life};
 
 /// Executions that are remembered.
 const REMEMBERED_MAX: usize = 1 << 14;
@@ -82,7 +82,7 @@ impl Acquaintances {
             return Some(Err(no_room()));
         }
         let known = self.known.get_mut(&who)?;
-        if !flow.lives {
+        if flow.life != Life::Lives {
             known.flows = known.flows.saturating_sub(1);
         }
         match &mut known.answer {
@@ -204,7 +204,7 @@ mod tests {
             received: 0,
             who: execution(pid),
             ending: Ending::Closed,
-            lives: false,
+            life: Life::Over,
         }
     }
 

@@ -1,11 +1,12 @@
 //! A flow that is over, and how it ended: pure.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::observed::{Ending, Protocol};
 
 use super::layout::{StepEvent, Tally};
+use super::talks::Ends;
 
 /// States of TCP (`include/net/tcp_states.h`).
 const SYN_SENT: u8 = 2;
@@ -28,7 +29,19 @@ mod errno {
     ];
 }
 
-/// A flow that is over.
+/// Whether a flow is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// It is not: only the other end's node shall hear of it.
+    Lives,
+    /// By itself: so is the other end's half.
+    Over,
+    /// Because the other end's half is: nothing follows from it. Otherwise one flow's end could end any number of others,
+    /// one after the other.
+    Followed,
+}
+
+/// A flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Flow {
     pub(super) protocol: Protocol,
@@ -44,8 +57,7 @@ pub(super) struct Flow {
     pub(super) received: u64,
     pub(super) who: Option<Execution>,
     pub(super) ending: Ending,
-    /// It is not over: only the other end's node shall hear of it.
-    pub(super) lives: bool,
+    pub(super) life: Life,
 }
 
 impl Flow {
@@ -63,34 +75,30 @@ impl Flow {
             received: if event.established { event.received } else { 0 },
             who: event.who,
             ending: ending(event),
-            lives: false,
+            life: Life::Over,
         }
     }
 
-    /// Of what was counted of datagrams. `local_ip` for a socket that has none of its own.
-    pub(super) fn silent(cookie: u64, tally: &Tally, remote: SocketAddr, local_ip: Option<IpAddr>) -> Self {
-        let mut local = tally.local;
-        if let Some(ip) = local_ip.filter(|_| local.ip().is_unspecified()) {
-            local.set_ip(ip);
-        }
+    /// Of what was counted of datagrams.
+    pub(super) fn silent(cookie: u64, tally: &Tally, ends: Ends, life: Life) -> Self {
         Self {
             protocol: Protocol::Udp,
             cookie,
             source: tally.source,
-            local,
-            remote,
+            local: ends.local,
+            remote: ends.remote,
             began_ns: tally.began_ns,
             ended_ns: tally.last_ns,
             sent: tally.sent,
             received: tally.received,
             who: tally.who,
             ending: if tally.refused { Ending::Refused } else { Ending::Closed },
-            lives: false,
+            life,
         }
     }
 
     /// Of the first datagram.
-    pub(super) fn begun(event: &StepEvent, local_ip: Option<IpAddr>) -> Self {
+    pub(super) fn begun(event: &StepEvent, ends: Ends) -> Self {
         let tally = Tally {
             began_ns: event.began_ns,
             last_ns: event.at_ns,
@@ -101,7 +109,7 @@ impl Flow {
             source: event.source,
             refused: false,
         };
-        Self { lives: true, ..Self::silent(event.cookie, &tally, event.remote, local_ip) }
+        Self::silent(event.cookie, &tally, ends, Life::Lives)
     }
 }
 

@@ -11,6 +11,8 @@
 //! | `acquaintances` | who the programs are, asked while they live |
 //! | `joining` | the two halves of a flow inside one host, or between two |
 //! | `sharing` | how halves reach the other end's node |
+//! | `talks` | flows of datagrams that live |
+//! | `source_address` | from where the sockets among them send that have no address |
 //!
 //! # What is not seen
 //! * Connections that were established before anybody listened, and those that only the destination's kernel knows: a
@@ -23,10 +25,9 @@ mod joining;
 mod layout;
 mod programs;
 mod sharing;
+mod source_address;
+mod talks;
 
-use std::collections::HashMap;
-use std::hash::Hash;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,11 +39,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use acquaintances::Acquaintances;
 pub(crate) use acquaintances::{Asked, Attests};
-use flow::Flow;
+use flow::{Flow, Life};
 use joining::{Joining, Theirs};
 use layout::{Step, StepEvent, Talk};
 use programs::Programs;
 use sharing::Sharing;
+use source_address::SourceAddress;
+use talks::{Ends, Talks};
 
 use crate::bundle::Authority;
 use crate::kernel::Ground;
@@ -53,8 +56,6 @@ const WAITING_MAX: usize = 8192;
 const SILENCE: Duration = Duration::from_secs(30);
 /// How often listeners, losses and silence are looked at.
 const ROUND: Duration = Duration::from_secs(1);
-/// Sockets whose flows of datagrams are remembered, so that they end with it; the others end in silence.
-const SOCKETS_MAX: usize = 1 << 16;
 
 /// Takes orders to observe.
 #[derive(Debug, Clone)]
@@ -118,10 +119,8 @@ struct Work {
     heard: mpsc::Receiver<StepEvent>,
     acquaintances: Acquaintances,
     sharing: Sharing,
-    /// By the socket.
-    talks: HashMap<u64, Vec<Talk>>,
-    /// By the remote.
-    partners: HashMap<SocketAddr, Vec<Talk>>,
+    talks: Talks,
+    source_address: SourceAddress,
     moment: Moment,
     missed: u64,
 }
@@ -212,8 +211,8 @@ impl Observer {
                     heard,
                     acquaintances,
                     sharing: Sharing::by(self.authority.issuance()),
-                    talks: HashMap::new(),
-                    partners: HashMap::new(),
+                    talks: Talks::default(),
+                    source_address: SourceAddress::default(),
                     moment: Moment::default(),
                     missed: 0,
                 });
@@ -227,38 +226,33 @@ impl Observer {
         work.moment = Moment::now(step.at_ns);
         match step.step {
             Step::Opened if step.datagrams => {
-                work.remember(step);
+                let ends = work.remember(step);
                 work.acquaintances.begin(step.who);
-                self.begun(step);
+                self.begun(step, ends);
             }
             Step::Opened | Step::Taken => work.acquaintances.begin(step.who),
             Step::Established => work.acquaintances.meet(step.who),
             Step::Refused => {}
             Step::Closed => self.over(Flow::closed(step)),
             Step::Released => {
-                for talk in work.talks.get(&step.cookie).cloned().unwrap_or_default() {
-                    self.end_talk(&talk);
+                for talk in work.talks.of_socket(step.cookie) {
+                    self.end_talk(&talk, Life::Over);
                 }
             }
         }
     }
 
-    fn end_talk(&mut self, talk: &Talk) {
-        let Some(remote) = layout::remote_of(talk) else { return };
-        let Some(work) = &mut self.work else { return };
-        work.forget(talk, remote);
-        let Some(tally) = work.programs.end(talk) else { return };
-        let cookie = cookie_of(talk);
-        let local_ip = if tally.local.ip().is_unspecified() { local_ip_towards(remote) } else { None };
-        self.over(Flow::silent(cookie, &tally, remote, local_ip));
+    fn end_talk(&mut self, talk: &Talk, life: Life) {
+        if let Some(flow) = self.work.as_mut().and_then(|work| work.end(talk, life)) {
+            self.over(flow);
+        }
     }
 
     /// A server's socket is seldom closed. So that its half of a flow can meet the client's, which ends long before the
     /// silence does, the client's node hears of it while it lives; and it is over when the client's half comes.
-    fn begun(&mut self, step: &StepEvent) {
-        if !step.source && step.local.ip() != step.remote.ip() && step.remote.port() != 0 {
-            let local_ip = if step.local.ip().is_unspecified() { local_ip_towards(step.remote) } else { None };
-            self.over(Flow::begun(step, local_ip));
+    fn begun(&mut self, step: &StepEvent, ends: Ends) {
+        if !step.source && ends.local.ip() != ends.remote.ip() && ends.remote.port() != 0 {
+            self.over(Flow::begun(step, ends));
         }
     }
 
@@ -272,9 +266,9 @@ impl Observer {
 
     fn tell(&mut self, flow: Flow, here: Attested) {
         let Some(work) = &self.work else { return };
-        let lives = flow.lives;
+        let life = flow.life;
         let flow = observed(&flow, here, &work.moment, &self.clock);
-        if lives {
+        if life == Life::Lives {
             work.sharing.share(&flow);
             return;
         }
@@ -283,7 +277,9 @@ impl Observer {
             work.sharing.share(&flow);
         }
         self.tell_all(&whole);
-        self.end_partner(&flow);
+        if life == Life::Over {
+            self.end_partner(&flow);
+        }
     }
 
     /// Another node's half of a flow.
@@ -300,12 +296,9 @@ impl Observer {
             return;
         }
         let Some(work) = &self.work else { return };
-        let port = other.remote.port();
-        let is_partner = |talk: &&Talk| work.programs.tally(talk).is_some_and(|tally| tally.local.port() == port);
-        let partners = work.partners.get(&other.local).map(Vec::as_slice).unwrap_or_default();
-        let over: Vec<Talk> = partners.iter().filter(is_partner).copied().collect();
-        for talk in over {
-            self.end_talk(&talk);
+        let ours = Ends { local: other.local, remote: other.remote }.reversed();
+        for talk in work.talks.between(ours) {
+            self.end_talk(&talk, Life::Followed);
         }
     }
 
@@ -331,6 +324,7 @@ impl Observer {
             tracing::warn!(missed = new, "events of flows were lost: some records will be missing or incomplete");
         }
         work.acquaintances.forget_old();
+        work.source_address.round();
         for listener in &mut self.listeners {
             listener.missed = listener.missed.saturating_add(new);
             listener.tell_what_it_missed();
@@ -346,25 +340,32 @@ impl Observer {
             |talk: &Talk| work.programs.tally(talk).is_some_and(|tally| now.saturating_sub(tally.last_ns) >= silence);
         let silent: Vec<Talk> = work.programs.talks().into_iter().filter(is_silent).collect();
         for talk in silent {
-            self.end_talk(&talk);
+            self.end_talk(&talk, Life::Over);
         }
     }
 }
 
 impl Work {
-    /// So that its flows end with the socket.
-    fn remember(&mut self, step: &StepEvent) {
-        if self.talks.len() < SOCKETS_MAX || self.talks.contains_key(&step.cookie) {
-            self.talks.entry(step.cookie).or_default().push(step.talk);
-        }
-        if self.partners.len() < SOCKETS_MAX || self.partners.contains_key(&step.remote) {
-            self.partners.entry(step.remote).or_default().push(step.talk);
-        }
+    /// So that it ends with its socket, or with its other end.
+    fn remember(&mut self, step: &StepEvent) -> Ends {
+        let ends = Ends { local: self.source_address.of(step.local, step.remote), remote: step.remote };
+        self.talks.begin(step.talk, ends);
+        ends
     }
 
-    fn forget(&mut self, talk: &Talk, remote: SocketAddr) {
-        drop_from(&mut self.talks, &cookie_of(talk), talk);
-        drop_from(&mut self.partners, &remote, talk);
+    /// `None`: it has ended before.
+    fn end(&mut self, talk: &Talk, life: Life) -> Option<Flow> {
+        let remembered = self.talks.end(talk);
+        let tally = self.programs.end(talk)?;
+        let ends = match remembered {
+            Some(ends) => ends,
+            // Its beginning was not heard of.
+            None => {
+                let remote = layout::remote_of(talk)?;
+                Ends { local: self.source_address.of(tally.local, remote), remote }
+            }
+        };
+        Some(Flow::silent(talks::cookie_of(talk), &tally, ends, life))
     }
 }
 
@@ -429,25 +430,4 @@ fn observed(flow: &Flow, here: Attested, moment: &Moment, clock: &SharedClock) -
         here,
         there: None,
     }
-}
-
-fn cookie_of(talk: &Talk) -> u64 {
-    talk.first_chunk().map_or(0, |cookie| u64::from_ne_bytes(*cookie))
-}
-
-fn drop_from<K: Eq + Hash>(talks: &mut HashMap<K, Vec<Talk>>, key: &K, talk: &Talk) {
-    if let Some(all) = talks.get_mut(key) {
-        all.retain(|other| other != talk);
-        if all.is_empty() {
-            talks.remove(key);
-        }
-    }
-}
-
-/// The address that the kernel would send from. Nothing is sent.
-fn local_ip_towards(remote: SocketAddr) -> Option<IpAddr> {
-    let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;
-    socket.connect(remote).ok()?;
-    Some(socket.local_addr().ok()?.ip())
 }

@@ -225,3 +225,26 @@ async fn connections_are_told_of_only_to_who_wants_them_and_to_their_end() {
     }
     node.stop().await;
 }
+
+/// An end that follows from another one is no reason for a third. Each socket here has spoken to the one before it.
+#[tokio::test]
+async fn one_flow_s_end_does_not_end_a_chain_of_others() {
+    const LENGTH: u8 = 200;
+    let node = Node::start(NOBODY).await;
+    let mut flows = Flows::of(&node, false).await;
+    let sink = UdpSocket::bind("127.9.1.0:0").unwrap();
+    let port = sink.local_addr().unwrap().port();
+    let at = |number: u8| SocketAddr::from(([127, 9, 1, number], port));
+    let mut chain: Vec<UdpSocket> = (1..=LENGTH).map(|number| UdpSocket::bind(at(number)).unwrap()).collect();
+    for (socket, number) in chain.iter().zip(0..) {
+        socket.send_to(b"hello", at(number)).unwrap();
+    }
+    let of_chain = move |flow: &ObservedFlow| flow.remote.port() == port;
+    drop(chain.remove(0));
+    assert_eq!(flows.next(of_chain).await.local, at(1));
+    // Whatever had ended with it would be told of before this.
+    drop(chain.pop());
+    assert_eq!(flows.next(of_chain).await.local, at(LENGTH));
+    drop((chain, sink));
+    node.stop().await;
+}
