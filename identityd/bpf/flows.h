@@ -66,6 +66,12 @@ struct tally {
 };
 _Static_assert(sizeof(struct tally) == 88, "the daemon reads 88 bytes");
 
+/* What the daemon says and hears when it ends one. */
+struct ending {
+	struct talk talk;
+	struct tally tally;
+};
+
 /* What the daemon wants to know of. */
 struct wanted {
 	__u64 netns;

@@ -22,12 +22,14 @@
 #include "flows.h"
 
 #define TALKS_MAX (1 << 16)
+#define TALKS_PER_SOCKET (1 << 12)
 #define ADDRESSED_MAX (1 << 14)
 #define RING_BYTES (1 << 20)
 
 #define TCP 6
 #define UDP 17
 #define REFUSED_ERROR 111
+#define EXISTS_ERROR 17
 #define MSG_PEEK 2
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -105,6 +107,18 @@ struct {
 	__type(key, struct talk);
 	__type(value, struct tally);
 } talks SEC(".maps");
+
+/*
+ * How many of them a socket has. More than its share are only counted: anybody can send datagrams in the name of
+ * any number of others, and would hide what all other sockets do.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, TALKS_MAX);
+	__type(key, __u64);
+	__type(value, __u64);
+} crowds SEC(".maps");
 
 /* Whom a thread is just sending to or receiving from; the call's end takes it. */
 struct addressed {
@@ -398,12 +412,51 @@ static __always_inline void tell_of_talk(enum step step, struct talk *talk, stru
 	bpf_ringbuf_submit(event, 0);
 }
 
+static __always_inline __u64 *crowd_of(__u64 cookie)
+{
+	__u64 *crowd = bpf_map_lookup_elem(&crowds, &cookie);
+	__u64 nobody = 0;
+
+	if (crowd)
+		return crowd;
+	bpf_map_update_elem(&crowds, &cookie, &nobody, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&crowds, &cookie);
+}
+
+static __always_inline struct tally *first_word(struct sock *sk, struct talk *talk, struct end *local, bool source)
+{
+	struct tally first = { .began_ns = bpf_ktime_get_boot_ns(), .source = source };
+	__u64 *crowd = crowd_of(talk->cookie);
+	struct known *known;
+	long failed;
+
+	if (!crowd || *crowd >= TALKS_PER_SOCKET) {
+		miss(false);
+		return NULL;
+	}
+	first.who = execution_now();
+	first.local = *local;
+	failed = bpf_map_update_elem(&talks, talk, &first, BPF_NOEXIST);
+	/* Another thread was faster. */
+	if (failed == -EXISTS_ERROR)
+		return bpf_map_lookup_elem(&talks, talk);
+	if (failed) {
+		miss(false);
+		return NULL;
+	}
+	__sync_fetch_and_add(crowd, 1);
+	known = bpf_sk_storage_get(&flows, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (known)
+		known->talks = 1;
+	tell_of_talk(OPENED, talk, &first);
+	return bpf_map_lookup_elem(&talks, talk);
+}
+
 static __always_inline void spoke(struct sock *sk, int length, bool source)
 {
 	struct talk talk = {};
 	struct end local = {};
 	struct tally *tally;
-	struct known *known;
 
 	/* Whom it received from, a program need not have asked; then it is nobody, port 0. */
 	if (!partner(sk, &talk, &local) && (source || length < 0))
@@ -416,25 +469,31 @@ static __always_inline void spoke(struct sock *sk, int length, bool source)
 		}
 		return;
 	}
-	if (!tally) {
-		struct tally first = { .began_ns = bpf_ktime_get_boot_ns(), .source = source };
-
-		first.who = execution_now();
-		first.local = local;
-		if (bpf_map_update_elem(&talks, &talk, &first, BPF_ANY)) {
-			miss(false);
-			return;
-		}
-		known = bpf_sk_storage_get(&flows, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-		if (known)
-			known->talks = 1;
-		tell_of_talk(OPENED, &talk, &first);
-		tally = bpf_map_lookup_elem(&talks, &talk);
-		if (!tally)
-			return;
-	}
+	if (!tally)
+		tally = first_word(sk, &talk, &local, source);
+	if (!tally)
+		return;
 	tally->last_ns = bpf_ktime_get_boot_ns();
 	__sync_fetch_and_add(source ? &tally->sent : &tally->received, length);
+}
+
+/* Run by the daemon: what was counted, for the last time. The next datagram begins a new flow. */
+SEC("syscall")
+int last_word(struct ending *ending)
+{
+	struct talk talk = ending->talk;
+	struct tally *tally = bpf_map_lookup_elem(&talks, &talk);
+	__u64 *crowd;
+
+	if (!tally)
+		return 1;
+	ending->tally = *tally;
+	if (bpf_map_delete_elem(&talks, &talk))
+		return 1;
+	crowd = bpf_map_lookup_elem(&crowds, &talk.cookie);
+	if (crowd && *crowd)
+		__sync_fetch_and_add(crowd, -1);
+	return 0;
 }
 
 SEC("tp_btf/sock_send_length")
@@ -516,6 +575,7 @@ int receives6(struct bpf_sock_addr *ctx)
 SEC("cgroup/sock_release")
 int released(struct bpf_sock *ctx)
 {
+	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct step_event *event;
 	struct known *known;
 
@@ -524,7 +584,8 @@ int released(struct bpf_sock *ctx)
 	known = bpf_sk_storage_get(&flows, ctx, NULL, 0);
 	if (!known || !known->talks)
 		return 1;
-	event = begin(RELEASED, bpf_get_socket_cookie(ctx), UDP);
+	bpf_map_delete_elem(&crowds, &cookie);
+	event = begin(RELEASED, cookie, UDP);
 	if (event)
 		bpf_ringbuf_submit(event, 0);
 	return 1;

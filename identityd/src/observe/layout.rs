@@ -43,8 +43,13 @@ pub(super) struct StepEvent {
     pub(super) talk: Talk,
 }
 
+/// `sizeof(struct talk)`.
+pub(super) const TALK: usize = 32;
+/// `sizeof(struct tally)`.
+pub(super) const TALLY: usize = 88;
+
 /// `struct talk`, as it is.
-pub(super) type Talk = [u8; 32];
+pub(super) type Talk = [u8; TALK];
 
 /// `struct tally`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

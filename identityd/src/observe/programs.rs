@@ -6,17 +6,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, Object, ObjectBuilder, ProgramMut, RingBufferBuilder};
+use libbpf_rs::{
+    Link, MapCore as _, MapFlags, MapHandle, Object, ObjectBuilder, ProgramInput, ProgramMut, RingBufferBuilder,
+};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::layout::{StepEvent, Talk, Tally};
+use super::layout::{StepEvent, TALK, TALLY, Talk, Tally};
 use crate::kernel::Ground;
 
 /// `bpf/observe.bpf.c`, compiled.
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/observe.bpf.o"));
 
 const ON_KERNEL: [&str; 3] = ["changed", "sent", "received"];
+/// Run by the daemon itself.
+const LAST_WORD: &str = "last_word";
 const ON_CGROUP: [&str; 5] = ["sends4", "sends6", "receives4", "receives6", "released"];
 
 /// Events that may wait; what finds no room is lost, and counted.
@@ -46,7 +50,7 @@ pub(crate) enum ObserveError {
 pub(super) struct Programs {
     /// Never read: a program runs as long as its link is there.
     _places: Vec<Link>,
-    _object: Object,
+    object: Object,
     wanted: Wanted,
     misses: MapHandle,
     talks: MapHandle,
@@ -95,7 +99,7 @@ impl Programs {
         let (unheard, ends) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let heard = read(&steps, Arc::clone(&unheard), Arc::clone(&ends))?;
         let (misses, talks) = (map(&object, "misses")?, map(&object, "talks")?);
-        Ok((Self { _places: places, _object: object, wanted, misses, talks, unheard, ends }, heard))
+        Ok((Self { _places: places, object, wanted, misses, talks, unheard, ends }, heard))
     }
 
     /// Whether connections that begin from now on are told of.
@@ -122,7 +126,14 @@ impl Programs {
 
     /// The same, for the last time: the next datagram begins a new flow.
     pub(super) fn end(&self, talk: &Talk) -> Option<Tally> {
-        self.talks.lookup_and_delete(talk).ok().flatten().and_then(|bytes| Tally::read(&bytes))
+        let mut ending = [0; TALK + TALLY];
+        ending.get_mut(..TALK)?.copy_from_slice(talk);
+        let program = program(&self.object, LAST_WORD).ok()?;
+        let input = ProgramInput { context_in: Some(&mut ending), ..ProgramInput::default() };
+        match program.test_run(input) {
+            Ok(output) if output.return_value == 0 => Tally::read(ending.get(TALK..)?),
+            _ => None,
+        }
     }
 }
 

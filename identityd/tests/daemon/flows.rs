@@ -248,3 +248,39 @@ async fn one_flow_s_end_does_not_end_a_chain_of_others() {
     drop((chain, sink));
     node.stop().await;
 }
+
+/// Datagrams with forged senders make one socket's flows as many as they like; the others' have room.
+#[tokio::test]
+async fn a_socket_has_so_many_flows_at_once_and_the_rest_is_counted() {
+    const ROOM: u32 = 4096;
+    const MORE: u32 = 10;
+    let node = Node::start(NOBODY).await;
+    let mut stream = Flows::of(&node, false).await.0;
+    let crowded = UdpSocket::bind("127.9.2.1:0").unwrap();
+    let port = crowded.local_addr().unwrap().port();
+    for number in 0..ROOM + MORE {
+        let [_, _, high, low] = number.to_be_bytes();
+        crowded.send_to(b"hello", SocketAddr::from(([127, 10, high, low], 9))).unwrap();
+    }
+    drop(crowded);
+    let (mut told, mut missed) = (0, 0);
+    let all = async {
+        while (told, missed) != (ROOM, u64::from(MORE)) {
+            let flow = stream.message().await.unwrap().unwrap();
+            missed += flow.missed;
+            if !flow.id.is_empty() && ObservedFlow::try_from(flow).unwrap().local.port() == port {
+                told += 1;
+            }
+        }
+    };
+    let ended = tokio::time::timeout(PATIENCE, all).await;
+    assert!(ended.is_ok(), "{told} flows were told of, {missed} were not");
+
+    // What has ended makes room again.
+    let again = UdpSocket::bind("127.9.2.1:0").unwrap();
+    let from = again.local_addr().unwrap();
+    again.send_to(b"hello", "127.10.0.1:9").unwrap();
+    drop(again);
+    Flows(stream).next(|flow| flow.local == from).await;
+    node.stop().await;
+}
