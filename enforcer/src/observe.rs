@@ -7,16 +7,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use bonafide_policy::{Allowed, Mode, Place, Policy, Subject, Verdict};
+use bonafide_policy::{Allowed, Identified, Mode, Place, Policy, Subject, Verdict};
+use bonafide_proto::convert::Attestation;
 use bonafide_proto::flow::canonical;
 use bonafide_proto::name::WorkloadName;
-use bonafide_proto::observed::{Attested, Ending, ObservedFlow, Protocol};
+use bonafide_proto::observed::{Attested, Ending, ObservedFlow, Protocol, There};
 use bonafide_proto::record::{End, EndedBy, FlowRecord, Outcome, Party, RECORD_VERSION, Reason, Transport};
+use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use tokio::sync::watch;
 
 use crate::capture::Control;
 use crate::flow::{Node, named, unknown_address, why_denied, why_unattributed};
 use crate::record::{Why, describe_attested, rfc3339_of};
+
+/// Workloads that an ambiguity names.
+const NAMES_SHOWN: usize = 8;
 
 /// Writes down what is seen.
 #[derive(Debug)]
@@ -64,7 +69,7 @@ impl Observer {
             return;
         }
         let Ok(policy) = self.node.policy() else { return };
-        let record = self.record(&flow, &policy);
+        let record = self.record(&renamed(flow, &policy), &policy);
         self.node.records.observed(&record);
     }
 
@@ -128,6 +133,36 @@ impl Observer {
             describe_attested(party, attestation, self.node.spiffe_id(attestation.workload.as_ref()));
         }
     }
+}
+
+/// As the policy in force names the programs of this node, by their evidence: what they had earned when the flow began,
+/// or when a program that is never without one was first looked at, may be another policy's word. Another node's word
+/// is its own.
+fn renamed(flow: ObservedFlow, policy: &Policy) -> ObservedFlow {
+    let ours = flow.here_node().cloned();
+    let again = |there: There| match there.node == ours {
+        true => There { attested: earned_now(there.attested, policy), ..there },
+        false => there,
+    };
+    ObservedFlow { there: flow.there.map(again), here: earned_now(flow.here, policy), ..flow }
+}
+
+fn earned_now(attested: Attested, policy: &Policy) -> Attested {
+    let attestation = attested?;
+    let (workload, near_misses) = match policy.identify(&attestation.fingerprint) {
+        Identified::Workload(name) => (Some(name), Vec::new()),
+        Identified::Nothing { near } => (None, near),
+        Identified::Unavailable { workload, field, why } => {
+            let detail = format!("{workload} requires {field}, and {why}");
+            return Err(AttestRefusal::new(AttestReason::EvidenceUnavailable, detail));
+        }
+        Identified::Ambiguous(names) => {
+            let names: Vec<&str> = names.iter().take(NAMES_SHOWN).map(WorkloadName::as_str).collect();
+            let detail = format!("the evidence fits {}", names.join(", "));
+            return Err(AttestRefusal::new(AttestReason::AmbiguousWorkload, detail));
+        }
+    };
+    Ok(Attestation { workload, near_misses, ..attestation })
 }
 
 fn is_this_process(attested: &Attested) -> bool {
@@ -207,4 +242,80 @@ fn say_why(record: &mut FlowRecord, why: Option<&Why>, came_to_nothing: Option<&
 /// Whether a mode leaves connections to be observed.
 pub(crate) fn observes(mode: Mode) -> bool {
     mode == Mode::Observe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bonafide_proto::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host};
+
+    fn policy(from: &str, to: &str) -> Policy {
+        let workloads = [from, to].map(|name| format!("[[workload]]\nname = '{name}'\nexe = '/{name}'\n")).concat();
+        let rule = format!("[[rule]]\nname = 'r'\nfrom = '{from}'\nto = '{to}'\naction = 'allow'\n");
+        Policy::parse("p.toml", &format!("mode = 'observe'\nmesh = ['10.0.0.0/8']\n{workloads}{rule}")).unwrap()
+    }
+
+    /// As identityd named it, by whatever policy was in force then.
+    fn attested(path: &str, workload: &str, node: &str) -> Attested {
+        let absent = || Evidence::Absent("none".into());
+        let host = Host { bios_uuid: absent(), machine_id: absent(), node: Some(node.parse().unwrap()) };
+        let exe = HashedFile { path: path.into(), digest: Digest::of(b"a") };
+        Ok(Attestation {
+            executions: vec![Execution { pid: 1, start_ticks: 2, image: 3 }],
+            fingerprint: Fingerprint::of(exe, (0, 0), host),
+            workload: Some(workload.parse().unwrap()),
+            near_misses: vec![],
+            source: "kernel".into(),
+        })
+    }
+
+    fn flow(here: Attested, there: Attested, node: &str) -> ObservedFlow {
+        ObservedFlow {
+            id: "aa".into(),
+            protocol: Protocol::Tcp,
+            source: false,
+            local: "10.0.0.1:80".parse().unwrap(),
+            remote: "10.0.0.2:4000".parse().unwrap(),
+            started_ns: 1,
+            ended_ns: 2,
+            sent: 3,
+            received: 4,
+            ending: Ending::Closed,
+            here,
+            there: Some(There { node: Some(node.parse().unwrap()), attested: there }),
+        }
+    }
+
+    fn outcome(policy: &Policy, flow: ObservedFlow) -> Outcome {
+        judge(policy, &renamed(flow, policy)).outcome
+    }
+
+    #[test]
+    fn a_program_is_judged_by_what_it_earns_now() {
+        let begun = || flow(attested("/web", "web", "a"), attested("/shop", "shop", "b"), "b");
+        assert_eq!(outcome(&policy("shop", "web"), begun()), Outcome::Allowed);
+
+        // `/web` is another workload by now, which nobody may reach; then one that had no name has one.
+        let text = "mode = 'observe'\nmesh = ['10.0.0.0/8']\n[[workload]]\nname = 'new'\nexe = '/web'\n\
+            [[workload]]\nname = 'web'\nexe = '/other'\n[[workload]]\nname = 'shop'\nexe = '/shop'\n\
+            [[rule]]\nname = 'r'\nfrom = 'shop'\nto = 'web'\naction = 'allow'\n";
+        let edited = Policy::parse("p.toml", text).unwrap();
+        assert_eq!(outcome(&edited, begun()), Outcome::WouldRefuse);
+        assert_eq!(renamed(begun(), &edited).here.unwrap().workload.unwrap().as_str(), "new");
+        let nobody = attested("/web", "web", "a").map(|here| Attestation { workload: None, ..here });
+        assert_eq!(
+            outcome(&policy("shop", "web"), flow(nobody, begun().there.unwrap().attested, "b")),
+            Outcome::Allowed
+        );
+    }
+
+    #[test]
+    fn the_other_end_keeps_its_name_unless_it_is_of_this_node() {
+        let policy = policy("shop", "web");
+        for (node, named) in [("b", Some("old")), ("a", None)] {
+            let flow = renamed(flow(attested("/web", "web", "a"), attested("/x", "old", "a"), node), &policy);
+            let there = flow.there.unwrap().attested.unwrap().workload;
+            assert_eq!(there.as_ref().map(WorkloadName::as_str), named);
+        }
+    }
 }

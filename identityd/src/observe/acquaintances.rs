@@ -48,6 +48,17 @@ struct Acquaintance {
     answer: Answer,
 }
 
+impl Acquaintance {
+    /// An answer is kept for the flows of it that live, as the program may be gone when they end. A refusal is not:
+    /// another policy may accept what that one did not, and it says nothing of the program that would be lost.
+    fn is_outdated(&self) -> bool {
+        match &self.answer {
+            Answer::Awaited(_) => false,
+            Answer::Given(answer, at) => (self.flows == 0 || answer.is_err()) && at.elapsed() >= FRESH,
+        }
+    }
+}
+
 enum Answer {
     /// By these flows, which are over.
     Awaited(Vec<Flow>),
@@ -133,13 +144,11 @@ impl Acquaintances {
 
     /// `None`: no room.
     fn ask(&mut self, who: Execution) -> Option<&mut Acquaintance> {
-        let asks = match self.known.get(&who) {
-            None => true,
-            Some(known) => matches!(&known.answer, Answer::Given(_, at) if known.flows == 0 && at.elapsed() >= FRESH),
-        };
-        if asks {
+        let known = self.known.get(&who);
+        if known.is_none_or(Acquaintance::is_outdated) {
+            let flows = known.map_or(0, |known| known.flows);
             self.make_room();
-            if self.known.len() >= REMEMBERED_MAX {
+            if self.known.len() >= REMEMBERED_MAX && !self.known.contains_key(&who) {
                 self.missed = self.missed.saturating_add(1);
                 return None;
             }
@@ -149,7 +158,7 @@ impl Acquaintances {
                 let _room = room.acquire_owned().await;
                 (who, attests.execution(who).await)
             });
-            self.known.insert(who, Acquaintance { flows: 0, answer: Answer::Awaited(Vec::new()) });
+            self.known.insert(who, Acquaintance { flows, answer: Answer::Awaited(Vec::new()) });
         }
         self.known.get_mut(&who)
     }
