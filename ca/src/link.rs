@@ -106,7 +106,7 @@ impl AuthorityLink for Embedded {
         tokio::spawn(async move {
             loop {
                 tokio::select! {
-                    Some(flow) = flows.recv() => if seat.offer(flow).is_err() { return },
+                    Some(flow) = flows.recv() => seat.offer(flow),
                     Some(half) = seat.given.recv() => if to.send(Ok(half)).await.is_err() { return },
                     () = to.closed() => return,
                     else => return,

@@ -61,6 +61,7 @@ pub struct Seat {
     exchange: Arc<Exchange>,
     node: NodeName,
     number: u64,
+    left_out: u64,
     /// The others' halves.
     pub given: mpsc::Receiver<Half>,
 }
@@ -75,12 +76,15 @@ impl Drop for Seat {
 }
 
 impl Seat {
-    /// A half of this node's.
-    ///
-    /// # Errors
-    /// It is none, or names another node.
-    pub fn offer(&self, flow: Vec<u8>) -> Result<(), Malformed> {
-        self.exchange.offer(Half { node: self.node.clone(), flow }, Instant::now())
+    /// A half of this node's. What is none, or names another node, is left out: one flow must not cost all others of the
+    /// node their other halves.
+    pub fn offer(&mut self, flow: Vec<u8>) {
+        let half = Half { node: self.node.clone(), flow };
+        let Err(why) = self.exchange.offer(half, Instant::now()) else { return };
+        self.left_out = self.left_out.saturating_add(1);
+        if self.left_out.is_power_of_two() {
+            tracing::warn!(node = %self.node, left_out = self.left_out, "half of a flow was not shared: {why}");
+        }
     }
 }
 
@@ -97,7 +101,7 @@ impl Exchange {
         inner.next += 1;
         let number = inner.next;
         inner.seats.insert(node.clone(), (number, give));
-        Seat { exchange: Arc::clone(self), node, number, given }
+        Seat { exchange: Arc::clone(self), node, number, left_out: 0, given }
     }
 
     fn offer(&self, half: Half, now: Instant) -> Result<(), Malformed> {
@@ -176,7 +180,7 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bonafide_proto::observed::{Ending, Protocol};
+    use bonafide_proto::observed::{Ending, HALF_MAX, Protocol};
     use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
     fn flow(source: bool, port: u16, started_ns: i64) -> Vec<u8> {
@@ -198,10 +202,10 @@ mod tests {
     #[test]
     fn each_node_is_given_the_other_s_half_and_nobody_anything_else() {
         let (_exchange, mut a, mut b) = seats();
-        a.offer(flow(true, 1, 7)).unwrap();
-        b.offer(flow(false, 2, 7)).unwrap();
+        a.offer(flow(true, 1, 7));
+        b.offer(flow(false, 2, 7));
         assert!(a.given.try_recv().is_err() && b.given.try_recv().is_err());
-        b.offer(flow(false, 1, 7)).unwrap();
+        b.offer(flow(false, 1, 7));
         let (at_a, at_b) = (a.given.try_recv().unwrap(), b.given.try_recv().unwrap());
         assert_eq!((at_a.node.as_str(), at_a.flow), ("b", flow(false, 1, 7)));
         assert_eq!((at_b.node.as_str(), at_b.flow), ("a", flow(true, 1, 7)));
@@ -210,19 +214,24 @@ mod tests {
 
     #[test]
     fn one_node_s_two_halves_and_other_times_do_not_meet() {
-        let (_exchange, mut a, b) = seats();
-        a.offer(flow(true, 1, 0)).unwrap();
-        a.offer(flow(false, 1, 0)).unwrap();
+        let (_exchange, mut a, mut b) = seats();
+        a.offer(flow(true, 1, 0));
+        a.offer(flow(false, 1, 0));
         assert!(a.given.try_recv().is_err());
-        a.offer(flow(true, 2, 0)).unwrap();
-        b.offer(flow(false, 2, 60_000_000_000)).unwrap();
+        a.offer(flow(true, 2, 0));
+        b.offer(flow(false, 2, 60_000_000_000));
         assert!(a.given.try_recv().is_err());
     }
 
     #[test]
-    fn what_is_no_half_is_refused() {
-        let (_exchange, a, _b) = seats();
-        assert!(a.offer(vec![0xff; 9]).is_err());
+    fn what_is_no_half_is_left_out_and_the_next_one_is_shared() {
+        let (_exchange, mut a, mut b) = seats();
+        a.offer(vec![0xff; 9]);
+        a.offer(vec![0; HALF_MAX + 1]);
+        assert_eq!((a.left_out, b.left_out), (2, 0));
+        a.offer(flow(true, 1, 7));
+        b.offer(flow(false, 1, 7));
+        assert!(a.given.try_recv().is_ok() && b.given.try_recv().is_ok());
     }
 
     #[test]
@@ -243,14 +252,14 @@ mod tests {
 
     #[test]
     fn the_newest_place_of_a_node_is_its_place() {
-        let (exchange, mut old, b) = seats();
+        let (exchange, mut old, mut b) = seats();
         let mut new = exchange.enter("a".parse().unwrap());
-        new.offer(flow(true, 1, 7)).unwrap();
-        b.offer(flow(false, 1, 7)).unwrap();
+        new.offer(flow(true, 1, 7));
+        b.offer(flow(false, 1, 7));
         assert!(old.given.try_recv().is_err() && new.given.try_recv().is_ok());
         drop(old);
-        new.offer(flow(true, 2, 7)).unwrap();
-        b.offer(flow(false, 2, 7)).unwrap();
+        new.offer(flow(true, 2, 7));
+        b.offer(flow(false, 2, 7));
         assert!(new.given.try_recv().is_ok());
     }
 }

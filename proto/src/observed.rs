@@ -118,6 +118,15 @@ impl ObservedFlow {
         wire::ObservedFlow::from(self).encode_to_vec()
     }
 
+    /// As its node shares it with the other end's: without near misses, which are about this node's policy. `None`: it
+    /// is too long all the same; nobody would read it.
+    #[must_use]
+    pub fn to_half(&self) -> Option<Vec<u8>> {
+        let here = self.here.clone().map(|here| Attestation { near_misses: Vec::new(), ..here });
+        let bytes = Self { here, ..self.clone() }.to_bytes();
+        (bytes.len() <= HALF_MAX).then_some(bytes)
+    }
+
     /// Reads it as it travels.
     ///
     /// # Errors
@@ -237,6 +246,8 @@ fn ending(w: &wire::ObservedFlow) -> Result<Ending, Malformed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host};
+    use crate::record::NearMiss;
     use crate::refusal::AttestReason;
 
     #[test]
@@ -265,6 +276,47 @@ mod tests {
             };
             assert_eq!(ObservedFlow::from_bytes(&flow.to_bytes()).unwrap(), flow);
         }
+    }
+
+    fn attested(path: usize, near_misses: usize) -> ObservedFlow {
+        let absent = || Evidence::Absent("none".to_owned());
+        let host = Host { bios_uuid: absent(), machine_id: absent(), node: None };
+        let exe = HashedFile { path: format!("/{}", "a".repeat(path)), digest: Digest::of(b"a") };
+        let near = NearMiss { of: "a".into(), field: "exe".into(), expected: "/b".into(), seen: exe.path.clone() };
+        let here = Attestation {
+            executions: vec![Execution { pid: 1, start_ticks: 2, image: 3 }],
+            fingerprint: Fingerprint::of(exe, (0, 0), host),
+            workload: None,
+            near_misses: vec![near; near_misses],
+            source: "kernel".to_owned(),
+        };
+        ObservedFlow {
+            id: "00ff".to_owned(),
+            protocol: Protocol::Tcp,
+            source: true,
+            local: "10.0.0.1:4711".parse().unwrap(),
+            remote: "10.0.0.2:80".parse().unwrap(),
+            started_ns: 1,
+            ended_ns: 2,
+            sent: 3,
+            received: 4,
+            ending: Ending::Closed,
+            here: Ok(here),
+            there: None,
+        }
+    }
+
+    #[test]
+    fn a_half_is_not_longer_by_what_a_policy_nearly_accepted() {
+        let long = attested(4000, 16);
+        assert!(long.to_bytes().len() > HALF_MAX);
+        let half = ObservedFlow::from_bytes(&long.to_half().unwrap()).unwrap();
+        assert_eq!(half, attested(4000, 0));
+    }
+
+    #[test]
+    fn a_half_that_nobody_would_read_is_none() {
+        assert_eq!(attested(HALF_MAX, 0).to_half(), None);
     }
 
     #[test]

@@ -130,7 +130,7 @@ async fn exchange(
     loop {
         tokio::select! {
             half = offered.message() => match half? {
-                Some(half) => seat.offer(half.flow)?,
+                Some(half) => seat.offer(half.flow),
                 None => return Ok(()),
             },
             given = seat.given.recv() => match given {

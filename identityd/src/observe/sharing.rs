@@ -23,6 +23,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 #[derive(Debug)]
 pub(super) struct Sharing {
     out: mpsc::Sender<wire::FlowHalf>,
+    too_long: u64,
     pub(super) theirs: mpsc::Receiver<Theirs>,
     keeping: JoinHandle<()>,
 }
@@ -38,12 +39,21 @@ impl Sharing {
     pub(super) fn by(issuance: IssuanceClient<Channel>) -> Self {
         let (out, ours) = mpsc::channel(ON_THE_WAY);
         let (come, theirs) = mpsc::channel(ON_THE_WAY);
-        Self { out, theirs, keeping: tokio::spawn(keep(issuance, ours, come)) }
+        Self { out, too_long: 0, theirs, keeping: tokio::spawn(keep(issuance, ours, come)) }
     }
 
     /// Shares one of ours.
-    pub(super) fn share(&self, flow: &ObservedFlow) {
-        let _ = self.out.try_send(wire::FlowHalf { node: String::new(), flow: flow.to_bytes() });
+    pub(super) fn share(&mut self, flow: &ObservedFlow) {
+        let Some(flow) = flow.to_half() else {
+            self.too_long = self.too_long.saturating_add(1);
+            return;
+        };
+        let _ = self.out.try_send(wire::FlowHalf { node: String::new(), flow });
+    }
+
+    /// How many were too long to be shared since this was asked last.
+    pub(super) fn take_too_long(&mut self) -> u64 {
+        std::mem::take(&mut self.too_long)
     }
 }
 
