@@ -79,6 +79,11 @@ impl Flow {
         }
     }
 
+    /// Of a connection that is established, or used for the first time.
+    pub(super) fn established(event: &StepEvent) -> Self {
+        Self { ending: Ending::Closed, life: Life::Lives, ..Self::closed(event) }
+    }
+
     /// Of what was counted of datagrams.
     pub(super) fn silent(cookie: u64, tally: &Tally, ends: Ends, life: Life) -> Self {
         Self {

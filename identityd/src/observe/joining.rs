@@ -1,11 +1,16 @@
 //! The two halves of a flow, joined so that one record names both ends. Pure; bounded; nobody waits long.
+//!
+//! Halves of connections meet when these begin: one end may stay half-open long after the other one is over. Where that
+//! failed, and those of datagrams, meet when they are over.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use bonafide_proto::name::NodeName;
-use bonafide_proto::observed::{Ending, FlowName, ObservedFlow, There};
+use bonafide_proto::observed::{Ending, ObservedFlow, Protocol, There};
+
+use super::living::{Alive, Key, Living, key};
 
 /// How long a half waits for the other one.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -13,9 +18,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const KEPT: Duration = Duration::from_secs(10);
 /// Halves that wait, and halves that are kept.
 const HALVES_MAX: usize = 1 << 14;
-
-/// Which half: the source's, or not.
-type Key = (FlowName, bool);
 
 /// Another node's half.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,19 +39,55 @@ pub(super) struct Joining {
     node: Option<NodeName>,
     ours: HashMap<Key, (ObservedFlow, Instant)>,
     theirs: HashMap<Key, (Theirs, Instant)>,
+    living: Living,
 }
 
 impl Joining {
     /// On this node.
     pub(super) fn new(node: Option<NodeName>) -> Self {
-        Self { node, ours: HashMap::new(), theirs: HashMap::new() }
+        Self { node, ours: HashMap::new(), theirs: HashMap::new(), living: Living::default() }
     }
 
-    /// One of ours: what can be told now.
+    /// One of ours begins: what can be told now, which is that of the other end if it is over already.
+    pub(super) fn begins(&mut self, flow: &ObservedFlow, now: Instant) -> Vec<ObservedFlow> {
+        if flow.protocol != Protocol::Tcp {
+            return Vec::new();
+        }
+        let over = take(&mut self.ours, flow);
+        let there = match &over {
+            Some(other) => Some((other.clone(), self.node.clone())),
+            None => take(&mut self.theirs, flow).map(|theirs| (theirs.flow, Some(theirs.node))),
+        };
+        self.living.begin(Alive { ours: flow.clone(), since: now, there });
+        over.map(|other| joined(other, flow, self.node.as_ref())).into_iter().collect()
+    }
+
+    /// Whether the other end's node was told of it just now: it need not hear of it again.
+    pub(super) fn has_told_of(&self, flow: &ObservedFlow, now: Instant) -> bool {
+        let before = self.living.get(&key(flow));
+        before.is_some_and(|alive| alive.ours.id == flow.id && now.saturating_duration_since(alive.since) < KEPT)
+    }
+
+    /// What lives is not heard of any more.
+    pub(super) fn forget_living(&mut self) {
+        self.living.clear();
+    }
+
+    /// One of ours is over: what can be told now.
     pub(super) fn ours(&mut self, flow: ObservedFlow, now: Instant) -> Vec<ObservedFlow> {
+        let lived = self.living.end(&key(&flow)).filter(|alive| alive.ours.id == flow.id);
         // The other end did not take part.
         if matches!(flow.ending, Ending::Refused | Ending::Unanswered) || self.ours.len() >= HALVES_MAX {
             return vec![flow];
+        }
+        if let Some((there, node)) = lived.and_then(|alive| alive.there) {
+            return vec![joined(flow, &there, node.as_ref())];
+        }
+        // The other end is here, too, and goes on.
+        if let Some(other) = self.living.other_of(&flow) {
+            let whole = joined(flow.clone(), &other.ours, self.node.as_ref());
+            other.there = Some((flow, self.node.clone()));
+            return vec![whole];
         }
         if let Some(theirs) = take(&mut self.theirs, &flow) {
             return vec![joined(flow, &theirs.flow, Some(&theirs.node))];
@@ -67,6 +105,10 @@ impl Joining {
         if let Some(ours) = take(&mut self.ours, &theirs.flow) {
             return Some(joined(ours, &theirs.flow, Some(&theirs.node)));
         }
+        if let Some(alive) = self.living.other_of(&theirs.flow) {
+            alive.there.get_or_insert((theirs.flow, Some(theirs.node)));
+            return None;
+        }
         if self.theirs.len() < HALVES_MAX {
             self.theirs.insert(key(&theirs.flow), (theirs, now));
         }
@@ -79,10 +121,6 @@ impl Joining {
         let late = |since: Instant| now.saturating_duration_since(since) >= PATIENCE;
         self.ours.extract_if(|_, (_, since)| late(*since)).map(|(_, (flow, _))| flow).collect()
     }
-}
-
-fn key(flow: &ObservedFlow) -> Key {
-    (flow.name(), flow.source)
 }
 
 /// The other half of the same flow.
@@ -163,6 +201,44 @@ mod tests {
         assert_eq!(whole.there.unwrap().node, Some("b".parse().unwrap()));
         assert_eq!(joining.theirs(theirs(9), now), None);
         assert_eq!(there(&joining.ours(flow(true, Ending::Closed, 9), now)[0]), "destination");
+    }
+
+    #[test]
+    fn a_connection_whose_other_end_lingers_names_it_however_late_that_closes() {
+        let now = Instant::now();
+        let (later, ended) = (now + Duration::from_secs(3600), 3_600_000_000_000);
+        for source in [true, false] {
+            let mut joining = Joining::new(None);
+            assert!(joining.begins(&flow(source, Ending::Closed, 7), now).is_empty());
+            assert!(joining.has_told_of(&flow(source, Ending::Closed, 7), now));
+            let theirs = Theirs { node: "b".parse().unwrap(), flow: flow(!source, Ending::Closed, 9) };
+            assert_eq!(joining.theirs(theirs, now), None);
+            assert!(joining.alone(later).is_empty());
+            let over = ObservedFlow { ended_ns: ended, ..flow(source, Ending::Closed, 7) };
+            assert!(!joining.has_told_of(&over, later), "it was long ago");
+            let whole = joining.ours(over, later);
+            assert_eq!(there(&whole[0]), if source { "destination" } else { "source" });
+            assert_eq!(whole[0].there.as_ref().unwrap().node, Some("b".parse().unwrap()));
+            assert!(joining.alone(later + PATIENCE).is_empty());
+        }
+    }
+
+    #[test]
+    fn of_one_host_too_and_whatever_is_known_first() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(3600);
+        let mut joining = Joining::new(Some("a".parse().unwrap()));
+        for half in [true, false] {
+            assert!(joining.begins(&flow(half, Ending::Closed, 7), now).is_empty());
+        }
+        assert_eq!(there(&joining.ours(flow(true, Ending::Closed, 7), now)[0]), "destination");
+        assert_eq!(there(&joining.ours(flow(false, Ending::Closed, 7), later)[0]), "source");
+
+        // Who uses it is found out when the client is gone already.
+        assert!(joining.ours(flow(true, Ending::Closed, 7), now).is_empty());
+        assert_eq!(there(&joining.begins(&flow(false, Ending::Closed, 7), now)[0]), "destination");
+        assert_eq!(there(&joining.ours(flow(false, Ending::Closed, 7), later)[0]), "source");
+        assert!(joining.alone(later).is_empty());
     }
 
     #[test]

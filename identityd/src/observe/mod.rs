@@ -9,20 +9,23 @@
 //! | `layout` | what they say |
 //! | `flow` | what it means |
 //! | `acquaintances` | who the programs are, asked while they live |
+//! | `living` | connections that live, and their other ends |
 //! | `joining` | the two halves of a flow inside one host, or between two |
 //! | `sharing` | how halves reach the other end's node |
 //! | `talks` | flows of datagrams that live |
 //! | `source_address` | from where the sockets among them send that have no address |
 //!
 //! # What is not seen
-//! * Connections that were established before anybody listened, and those that only the destination's kernel knows: a
-//!   SYN to a port where nobody listens, or whose handshake is never done. The source's end has both.
+//! * Connections that were established before anybody listened, and attempts that only the destination's kernel knows: a
+//!   SYN to a port where nobody listens, whose handshake is never done, or that a full queue drops; datagrams that nobody
+//!   reads. The source's end has them, if the source is in the mesh.
 //! * What the kernel itself sends (`WireGuard`, VXLAN, NFS), raw sockets, and protocols other than TCP and UDP.
 
 mod acquaintances;
 mod flow;
 mod joining;
 mod layout;
+mod living;
 mod programs;
 mod sharing;
 mod source_address;
@@ -196,6 +199,7 @@ impl Observer {
         if self.listeners.is_empty() {
             if self.work.take().is_some() {
                 tracing::info!("nobody wants to know of flows any more");
+                self.joining.forget_living();
             }
             return Ok(());
         }
@@ -230,8 +234,14 @@ impl Observer {
                 work.acquaintances.begin(step.who);
                 self.begun(step, ends);
             }
-            Step::Opened | Step::Taken => work.acquaintances.begin(step.who),
-            Step::Established => work.acquaintances.meet(step.who),
+            Step::Opened => work.acquaintances.begin(step.who),
+            // Who will use what was accepted is known when it is used.
+            Step::Established if !step.source => work.acquaintances.meet(step.who),
+            Step::Established => self.over(Flow::established(step)),
+            Step::Taken => {
+                work.acquaintances.begin(step.who);
+                self.over(Flow::established(step));
+            }
             Step::Refused => {}
             Step::Closed => self.over(Flow::closed(step)),
             Step::Released => {
@@ -265,15 +275,15 @@ impl Observer {
     }
 
     fn tell(&mut self, flow: Flow, here: Attested) {
-        let Some(work) = &self.work else { return };
-        let life = flow.life;
+        let Some(work) = &mut self.work else { return };
+        let (life, now) = (flow.life, Instant::now());
         let flow = observed(&flow, here, &work.moment, &self.clock);
-        if life == Life::Lives {
-            work.sharing.share(&flow);
-            return;
-        }
-        let whole = self.joining.ours(flow.clone(), Instant::now());
-        if whole.is_empty() && flow.local.ip() != flow.remote.ip() {
+        let told_before = self.joining.has_told_of(&flow, now);
+        let whole = match life {
+            Life::Lives => self.joining.begins(&flow, now),
+            Life::Over | Life::Followed => self.joining.ours(flow.clone(), now),
+        };
+        if !told_before && (life == Life::Lives || whole.is_empty()) && flow.local.ip() != flow.remote.ip() {
             work.sharing.share(&flow);
         }
         self.tell_all(&whole);
@@ -322,6 +332,13 @@ impl Observer {
         let new = missed.saturating_sub(std::mem::replace(&mut work.missed, missed));
         if new > 0 {
             tracing::warn!(missed = new, "events of flows were lost: some records will be missing or incomplete");
+        }
+        let too_long = work.sharing.take_too_long();
+        if too_long > 0 {
+            tracing::warn!(
+                too_long,
+                "halves of flows are too long to be shared: the other end's records do not name them"
+            );
         }
         work.acquaintances.forget_old();
         work.source_address.round();

@@ -96,6 +96,25 @@ async fn a_connection_is_told_of_at_both_ends_with_its_bytes_and_programs() {
     node.stop().await;
 }
 
+/// The client's end is over, the server's is not.
+#[tokio::test]
+async fn a_connection_names_a_server_that_has_not_closed_its_end() {
+    let node = Node::start(NOBODY).await;
+    let mut flows = Flows::of(&node, true).await;
+    for ip in LOOPBACK {
+        let (mut client, mut server, from, to) = pair(ip);
+        client.write_all(b"hello").unwrap();
+        server.read_exact(&mut [0; 5]).unwrap();
+        drop(client);
+        let source = flows.next(|flow| flow.local == from && flow.source).await;
+        assert_ours(&ObservedFlow { here: source.there.clone().unwrap().attested, ..source.clone() });
+        drop(server);
+        let destination = flows.next(|flow| flow.local == to && flow.remote == from).await;
+        assert_eq!((&destination.id, destination.there.unwrap().attested), (&source.id, source.here));
+    }
+    node.stop().await;
+}
+
 #[tokio::test]
 async fn resets_are_told_from_closes_and_who_made_them() {
     let node = Node::start(NOBODY).await;
