@@ -194,6 +194,7 @@ impl Recorded {
                 arguments_whole: true,
                 directory: Some(FileId { dev: cwd.dev(), ino: cwd.ino() }),
                 witnessed: true,
+                taints: Default::default(),
             };
             Ok((*pid, at_exec))
         });
@@ -213,6 +214,7 @@ impl Execs for Recorded {
             arguments_whole: true,
             directory: None,
             witnessed: true,
+            taints: Default::default(),
         };
         Some(self.0.get(&pid).cloned().unwrap_or_else(told_of))
     }

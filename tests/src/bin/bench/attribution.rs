@@ -4,6 +4,8 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use bonafide_proto::refusal::AttestRefusal;
+
 use crate::report::{Claim, Report, median, percentile};
 use crate::station::{Ear, Source, Station, connecting};
 
@@ -66,6 +68,8 @@ struct Curve {
     each: usize,
     /// Microseconds, of each turn.
     turns: Vec<(Load, Vec<f64>)>,
+    /// Those of connections that were refused: the fallback may take longer than the enforcer waits.
+    refused: Vec<Load>,
 }
 
 impl Curve {
@@ -92,14 +96,20 @@ impl Curve {
             let what = if source == Source::Kernel { "kernel" } else { "fallback" };
             let name = format!("{what}, {}", if on.is_ipv4() { "IPv4" } else { "IPv6" });
             let (claims, ear) = (source == Source::Kernel, station.ear(source, on)?);
-            Ok(Self { name, claims, ear, each: each(source), turns: Vec::new() })
+            Ok(Self { name, claims, ear, each: each(source), turns: Vec::new(), refused: Vec::new() })
         })
         .collect()
     }
 
     async fn measure(&mut self, station: &Station, load: Load) -> Result<(), String> {
-        let took = attribute(station, &self.ear, self.each).await;
-        self.turns.push((load, took.map_err(|e| format!("{}, {load}: {e}", self.name))?));
+        let answers = attribute(station, &self.ear, self.each).await;
+        let answers = answers.map_err(|e| format!("{}, {load}: {e}", self.name))?;
+        let refused = answers.iter().filter(|(_, refusal)| refusal.is_some());
+        self.refused.extend(refused.map(|_| load));
+        if let Some(refusal) = answers.iter().find_map(|(_, refusal)| refusal.as_ref().filter(|_| self.claims)) {
+            return Err(format!("{}, {load}: refused: {refusal}", self.name));
+        }
+        self.turns.push((load, answers.into_iter().map(|(took, _)| took).collect()));
         Ok(())
     }
 
@@ -110,6 +120,9 @@ impl Curve {
             report.add(format!("{}, {load}: p50", self.name), median(took.clone()), "us", claim(P50));
             if self.claims {
                 report.add(format!("{}, {load}: p99", self.name), percentile(took, 99), "us", claim(P99));
+            } else {
+                let refused = self.refused.iter().filter(|of| *of == load).count();
+                report.count(format!("{}, {load}: refused", self.name), refused, Claim::Nothing);
             }
         }
         for load in loads.iter().filter(|load| **load != SMALL) {
@@ -143,25 +156,26 @@ impl std::fmt::Display for Load {
     }
 }
 
-/// Microseconds from accepted to attributed, of each connection after the first few.
-async fn attribute(station: &Station, ear: &Ear, count: usize) -> Result<Vec<f64>, String> {
+/// Microseconds from accepted to attributed or refused, of each connection after the first few.
+async fn attribute(station: &Station, ear: &Ear, count: usize) -> Result<Vec<(f64, Option<AttestRefusal>)>, String> {
     let unmeasured = count / 10 + 1;
     let total = (count + unmeasured).to_string();
     let mut child = connecting(station, "a", "hold", ear.address()?, &total).spawn().map_err(|e| e.to_string())?;
-    let mut took = Vec::with_capacity(count);
+    let mut answers = Vec::with_capacity(count);
     for n in 0..count + unmeasured {
         let stream = ear.accept().await?;
         let began = Instant::now();
         let answer = ear.attribute(&stream).await;
         let elapsed = began.elapsed().as_secs_f64() * 1e6;
-        let attestation = answer.map_err(|refusal| format!("connection {n} is refused: {refusal}"))?;
-        if attestation.workload.as_ref().is_none_or(|workload| workload.as_str() != "bench/a") {
+        if let Ok(attestation) = &answer
+            && attestation.workload.as_ref().is_none_or(|workload| workload.as_str() != "bench/a")
+        {
             return Err(format!("connection {n} is taken for {:?}", attestation.workload));
         }
         if n >= unmeasured {
-            took.push(elapsed);
+            answers.push((elapsed, answer.err()));
         }
     }
     let _ = child.wait();
-    Ok(took)
+    Ok(answers)
 }
