@@ -7,10 +7,10 @@ use bonafide_proto::name::{NodeName, TrustDomain};
 use bonafide_proto::svid::{PeerSvid, TrustBundle};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
-use tokio::sync::watch;
 
 use crate::certify::{IssueError, Signer};
 use crate::csr::{self, CsrError, PublicKey};
+use crate::followers::{Follower, Followers};
 use crate::founding::{self, Charter, OpenError};
 use crate::key::{Key, KeyError};
 use crate::mesh::MeshState;
@@ -72,6 +72,7 @@ pub struct Authority {
     intermediate_ttl: i64,
     own: Mutex<Option<OwnSvid>>,
     quarantine: Quarantine,
+    followers: Arc<Followers>,
     exchange: Arc<Exchange>,
 }
 
@@ -100,6 +101,7 @@ impl Authority {
             clock,
             intermediate_ttl: i64::from(charter.intermediate_ttl),
             own: Mutex::new(None),
+            followers: Arc::default(),
             exchange: Arc::default(),
         })
     }
@@ -185,9 +187,15 @@ impl Authority {
     ///
     /// # Errors
     /// The named refusal.
-    pub fn follow(&self, peer: &PeerSvid) -> Result<watch::Receiver<Arc<MeshState>>, MembershipRefusal> {
-        self.current(peer, self.clock.unix())?;
-        Ok(self.quarantine.follow())
+    pub fn follow(&self, peer: &PeerSvid) -> Result<Follower, MembershipRefusal> {
+        let (node, _) = self.current(peer, self.clock.unix())?;
+        Ok(Follower { states: self.quarantine.follow(), place: self.followers.enter(node) })
+    }
+
+    /// Those that follow.
+    #[must_use]
+    pub fn followers(&self) -> &Followers {
+        &self.followers
     }
 
     /// A place where this member's halves of flows meet the others'. `peer` is what its connection proved.

@@ -11,6 +11,7 @@ pub mod config;
 pub mod csr;
 pub mod daemon;
 mod draft;
+pub mod followers;
 pub mod founding;
 pub mod key;
 mod known;

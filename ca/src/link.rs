@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use bonafide_proto::svid::{Expect, PeerSvid, SvidError};
 use rustls::pki_types::UnixTime;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tokio_stream::{Stream, StreamExt as _};
 
 use crate::authority::{Application, Authority, Membership};
+use crate::followers::{Follower, Place};
 use crate::member::Member;
-use crate::mesh::MeshState;
+use crate::mesh::{Held, MeshState};
 use crate::sharing::Half;
 use bonafide_proto::token::JoinToken;
 
@@ -59,8 +60,8 @@ pub trait AuthorityLink: Send + Sync + std::fmt::Debug {
         signing_csr: Vec<u8>,
         authentication_csr: Vec<u8>,
     ) -> Result<Membership, LinkError>;
-    /// The state of the mesh: now, and after every change, until the authority goes away.
-    async fn follow(&self, member: &Member) -> Result<MeshStates, LinkError>;
+    /// The state of the mesh: now, and after every change, until the authority goes away. It is told what `held` says.
+    async fn follow(&self, member: &Member, held: watch::Receiver<Held>) -> Result<MeshStates, LinkError>;
     /// Shares halves of flows (each as an `ObservedFlow` travels), and is given the other halves of them, until either
     /// side goes away.
     async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError>;
@@ -93,9 +94,10 @@ impl AuthorityLink for Embedded {
         blocking(move || authority.renew(&peer, &signing_csr, &authentication_csr).map_err(refused)).await
     }
 
-    async fn follow(&self, member: &Member) -> Result<MeshStates, LinkError> {
+    async fn follow(&self, member: &Member, held: watch::Receiver<Held>) -> Result<MeshStates, LinkError> {
         let (authority, peer) = (self.0.clone(), self.peer(member)?);
-        let states = blocking(move || authority.follow(&peer).map_err(refused)).await?;
+        let Follower { states, place } = blocking(move || authority.follow(&peer).map_err(refused)).await?;
+        tokio::spawn(pass_on(held, place));
         Ok(Box::pin(WatchStream::new(states).map(|state| Ok(MeshState::clone(&state)))))
     }
 
@@ -122,6 +124,13 @@ impl Embedded {
     fn peer(&self, member: &Member) -> Result<PeerSvid, LinkError> {
         let now = UnixTime::since_unix_epoch(self.0.clock().now());
         self.0.trust_bundle().verify(&[member.node_svid().clone()], now, Expect::Node).map_err(distrust)
+    }
+}
+
+/// Until the node follows no longer.
+async fn pass_on(mut held: watch::Receiver<Held>, place: Place) {
+    while held.changed().await.is_ok() {
+        place.holds(*held.borrow_and_update());
     }
 }
 

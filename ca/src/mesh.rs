@@ -17,6 +17,24 @@ pub struct MeshState {
     pub quarantine: BTreeSet<Digest>,
 }
 
+/// What a node says about the states it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Held {
+    /// The number of the last state that was told and is in force.
+    pub told: u64,
+    /// The number that the node goes by: a later one if its authority was restored from a backup.
+    pub holds: u64,
+}
+
+impl Held {
+    /// Whether a change of this number is in force there: a digest that was added, or one that was lifted.
+    #[must_use]
+    pub fn has(self, change: u64, added: bool) -> bool {
+        // What the authority told is always added; see [`MeshState::told`] for what is not lifted.
+        self.told >= change && (added || self.holds <= self.told)
+    }
+}
+
 /// The authority told something that is no state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the state of the mesh {0}")]
@@ -70,6 +88,14 @@ mod tests {
         assert_eq!(known.told(&known), known);
         assert_eq!(known.told(&state(3, &[3])), state(5, &[1, 2, 3]));
         assert_eq!(known.told(&state(5, &[])), known);
+    }
+
+    #[test]
+    fn a_node_that_knows_more_than_its_authority_has_lifted_nothing() {
+        let even = Held { told: 5, holds: 5 };
+        assert!(even.has(5, true) && even.has(4, false) && !even.has(6, true) && !even.has(6, false));
+        let ahead = Held { told: 5, holds: 9 };
+        assert!(ahead.has(5, true) && !ahead.has(5, false) && !ahead.has(6, true));
     }
 
     #[test]

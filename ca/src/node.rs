@@ -22,7 +22,7 @@ use crate::known::{Known, KnownError};
 use crate::link::{AuthorityLink, LinkError};
 use crate::machine::Machine;
 use crate::member::{Candidate, Member, MemberError};
-use crate::mesh::MeshState;
+use crate::mesh::{Held, MeshState};
 use crate::order::{Holder, Order};
 use crate::state::{self, StateError};
 use crate::store::{EmbeddedStore, Store, StoreError};
@@ -299,10 +299,13 @@ impl NodeCa {
 
     async fn try_follow(&self, link: &dyn AuthorityLink) -> Result<(), MembershipError> {
         let Some(member) = self.member() else { return Ok(()) };
-        let mut states = link.follow(&member).await?;
+        let (held, says) = watch::channel(Held::default());
+        let mut states = link.follow(&member, says).await?;
         self.note(&Ok(()));
         while let Some(state) = states.next().await {
-            self.known.told(member.bundle().trust_domain(), &state?);
+            let state = state?;
+            self.known.told(member.bundle().trust_domain(), &state);
+            held.send_replace(Held { told: state.sequence, holds: self.known.now().sequence });
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ pub enum QuarantineError {
     Store(#[from] StoreError),
 }
 
-/// The list, and who follows it.
+/// The list, and its changes.
 #[derive(Debug)]
 pub struct Quarantine {
     store: Arc<dyn Store>,
@@ -85,12 +85,6 @@ impl Quarantine {
     #[must_use]
     pub fn now(&self) -> Arc<MeshState> {
         self.told.borrow().clone()
-    }
-
-    /// How many follow it this moment.
-    #[must_use]
-    pub fn following(&self) -> usize {
-        self.told.receiver_count()
     }
 
     fn change(

@@ -13,11 +13,11 @@ use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -26,7 +26,7 @@ use crate::checker;
 use crate::link::{AuthorityLink, Halves, LinkError, MeshStates};
 use crate::listener::ALPN;
 use crate::member::Member;
-use crate::mesh::{MalformedState, MeshState};
+use crate::mesh::{Held, MalformedState, MeshState};
 use crate::sharing::Half;
 use bonafide_proto::token::JoinToken;
 
@@ -162,9 +162,10 @@ impl AuthorityLink for Remote {
         self.answered(client.renew(wire::RenewRequest { signing_csr, authentication_csr })).await
     }
 
-    async fn follow(&self, member: &Member) -> Result<MeshStates, LinkError> {
+    async fn follow(&self, member: &Member, held: watch::Receiver<Held>) -> Result<MeshStates, LinkError> {
         let mut client = self.client(member.bundle().clone(), Some(member)).await?;
-        let opened = match tokio::time::timeout(ANSWER, client.follow(wire::FollowRequest {})).await {
+        let held = WatchStream::from_changes(held).map(|Held { told, holds }| wire::Held { told, holds });
+        let opened = match tokio::time::timeout(ANSWER, client.follow(held)).await {
             Ok(opened) => opened.map_err(|status| self.refused(&status))?,
             Err(_) => return Err(self.unreachable("no answer in time")),
         };

@@ -42,7 +42,7 @@ pub struct CreateArgs {
 /// Nodes of the trust domain.
 #[derive(Debug, clap::Subcommand)]
 pub enum NodeCommand {
-    /// Lists the nodes that the authority admitted
+    /// Lists the nodes that the authority admitted, and whether each is connected to be told what every member must know
     List,
 }
 
@@ -73,13 +73,14 @@ pub(crate) fn list_nodes(layout: &Layout, screen: &mut Screen) -> Result<Exit, F
 fn table(nodes: &[Node]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).force_no_tty();
-    table.set_header(["NAME", "JOINED", "LAST RENEWED", "MEMBER UNTIL", "MACHINE-ID", "BIOS-UUID"]);
+    table.set_header(["NAME", "JOINED", "LAST RENEWED", "MEMBER UNTIL", "FOLLOWS", "MACHINE-ID", "BIOS-UUID"]);
     for node in nodes {
         let row = [
             node.name.clone(),
             when(node.joined),
             when(node.last_renewed),
             when(node.not_after),
+            if node.following { "yes" } else { "no" }.to_owned(),
             node.machine_id.clone(),
             node.bios_uuid.clone(),
         ];
@@ -98,11 +99,17 @@ mod tests {
 
     #[test]
     fn nodes_are_listed_one_a_line() {
-        let node = Node { name: "a".into(), machine_id: "m\u{7}".into(), not_after: 86400, ..Node::default() };
+        let node = Node {
+            name: "a".into(),
+            machine_id: "m\u{7}".into(),
+            not_after: 86400,
+            following: true,
+            ..Node::default()
+        };
         let text = table(&[node]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2, "{text}");
         assert!(lines[0].starts_with("NAME  JOINED"), "{text}");
-        assert!(lines[1].contains("1970-01-02T00:00:00Z") && lines[1].contains("m\\u{7}"), "{text}");
+        assert!(lines[1].contains("1970-01-02T00:00:00Z  yes") && lines[1].contains("m\\u{7}"), "{text}");
     }
 }

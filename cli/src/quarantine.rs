@@ -19,7 +19,8 @@ use crate::status::when;
     after_help = "Where the authority runs; `bonafide run` without --authority has one of its own. One that was started by `bonafide-ca`
 is asked by its --socket.
 
-Every connected node is told within a second, the others when they come back. There, programs with this digest (of
+Every connected node is told at once, and counts as soon as it says that it has this in force; the others, named after
+two seconds, are told when they come back. Ask again to see who has it. There, programs with this digest (of
 executable, script, libraries or container image) are attested no longer, get no certificate, and their live
 connections end, idle ones too. A node that is cut off keeps what it was told, across restarts.
 
@@ -78,20 +79,20 @@ fn change(digest: Digest, args: &QuarantineArgs, layout: &Layout, screen: &mut S
 }
 
 fn outcome(digest: Digest, lift: bool, answer: &QuarantineResponse) -> String {
-    let QuarantineResponse { changed, following, nodes } = *answer;
+    let QuarantineResponse { changed, told, nodes, untold } = answer;
     let what = match (lift, changed) {
         (false, true) => "is in quarantine",
         (false, false) => "was in quarantine before",
         (true, true) => "is in quarantine no longer",
         (true, false) => "was not in quarantine",
     };
-    let away = nodes.saturating_sub(following);
-    let told = match (changed, away) {
-        (false, _) => String::new(),
-        (true, 0) => format!("; told to {following} of {nodes} nodes"),
-        (true, _) => format!("; told to {following} of {nodes} nodes, to the others when they come back"),
-    };
-    format!("{digest} {what}{told}")
+    let mut text = format!("{digest} {what}; in force on {told} of {nodes} nodes");
+    if !untold.is_empty() {
+        let unnamed = nodes.saturating_sub(*told).saturating_sub(u32::try_from(untold.len()).unwrap_or(u32::MAX));
+        let more = if unnamed == 0 { String::new() } else { format!(" and {unnamed} more") };
+        text += &format!(", on {}{more} as soon as they come back", untold.join(", "));
+    }
+    printable(&text).into_owned()
 }
 
 fn list(args: &QuarantineArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
@@ -166,13 +167,18 @@ mod tests {
 
     #[test]
     fn the_answer_says_who_was_told() {
-        let said = |lift, changed, following| {
-            outcome(Digest([7; 32]), lift, &QuarantineResponse { changed, following, nodes: 3 })
+        let said = |lift, changed, told, untold: &[&str]| {
+            let untold = untold.iter().map(ToString::to_string).collect();
+            outcome(Digest([7; 32]), lift, &QuarantineResponse { changed, told, nodes: 3, untold })
         };
-        assert!(said(false, true, 3).ends_with("07 is in quarantine; told to 3 of 3 nodes"));
-        assert!(said(true, true, 1).ends_with("no longer; told to 1 of 3 nodes, to the others when they come back"));
-        assert!(said(false, false, 3).ends_with("07 was in quarantine before"));
-        assert!(said(true, false, 3).ends_with("07 was not in quarantine"));
+        assert!(said(false, true, 3, &[]).ends_with("07 is in quarantine; in force on 3 of 3 nodes"));
+        let some = said(true, true, 1, &["b", "c\u{1b}"]);
+        assert!(
+            some.ends_with("no longer; in force on 1 of 3 nodes, on b, c\\u{1b} as soon as they come back"),
+            "{some}"
+        );
+        assert!(said(false, false, 1, &["b"]).ends_with("1 of 3 nodes, on b and 1 more as soon as they come back"));
+        assert!(said(true, false, 3, &[]).ends_with("07 was not in quarantine; in force on 3 of 3 nodes"));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! `Admission`: what the operator asks of the authority, over its unix socket.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::name::NodeName;
@@ -11,6 +13,11 @@ use crate::authority::{Authority, TokenCreationError};
 use crate::quarantine::QuarantineError;
 use crate::serve::{MESSAGE_MAX, blocking};
 use crate::store::{NodeRecord, Quarantined};
+
+/// How long nodes may take to say that a change is in force: one whose connection is just being made again, too.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Nodes that are named in one answer.
+const NAMED_MAX: usize = 64;
 
 /// Whether another node could ever reach this authority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +67,9 @@ impl wire::admission_server::Admission for AdmissionService {
         _request: Request<wire::ListNodesRequest>,
     ) -> Result<Response<wire::ListNodesResponse>, Status> {
         let authority = self.0.clone();
+        let following = authority.followers().present();
         let nodes = blocking(move || authority.nodes().map_err(|e| Status::internal(e.to_string()))).await?;
-        let nodes = nodes.into_iter().map(|(name, record)| node(&name, record)).collect();
+        let nodes = nodes.into_iter().map(|(name, record)| node(&name, record, following.contains(&name))).collect();
         Ok(Response::new(wire::ListNodesResponse { nodes }))
     }
 
@@ -72,18 +80,19 @@ impl wire::admission_server::Admission for AdmissionService {
         let wire::QuarantineRequest { sha256, lift, reason } = request.into_inner();
         let digest = Digest::try_from(sha256.as_slice()).map_err(|e| Status::invalid_argument(format!("it {e}")))?;
         let authority = self.0.clone();
-        let answer = blocking(move || {
+        let (changed, sequence, members) = blocking(move || {
             let list = authority.quarantine();
             let changed = if lift { list.lift(digest) } else { list.add(digest, &reason) };
             let changed = changed.map_err(quarantine_status)?;
             tracing::info!(%digest, lift, changed, reason, "quarantine");
-            let nodes = authority.nodes().map_err(|e| Status::internal(e.to_string()))?.len();
-            // One that just came again may have its old connection, too.
-            let following = list.following().min(nodes);
-            let [following, nodes] = [following, nodes].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
-            Ok(wire::QuarantineResponse { changed, following, nodes })
-        });
-        Ok(Response::new(answer.await?))
+            Ok((changed, list.now().sequence, members(&authority)?))
+        })
+        .await?;
+        let without = self.0.followers().without(&members, PATIENCE, |held| held.has(sequence, !lift)).await;
+        let [told, nodes] = [members.len().saturating_sub(without.len()), members.len()]
+            .map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+        let untold = without.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+        Ok(Response::new(wire::QuarantineResponse { changed, told, nodes, untold }))
     }
 
     async fn list_quarantine(
@@ -100,6 +109,13 @@ impl wire::admission_server::Admission for AdmissionService {
         });
         Ok(Response::new(wire::ListQuarantineResponse { quarantined: quarantined.collect() }))
     }
+}
+
+/// Those that can have a certificate at all.
+fn members(authority: &Authority) -> Result<BTreeSet<NodeName>, Status> {
+    let now = authority.clock().unix();
+    let nodes = authority.nodes().map_err(|e| Status::internal(e.to_string()))?;
+    Ok(nodes.into_iter().filter(|(_, record)| record.not_after >= now).map(|(name, _)| name).collect())
 }
 
 /// The refusal of an embedded authority.
@@ -122,7 +138,7 @@ fn token_status(e: TokenCreationError) -> Status {
     }
 }
 
-fn node(name: &NodeName, record: NodeRecord) -> wire::Node {
+fn node(name: &NodeName, record: NodeRecord, following: bool) -> wire::Node {
     wire::Node {
         name: name.to_string(),
         bios_uuid: record.bios_uuid,
@@ -130,5 +146,6 @@ fn node(name: &NodeName, record: NodeRecord) -> wire::Node {
         joined: record.joined,
         last_renewed: record.last_renewed,
         not_after: record.not_after,
+        following,
     }
 }

@@ -12,8 +12,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::authority::{Application, Authority, Membership};
 use crate::daemon::ended;
+use crate::followers::{Follower, Place};
 use crate::listener::{FOLLOWING, Peer};
-use crate::mesh::MeshState;
+use crate::mesh::{Held, MeshState};
 use crate::refusal::MembershipRefusal;
 use crate::serve::{MESSAGE_MAX, blocking};
 use crate::sharing::{Half, Seat};
@@ -72,18 +73,20 @@ impl wire::membership_server::Membership for MembershipService {
 
     type FollowStream = Pin<Box<dyn Stream<Item = Result<wire::MeshState, Status>> + Send>>;
 
-    async fn follow(&self, request: Request<wire::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+    async fn follow(&self, request: Request<Streaming<wire::Held>>) -> Result<Response<Self::FollowStream>, Status> {
         let peer = peer(&request)?.clone();
         let following = peer.following();
         let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
         let (authority, stopped) = (self.0.clone(), self.1.clone());
         let left = svid.not_after().saturating_sub(authority.clock().unix());
-        let states = blocking(move || Ok(authority.follow(&svid)?)).await?;
+        let Follower { states, place } = blocking(move || Ok(authority.follow(&svid)?)).await?;
         let (to, told) = mpsc::channel(1);
+        let says = request.into_inner();
         tokio::spawn(async move {
             let _following = following;
             tokio::select! {
                 () = tell(states, &to) => {}
+                () = hear(says, place) => {}
                 () = to.closed() => {}
                 () = over(left, stopped) => {}
             }
@@ -144,6 +147,13 @@ async fn exchange(
                 None => return Ok(()),
             },
         }
+    }
+}
+
+/// What the node has in force, until it goes away.
+async fn hear(mut says: Streaming<wire::Held>, place: Place) {
+    while let Ok(Some(wire::Held { told, holds })) = says.message().await {
+        place.holds(Held { told, holds });
     }
 }
 

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use bonafide_ca::link::{Halves, MeshStates};
 use bonafide_ca::member::Member;
+use bonafide_ca::mesh::Held;
 use bonafide_ca::node::MembershipError;
 use bonafide_ca::{Application, AuthorityLink, Embedded, JoinToken, LinkError, Membership};
 use bonafide_proto::svid::Expect;
 use bonafide_proto::token::Secret;
 use bonafide_proto::wire::authority as wire;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::bench::{Domain, LOOPBACKS, Served, csr, fingerprint, instant, refusal};
 
@@ -176,8 +177,8 @@ impl AuthorityLink for Liar {
         (self.lie)(&mut issued, &self.other);
         Ok(issued)
     }
-    async fn follow(&self, member: &Member) -> Result<MeshStates, LinkError> {
-        self.honest.follow(member).await
+    async fn follow(&self, member: &Member, held: watch::Receiver<Held>) -> Result<MeshStates, LinkError> {
+        self.honest.follow(member, held).await
     }
     async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
         self.honest.share_flows(member, flows).await
