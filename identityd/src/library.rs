@@ -61,6 +61,15 @@ pub(crate) async fn libraries(
     Ok(Evidence::Known(composite(seen.mapped.files.keys().filter_map(|id| known.get(id)))))
 }
 
+/// The digests of each of them that could be hashed, sorted, each once: so that one library can be in quarantine.
+pub(crate) fn members(seen: &Seen, known: &Known) -> Arc<[Digest]> {
+    distinct(seen.mapped.files.keys().filter_map(|id| known.get(id))).into_iter().copied().collect()
+}
+
+fn distinct<'d>(digests: impl Iterator<Item = &'d Digest>) -> BTreeSet<&'d Digest> {
+    digests.collect()
+}
+
 type Opened = (FileId, Result<File, String>);
 
 fn open(process: &Process, some: Vec<(FileId, Place)>) -> Result<Vec<Opened>, AttestRefusal> {
@@ -79,7 +88,7 @@ fn undigested(e: &HashError) -> Evidence<Libraries> {
 }
 
 fn composite<'d>(digests: impl Iterator<Item = &'d Digest>) -> Libraries {
-    let distinct: BTreeSet<&Digest> = digests.collect();
+    let distinct = distinct(digests);
     let mut hash = sha2::Sha256::new();
     distinct.iter().for_each(|digest| hash.update(digest.0));
     let count = u32::try_from(distinct.len()).unwrap_or(u32::MAX);

@@ -62,6 +62,8 @@ pub(crate) struct Witnessed {
     pub(crate) exe: FileId,
     /// The evidence.
     pub(crate) fingerprint: Fingerprint,
+    /// The digests of its libraries, one by one. They stay on this host.
+    pub(crate) members: Arc<[Digest]>,
     /// Every file whose content is evidence, each once and still open, so that it can be watched.
     pub(crate) files: HashMap<FileVersion, Arc<File>>,
     /// The files of its libraries, so that they can be opened and watched; none where they are no evidence.
@@ -86,6 +88,7 @@ impl Witnessed {
 /// Evidence that others have to be asked for, or much has to be read for.
 struct Learned {
     libraries: Evidence<Libraries>,
+    members: Arc<[Digest]>,
     container: Evidence<Container>,
 }
 
@@ -213,7 +216,7 @@ impl Witness {
             let execution = one.process.execution();
             let libraries = library::libraries(one, self, &mut known).await?;
             let container = self.containers.of(execution.pid, execution.start_ticks, &one.look.cgroup).await;
-            learned.push(Learned { libraries, container });
+            learned.push(Learned { libraries, members: library::members(one, &known), container });
         }
         Ok(learned)
     }
@@ -303,9 +306,10 @@ impl Witness {
             host: self.host.clone(),
         };
         let execution = Execution { image: seen.beginning.image(), ..seen.process.execution() };
+        let members = learned.members;
         let mapped = fingerprint.libraries.known().map(|_| seen.mapped.files).unwrap_or_default();
         let (exe, files, interprets, process) = (seen.look.exe.id, seen.open, seen.interprets, seen.process);
-        Ok(Witnessed { execution, exe, fingerprint, files, mapped, interprets, process })
+        Ok(Witnessed { execution, exe, fingerprint, members, files, mapped, interprets, process })
     }
 }
 

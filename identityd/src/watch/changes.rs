@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bonafide_proto::container::Container;
-use bonafide_proto::fingerprint::{Evidence, Fingerprint, HashedFile, Libraries, Script, Unit};
+use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Libraries, Script, Unit};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::taint::Taints;
 
@@ -19,12 +19,15 @@ pub(crate) struct Believed {
     pub(crate) exe: FileId,
     /// The evidence.
     pub(crate) fingerprint: Arc<Fingerprint>,
+    /// The digests of its libraries, one by one.
+    pub(crate) members: Arc<[Digest]>,
 }
 
 impl Believed {
     /// What this look showed.
     pub(crate) fn of(witnessed: &Witnessed) -> Self {
-        Self { exe: witnessed.exe, fingerprint: Arc::new(witnessed.fingerprint.clone()) }
+        let (fingerprint, members) = (Arc::new(witnessed.fingerprint.clone()), Arc::clone(&witnessed.members));
+        Self { exe: witnessed.exe, fingerprint, members }
     }
 
     /// Whether a look showed enough to tell what changed.
@@ -211,14 +214,14 @@ pub(crate) mod tests {
         };
         let exe = HashedFile { path: path.to_owned(), digest: Digest::of(path.as_bytes()) };
         let exe_id = FileId { dev: 1, ino: path.len() as u64 };
-        Believed { exe: exe_id, fingerprint: Arc::new(Fingerprint::of(exe, (0, 0), host)) }
+        Believed { exe: exe_id, fingerprint: Arc::new(Fingerprint::of(exe, (0, 0), host)), members: Arc::default() }
     }
 
     /// The same, with this changed.
     pub(crate) fn with(before: &Believed, change: impl FnOnce(&mut Fingerprint)) -> Believed {
         let mut fingerprint = Fingerprint::clone(&before.fingerprint);
         change(&mut fingerprint);
-        Believed { exe: before.exe, fingerprint: Arc::new(fingerprint) }
+        Believed { fingerprint: Arc::new(fingerprint), ..before.clone() }
     }
 
     pub(crate) fn container_of(image: u8) -> Container {

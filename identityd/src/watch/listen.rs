@@ -124,9 +124,9 @@ impl Eyes {
         let mut known = self.known();
         known.quarantined = Arc::clone(&digests);
         self.lapses.quarantine(Arc::clone(&digests));
-        for execution in known.table.which(|believed| unquarantined(&believed.fingerprint, &digests).is_err()) {
+        for execution in known.table.which(|believed| unquarantined(believed.digests(), &digests).is_err()) {
             let believed = known.table.get_mut(execution).map(|watched| watched.believed.clone());
-            if let Some(Err(refusal)) = believed.map(|believed| unquarantined(&believed.fingerprint, &digests)) {
+            if let Some(Err(refusal)) = believed.map(|believed| unquarantined(believed.digests(), &digests)) {
                 self.lapsed(&mut known, execution, refusal.reason, refusal.detail);
             }
         }

@@ -8,7 +8,7 @@ use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use tokio::time::Instant;
 
 use super::changes::Believed;
-use super::quarantine::unquarantined;
+use super::quarantine::{of, unquarantined};
 use super::turns::Lane;
 use super::{Eyes, Known};
 use crate::refuse::refuse;
@@ -71,7 +71,7 @@ impl Eyes {
         execution: Execution,
         seen: &Witnessed,
     ) -> Result<Option<String>, AttestRefusal> {
-        unquarantined(&seen.fingerprint, &known.quarantined)?;
+        unquarantined(of(seen), &known.quarantined)?;
         // Who was dismissed meanwhile changes nothing.
         let Some(watched) = known.table.get_mut(execution) else { return Ok(None) };
         let now = Believed::of(seen);

@@ -40,7 +40,7 @@ use self::changes::Believed;
 use self::files::Files;
 use self::heirs::Heirs;
 use self::newcomers::Newcomers;
-use self::quarantine::unquarantined;
+use self::quarantine::{of, unquarantined};
 use self::table::{Place, Table};
 use self::turns::{Lane, Turns};
 use self::warm::Warm;
@@ -155,7 +155,7 @@ impl Watch {
     /// `quarantined`.
     pub(crate) fn unquarantined(&self, witnessed: &[Witnessed]) -> Result<(), AttestRefusal> {
         let quarantined = Arc::clone(&self.0.known().quarantined);
-        witnessed.iter().try_for_each(|one| unquarantined(&one.fingerprint, &quarantined))
+        witnessed.iter().try_for_each(|one| unquarantined(of(one), &quarantined))
     }
 }
 
@@ -177,7 +177,7 @@ impl Eyes {
         if known.deaf {
             return refuse(AttestReason::Unavailable, "nobody tells what happens to processes any more");
         }
-        unquarantined(&witnessed.fingerprint, &known.quarantined)?;
+        unquarantined(of(witnessed), &known.quarantined)?;
         let new = self.believe(&mut known, witnessed)?;
         let armed = known.arm(witnessed);
         match &armed {

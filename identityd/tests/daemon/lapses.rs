@@ -277,6 +277,29 @@ async fn what_is_put_in_quarantine_lapses_and_is_refused(source: &str) {
     attested.flow().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn one_library_in_quarantine_is_enough() {
+    let node = Node::start(NOBODY).await;
+    let notary = Notary::default();
+    let _serving = serve(&notary, &node.path("ca.sock"));
+    let mut attested = Attested::start_on(node, &python(), Some("app.py")).await;
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", attested.program.pid())).unwrap();
+    let mut paths = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
+    let libc = paths.find(|path| path.contains("/libc.") || path.contains("/libc-")).expect("it has a C library");
+    let digest = digest_of(libc);
+    notary.quarantine.send_replace(vec![digest.0.to_vec()]);
+
+    attested.next().await;
+    let detail = attested.lapsed(AttestReason::Quarantined).await;
+    assert!(detail.contains("one of its libraries") && detail.contains(&digest.to_string()), "{detail}");
+    let refused = AttestReason::Quarantined;
+    assert_eq!(attested.flow().await.unwrap_err().reason, refused);
+    assert_eq!(attested.node.process(attested.program.pid()).await.unwrap_err().reason, refused);
+    notary.quarantine.send_replace(Vec::new());
+    assert_eq!(attested.next().await.of, Some(Of::Quarantine(wire::Quarantine { sha256: Vec::new() })));
+    attested.flow().await.unwrap();
+}
+
 /// Python that receives a descriptor over the unix socket that is its last argument, and writes to it.
 const RECEIVES: &str = r"
 import socket, sys, time
