@@ -95,6 +95,26 @@ fn a_daemon_that_cannot_start_is_quoted_and_nothing_stays() {
 }
 
 #[test]
+fn where_evidence_comes_from_is_told_to_identityd_and_a_mistake_starts_nothing() {
+    let stage = Stage::new("evi", "exec sleep 600");
+    let file = stage.bin.path().join("evidence.toml");
+    let with = |text: &str| {
+        fs::write(&file, text).unwrap();
+        stage.run(&["--evidence", file.to_str().unwrap()])
+    };
+    let (code, said) = end(with("socket = \"/elsewhere\"\n"));
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("evidence.toml") && said.contains("socket") && !stage.dir().exists(), "{said}");
+
+    let run = with("source = \"proc\"\n[[runtime]]\nkind = \"docker\"\nsocket = \"/run/other.sock\"\n");
+    stage.wait_until_ca_runs();
+    let written = fs::read_to_string(stage.dir().join("identityd.toml")).unwrap();
+    assert!(written.contains("source = \"proc\"\n") && written.contains("socket = \"/run/other.sock\"\n"), "{written}");
+    send(&run, Signal::INT);
+    assert_eq!(end(run).0, Some(0));
+}
+
+#[test]
 fn a_signal_ends_it_and_a_second_run_is_refused_meanwhile() {
     let stage = Stage::new("sig", "exec sleep 600");
     let first = stage.run(&[]);

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bonafide_cli::node::{
-    AuthorityAt, DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT, DaemonCommand, InstanceCgroup, Layout, NodeSpec,
-    PreparedNode, PreparedRoot, RootSpec, prepare_node, prepare_root, remove_node, remove_root,
+    AuthorityAt, DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT, DaemonCommand, EvidenceSources, InstanceCgroup, Layout,
+    NodeSpec, PreparedNode, PreparedRoot, RootSpec, prepare_node, prepare_root, remove_node, remove_root,
 };
 use bonafide_proto::fingerprint::Digest;
 
@@ -115,6 +115,7 @@ impl Node {
             name: name.parse().expect("scenarios use valid names"),
             dir: files.dir.to_owned(),
             policy: files.policy.to_owned(),
+            evidence: EvidenceSources::default(),
             backend: files.backend.as_str().to_owned(),
             authority: AuthorityAt::Remote { addr, token: Some(files.token.to_owned()) },
             binaries: binaries(),

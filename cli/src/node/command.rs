@@ -9,8 +9,6 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::spec::IDENTITYD_UID;
-
 /// A daemon's start, as data: the harness puts `nsenter` before it.
 ///
 /// A daemon outlives whoever started it (there is no `PR_SET_PDEATHSIG`): a supervisor that was killed must not
@@ -30,17 +28,15 @@ pub(super) struct Place<'a> {
     pub(super) cgroup: &'a Path,
     pub(super) uid: u32,
     pub(super) capabilities: &'a [&'a str],
+    /// Sockets to which it may speak as those do who are in their groups.
+    pub(super) sockets: Vec<PathBuf>,
 }
 
-/// Where container runtimes usually answer: identityd asks those that are there.
-const RUNTIMES: [&str; 3] = ["/run/containerd/containerd.sock", "/run/docker.sock", "/run/podman/podman.sock"];
-
 impl Place<'_> {
-    /// identityd may speak to container runtimes as those do who are in the groups of their sockets. The capability
-    /// that opens any socket would open any file, too.
+    /// The capability that opens any socket would open any file, too.
     fn groups(&self) -> BTreeSet<u32> {
-        let group = |socket| fs::metadata(socket).ok().map(|socket| socket.gid());
-        if self.uid == IDENTITYD_UID { RUNTIMES.iter().filter_map(group).collect() } else { BTreeSet::new() }
+        let group = |socket: &PathBuf| fs::metadata(socket).ok().map(|socket| socket.gid());
+        self.sockets.iter().filter_map(group).collect()
     }
 }
 

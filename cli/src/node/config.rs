@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use bonafide_proto::name::{NodeName, TrustDomain};
 use serde::Serialize;
 
+use super::evidence::EvidenceSources;
 use super::layout::Layout;
 use super::spec::{AuthorityAt, CA_UID, ENFORCER_UID, IDENTITYD_UID, NodeSpec, RootSpec};
 
@@ -57,6 +58,8 @@ pub(super) struct IdentitydToml<'a> {
     state: PathBuf,
     callers: [u32; 1],
     log: &'static str,
+    #[serde(flatten)]
+    evidence: &'a EvidenceSources,
 }
 
 /// `enforcer.toml`.
@@ -128,6 +131,7 @@ impl<'a> IdentitydToml<'a> {
             state: layout.identityd_state(),
             callers: [ENFORCER_UID],
             log: "info",
+            evidence: &spec.evidence,
         }
     }
 }
@@ -164,6 +168,7 @@ mod tests {
             name: "a".parse().unwrap(),
             dir: "/n".into(),
             policy: "/p.toml".into(),
+            evidence: EvidenceSources::default(),
             backend: "nft".into(),
             authority,
             binaries: "/b".into(),
@@ -226,6 +231,14 @@ bios_uuid = "4c4c4544"
             format!("{spec:?}"),
         ];
         assert!(texts.iter().all(|t| !t.contains("s3cret")), "{texts:?}");
+    }
+
+    #[test]
+    fn identityd_has_its_evidence_from_where_the_operator_says() {
+        let settled = "source = \"kernel\"\n\n[[runtime]]\nkind = \"podman\"\nsocket = \"/s\"\nuser = 1000\n";
+        let spec = NodeSpec { evidence: toml::from_str(settled).unwrap(), ..spec(embedded()) };
+        let text = toml::to_string(&IdentitydToml::of(&spec, &Layout::new("/n"), &spec.policy)).unwrap();
+        assert!(text.starts_with("node = \"a\"\n") && text.ends_with(&format!("log = \"info\"\n{settled}")), "{text}");
     }
 
     #[test]

@@ -67,8 +67,14 @@ pub fn prepare_node(spec: &NodeSpec) -> Result<PreparedNode, NodeError> {
     let identityd = write_config(&layout.config("identityd"), &IdentitydToml::of(spec, &layout, &policy))?;
     let enforcer = write_config(&layout.config("enforcer"), &EnforcerToml::of(spec, &layout, ca_cgroup.clone()))?;
 
-    let stands = Place { cgroup: &enforcer_cgroup, uid: ENFORCER_UID, capabilities: &["net-admin"] };
-    let knows = Place { cgroup: &identityd_cgroup, uid: IDENTITYD_UID, capabilities: &IDENTITYD_CAPABILITIES };
+    let stands =
+        Place { cgroup: &enforcer_cgroup, uid: ENFORCER_UID, capabilities: &["net-admin"], sockets: Vec::new() };
+    let knows = Place {
+        cgroup: &identityd_cgroup,
+        uid: IDENTITYD_UID,
+        capabilities: &IDENTITYD_CAPABILITIES,
+        sockets: spec.evidence.sockets(),
+    };
     Ok(PreparedNode {
         ca: ca_command(&binaries, &ca_cgroup, ca, &layout),
         identityd: DaemonCommand::launch(
@@ -119,7 +125,7 @@ const IDENTITYD_CAPABILITIES: [&str; 6] =
     ["sys-ptrace", "dac-read-search", "checkpoint-restore", "bpf", "perfmon", "net-admin"];
 
 fn ca_command(binaries: &Path, cgroup: &Path, config: PathBuf, layout: &Layout) -> DaemonCommand {
-    let place = Place { cgroup, uid: CA_UID, capabilities: &[] };
+    let place = Place { cgroup, uid: CA_UID, capabilities: &[], sockets: Vec::new() };
     DaemonCommand::launch(binaries, &place, "ca", ["--config".into(), config.into()], layout.log("ca"))
 }
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use bonafide_proto::name::{NodeName, TrustDomain};
 
+use super::evidence::EvidenceSources;
+
 /// The uid and gid of the `ca` daemon.
 ///
 /// 65536 to 99999 is what nobody hands out by default: Debian gives packages 60000 to 64999 and its adduser(8) stops
@@ -61,6 +63,8 @@ pub struct NodeSpec {
     pub dir: PathBuf,
     /// The policy file, watched by identityd.
     pub policy: PathBuf,
+    /// Where identityd has its evidence from.
+    pub evidence: EvidenceSources,
     /// How capture rules are installed: `nft` or `iptables`.
     pub backend: String,
     /// Where its authority is.

@@ -49,6 +49,13 @@ or refused. A daemon that dies meanwhile is restarted, and capture stays; so it 
 Without --authority the node has an authority of its own, which admits no other node. With it, --keep and a
 --dir outside /run are needed: a join token admits once, so the membership has to stay.
 
+The file of --evidence is TOML, for example:
+  source = \"kernel\"   # do not start where the kernel programs cannot run; or \"proc\": do without; default: \"auto\"
+  [[runtime]]         # instead of containerd, Docker and Podman at their usual sockets; may be repeated
+  kind = \"podman\"     # or \"containerd\", \"docker\"
+  socket = \"/run/user/1000/podman/podman.sock\"
+  user = 1000         # whose it is, if not root's; containerd may also have namespaces = [...], service_account = KEY
+
 Examples:
   bonafide run
   bonafide run --policy policy.toml --keep --dir /var/lib/bonafide
@@ -73,6 +80,9 @@ pub struct RunArgs {
     /// Holds the join token; not needed by a node that joined before
     #[arg(long, value_name = "FILE", requires = "authority")]
     pub token_file: Option<PathBuf>,
+    /// Where evidence comes from: `source`, and `[[runtime]]` for container runtimes elsewhere than usual
+    #[arg(long, value_name = "FILE")]
+    pub evidence: Option<PathBuf>,
     /// Do not show flows
     #[arg(short, long)]
     pub quiet: bool,

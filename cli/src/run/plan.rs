@@ -10,7 +10,7 @@ use bonafide_proto::token::{JoinToken, TOKEN_TEXT_MAX};
 
 use super::{BackendChoice, RunArgs};
 use crate::exit::Failure;
-use crate::node::{AuthorityAt, DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT, NodeSpec};
+use crate::node::{AuthorityAt, DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT, EvidenceSources, NodeSpec};
 use crate::policy_check;
 
 /// The policy of a run that was given none.
@@ -34,11 +34,13 @@ pub(super) fn plan(args: &RunArgs, dir: &Path) -> Result<NodeSpec, Failure> {
         Some(file) => policy_check::parse(file).map(|_| file.clone()).map_err(Failure::BadInput)?,
         None => default_policy_path(dir),
     };
+    let evidence = args.evidence.as_deref().map(EvidenceSources::load).transpose().map_err(Failure::BadInput)?;
     Ok(NodeSpec {
         instance: args.instance.clone(),
         name: args.name.clone().map_or_else(host_name, Ok)?,
         dir: dir.to_owned(),
         policy,
+        evidence: evidence.unwrap_or_default(),
         backend: backend(args.backend)?.to_owned(),
         authority: authority(args)?,
         binaries: binaries()?,
