@@ -151,8 +151,15 @@ fn identityd_faults(s: &AttestationStatus) -> Faults {
 }
 
 fn enforcer_facts(s: &EnforcementStatus) -> String {
-    let EnforcementStatus { mode, backend, live_flows, flows, refused, records, .. } = s;
-    format!("{mode} by {backend}; {live_flows} flows live, {flows} in all, {refused} refused; records in {records}")
+    let EnforcementStatus { mode, backend, live_flows, flows, refused, records, observing, .. } = s;
+    let seen = match (observing, mode.as_str()) {
+        (true, "observe") => "connections and datagrams are seen",
+        (true, _) => "datagrams are seen",
+        (false, _) => "what is not captured is not seen",
+    };
+    format!(
+        "{mode} by {backend}; {live_flows} flows live, {flows} in all, {refused} refused; {seen}; records in {records}"
+    )
 }
 
 fn enforcer_faults(s: &EnforcementStatus, policy: &[u8]) -> Faults {
@@ -223,6 +230,16 @@ mod tests {
         assert_eq!(state_of((), enforcer_faults(&with(&[1; 32]), &[1; 32])), State::Ok);
         assert_eq!(state_of((), enforcer_faults(&with(&[2; 32]), &[1; 32])), State::Impaired);
         assert_eq!(state_of((), enforcer_faults(&with(&[]), &[1; 32])), State::Down);
+    }
+
+    #[test]
+    fn what_is_seen_uncaptured_is_said() {
+        let facts = |mode: &str, observing| {
+            enforcer_facts(&EnforcementStatus { mode: mode.into(), observing, ..EnforcementStatus::default() })
+        };
+        assert!(facts("observe", true).contains("; connections and datagrams are seen; "));
+        assert!(facts("enforce", true).contains("; datagrams are seen; "));
+        assert!(facts("observe", false).contains("; what is not captured is not seen; "));
     }
 
     #[test]
