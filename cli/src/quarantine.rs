@@ -20,9 +20,13 @@ use crate::status::when;
 is asked by its --socket.
 
 Every connected node is told at once, and counts as soon as it says that it has this in force; the others, named after
-two seconds, are told when they come back. Ask again to see who has it. There, programs with this digest (of
-executable, script, libraries or container image) are attested no longer, get no certificate, and their live
-connections end, idle ones too. A node that is cut off keeps what it was told, across restarts.
+two seconds, are told when they come back. Ask again to see who has it. There, programs
+with this digest are attested no longer, get no certificate, and their live connections end, idle ones too. A node that is cut off keeps what it was told, across restarts.
+
+The digest is that of an executable, a script, code of a command line, one library, a set of libraries (as `bonafide
+whois` shows it), or a container's image: of its config, or of its manifest where the runtime tells it. Nodes refuse
+each other's programs by it, too, except by that of one library or of a manifest, which no certificate has. A digest
+that no program has now matches nothing until one has it.
 
 Examples:
   bonafide quarantine $(sha256sum /usr/sbin/nginx | cut -d' ' -f1) --reason CVE-2026-1234
@@ -30,7 +34,7 @@ Examples:
   bonafide quarantine sha256:0f343b0931126a20f133d67c2b018a3b... --lift"
 )]
 pub struct QuarantineArgs {
-    /// SHA-256 of an executable, a script, a set of libraries or an image's config: 64 hex digits
+    /// SHA-256 of an executable, a script, a library, a set of libraries or an image: 64 hex digits
     #[arg(required_unless_present = "list")]
     pub digest: Option<Digest>,
     /// Lift it
