@@ -267,16 +267,17 @@ static __always_inline void tell(enum step step, struct sock *sk, struct known *
 	bpf_ringbuf_submit(event, 0);
 }
 
-static __always_inline void asked(struct sock *sk)
+static __always_inline bool wants_connections(void)
 {
 	struct wanted *want_ = want();
-	struct known *known;
 
-	if (!want_ || !want_->connections) {
-		bpf_sk_storage_delete(&flows, sk);
-		return;
-	}
-	known = bpf_sk_storage_get(&flows, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	return want_ && want_->connections;
+}
+
+static __always_inline void asked(struct sock *sk)
+{
+	struct known *known = bpf_sk_storage_get(&flows, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+
 	if (!known) {
 		miss(false);
 		return;
@@ -302,7 +303,6 @@ static __always_inline void listening(struct sock *sk)
 
 static __always_inline void accepted(struct sock *sk, int old)
 {
-	struct wanted *want_ = want();
 	struct known *known = bpf_sk_storage_get(&flows, sk, NULL, 0);
 
 	/* It asked itself; both may at once. */
@@ -311,12 +311,8 @@ static __always_inline void accepted(struct sock *sk, int old)
 		tell(ESTABLISHED, sk, known, old);
 		return;
 	}
-	if (old != STATE_SYN_RECV)
+	if (old != STATE_SYN_RECV || !wants_connections())
 		return;
-	if (!want_ || !want_->connections) {
-		bpf_sk_storage_delete(&flows, sk);
-		return;
-	}
 	known = bpf_sk_storage_get(&flows, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!known) {
 		miss(false);
@@ -341,10 +337,29 @@ static __always_inline void closed(struct sock *sk, int old)
 	bpf_sk_storage_delete(&flows, sk);
 }
 
+/*
+ * Every connection comes here, in every mode: where they are not wanted, what is new costs a look at that, and what was
+ * told of before goes on being told of.
+ */
+static __always_inline bool concerns(struct sock *sk, int new)
+{
+	switch (new) {
+	case STATE_LISTEN:
+		return true;
+	case STATE_SYN_SENT:
+		return wants_connections();
+	case STATE_ESTABLISHED:
+		return wants_connections() || bpf_sk_storage_get(&flows, sk, NULL, 0);
+	case STATE_CLOSE:
+		return bpf_sk_storage_get(&flows, sk, NULL, 0);
+	}
+	return false;
+}
+
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(changed, struct sock *sk, int old, int new)
 {
-	if (!is_ours(sk, TCP))
+	if (!concerns(sk, new) || !is_ours(sk, TCP))
 		return 0;
 	switch (new) {
 	case STATE_SYN_SENT:
@@ -367,7 +382,7 @@ static __always_inline void taken(struct sock *sk)
 {
 	struct known *known = bpf_sk_storage_get(&flows, sk, NULL, 0);
 
-	if (!known || known->used || known->listens)
+	if (!known || known->used || known->listens || !is_ours(sk, TCP))
 		return;
 	known->used = 1;
 	known->who = execution_now();
@@ -501,9 +516,9 @@ int BPF_PROG(sent, struct sock *sk, int length, int flags)
 {
 	if (!sk)
 		return 0;
-	if (is_ours(sk, TCP))
+	if (!is_ours(sk, UDP))
 		taken(sk);
-	else if (is_ours(sk, UDP))
+	else
 		spoke(sk, length, true);
 	return 0;
 }
@@ -513,9 +528,9 @@ int BPF_PROG(received, struct sock *sk, int length, int flags)
 {
 	if (!sk)
 		return 0;
-	if (is_ours(sk, TCP))
+	if (!is_ours(sk, UDP))
 		taken(sk);
-	else if (is_ours(sk, UDP) && !(flags & MSG_PEEK))
+	else if (!(flags & MSG_PEEK))
 		spoke(sk, length, false);
 	return 0;
 }
