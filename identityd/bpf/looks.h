@@ -135,8 +135,22 @@ int settle(void *ctx)
 		return 1;
 	here->netns = task->nsproxy->net_ns->net_cookie;
 	here->pid = task->tgid;
+	here->enters = 1;
 	/* 15 for each microsecond since boot would be too many to be given; one for each 65 are not. */
 	counters->next_image = bpf_ktime_get_boot_ns() >> 16;
+	return 0;
+}
+
+/* Every process that is older than the programs has been entered, or found no room. */
+SEC("syscall")
+int entered(void *ctx)
+{
+	__u32 only = 0;
+	struct home *here = bpf_map_lookup_elem(&home, &only);
+
+	if (!here)
+		return 1;
+	here->enters = 0;
 	return 0;
 }
 

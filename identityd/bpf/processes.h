@@ -229,6 +229,18 @@ static __always_inline struct process baseline(struct task_struct *task)
 	return process;
 }
 
+/*
+ * Whether who has no image may just not have been come to. Later it found no room, and what it runs when it forks, or
+ * anybody looks, need not be what it executed: it stays without.
+ */
+static __always_inline bool enters(void)
+{
+	__u32 only = 0;
+	struct home *here = bpf_map_lookup_elem(&home, &only);
+
+	return here && here->enters;
+}
+
 /* 0: nothing is known of it. */
 static __always_inline __u64 image_of(struct task_struct *task)
 {
@@ -283,7 +295,7 @@ int BPF_PROG(forked, struct task_struct *parent, struct task_struct *child)
 	if (child->pid != child->tgid || child->flags & PF_KTHREAD || !child->mm)
 		return 0;
 	process.image = image_of(parent);
-	if (!process.image) {
+	if (!process.image && enters()) {
 		baseline(parent);
 		process.image = image_of(parent);
 	}

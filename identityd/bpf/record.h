@@ -90,7 +90,8 @@ struct counters {
 struct home {
 	__u64 netns;
 	__u32 pid;
-	__u32 padding;
+	/* Processes that are older than the programs are being entered. */
+	__u32 enters;
 };
 
 /* One process that has a socket open. */

@@ -138,6 +138,11 @@ impl Programs {
     /// # Errors
     /// See [`LoadError`]; nothing stays behind.
     pub(super) fn load() -> Result<Self, LoadError> {
+        Self::load_with(|_| Ok(()))
+    }
+
+    /// The same, with maps of other sizes.
+    pub(super) fn load_with(resize: impl FnOnce(&mut OpenObject) -> libbpf_rs::Result<()>) -> Result<Self, LoadError> {
         initial_namespaces()?;
         libbpf_rs::set_print(Some((PrintLevel::Info, log)));
         let kernel = Btf::from_vmlinux().map_err(LoadError::NoBtf)?;
@@ -150,8 +155,9 @@ impl Programs {
         if !uses_are_told {
             ON_USE.iter().for_each(|(program, _)| leave_out(&mut open, program));
         }
+        resize(&mut open).map_err(LoadError::Refused)?;
         let object = open.load().map_err(LoadError::Refused)?;
-        settle(&object)?;
+        tell(&object, "settle")?;
         let counters = map(&object, "counters")?;
         let first_image = read_counters(&counters).ok_or(LoadError::Lacks("counters"))?.next_image;
         let places = put_in_place(&object, &cgroup, uses_are_told)?;
@@ -279,17 +285,19 @@ fn put_in_place(object: &Object, cgroup: &File, uses_are_told: bool) -> Result<V
     Ok(places)
 }
 
-fn settle(object: &Object) -> Result<(), LoadError> {
-    match ask(object, "settle", &mut [0; 8])? {
+/// Runs a program that answers nothing.
+fn tell(object: &Object, name: &'static str) -> Result<(), LoadError> {
+    match ask(object, name, &mut [0; 8])? {
         0 => Ok(()),
-        other => Err(LoadError::Failed("settle", format!("it answered {other}"))),
+        other => Err(LoadError::Failed(name, format!("it answered {other}"))),
     }
 }
 
 /// Has every process entered that executed what it runs before anybody watched.
 fn enter_older(object: &Object) -> Result<(), LoadError> {
     let link = attach(object, "older")?;
-    run(&link).map(drop).map_err(|e| LoadError::Failed("older", e.to_string()))
+    run(&link).map_err(|e| LoadError::Failed("older", e.to_string()))?;
+    tell(object, "entered")
 }
 
 /// Everything that an iterator says from its beginning to its end.

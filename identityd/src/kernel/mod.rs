@@ -21,6 +21,8 @@ mod layout;
 mod load;
 mod source;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 pub(crate) use events::Outlet;
