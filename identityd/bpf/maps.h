@@ -10,8 +10,11 @@
 
 #define PROCESSES_MAX (1 << 20)
 #define IMAGES_MAX (1 << 18)
-/* A handshake's time, and no more: the entry goes when the connection is established. */
-#define HANDSHAKES_MAX 8192
+/*
+ * An entry goes when the connection is established on this host; what leaves the host stays until its place is needed.
+ * So there must be places for all that is dialled, wherever to, while one handshake lasts.
+ */
+#define HANDSHAKES_MAX 65536
 #define SOUGHT_MAX 16384
 #define WATCHED_MAX (1 << 16)
 #define RING_BYTES (1 << 20)
