@@ -110,9 +110,10 @@ struct origin {
 	__u64 user;
 	__u32 owner_uid;
 	__u32 user_uid;
-	/* How often another one was told of. */
+	/* How often strangers took turns, and when one was told of. */
 	__u32 strangers;
 	__u32 listens;
+	__u64 told_ns;
 };
 
 struct {

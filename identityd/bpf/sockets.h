@@ -7,8 +7,11 @@
  */
 #pragma once
 
-/* How often one socket's strangers are told of; then once that it may be anybody's. */
+/* How often one socket's strangers take turns and each is told of; from then on that it may be anybody's. */
 #define STRANGERS_MAX 32
+/* How soon a stranger that goes on is told of again. What is accepted often goes to another program, and rightly. */
+#define AGAIN_NS (32 * 1000 * 1000ULL)
+#define AGAIN_SERVED_NS (1000 * 1000 * 1000ULL)
 
 #define HERE(ctx)                                                                                                      \
 	({                                                                                                             \
@@ -256,6 +259,8 @@ int connections(struct bpf_sock_ops *ctx)
 /*
  * Whoever sends or receives is told of where it is not whoever connected or listens. Of a connection also where it is
  * the same program under another user; servers change theirs all the time.
+ *
+ * And told of again as long as it goes on: what was told may have found no room, or nobody yet who relies on it.
  */
 static __always_inline void used(struct sock *sk)
 {
@@ -263,28 +268,32 @@ static __always_inline void used(struct sock *sk)
 	struct origin *origin;
 	struct event *event;
 	__u64 image;
+	bool another;
 	__u32 uid;
 
 	if (!sk || (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6))
 		return;
 	origin = bpf_sk_storage_get(&origins, sk, NULL, 0);
-	if (!origin || !origin->owner.pid || origin->strangers > STRANGERS_MAX)
+	if (!origin || !origin->owner.pid)
 		return;
 	task = bpf_get_current_task_btf();
 	if (task->flags & PF_KTHREAD)
 		return;
 	image = image_of(task);
 	uid = task->cred->euid.val;
-	if (image && image == origin->user && uid == origin->user_uid)
-		return;
+	another = !image || image != origin->user || uid != origin->user_uid;
 	origin->user = image;
 	origin->user_uid = uid;
 	if (image && image == origin->owner.image && (origin->listens || uid == origin->owner_uid))
 		return;
-	origin->strangers++;
+	if (another && origin->strangers <= STRANGERS_MAX)
+		origin->strangers++;
+	else if (bpf_ktime_get_boot_ns() - origin->told_ns < (origin->listens ? AGAIN_SERVED_NS : AGAIN_NS))
+		return;
 	event = begin(USED);
 	if (!event)
 		return;
+	origin->told_ns = event->at_ns;
 	event->of = origin->owner;
 	if (origin->strangers <= STRANGERS_MAX)
 		event->by = execution_of(task);
@@ -308,6 +317,18 @@ SEC("tp_btf/sock_recv_length")
 int BPF_PROG(received, struct sock *sk, int length)
 {
 	if (length >= 0)
+		used(sk);
+	return 0;
+}
+
+/*
+ * What was received goes elsewhere than through recvmsg(2): splice(2), sendfile(2), TCP_ZEROCOPY_RECEIVE. The kernel
+ * itself may read on arrival, when the current process is anybody; only who has the socket locked reads for itself.
+ */
+SEC("tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(taken, struct sock *sk)
+{
+	if (sk->sk_lock.owned)
 		used(sk);
 	return 0;
 }

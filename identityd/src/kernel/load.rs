@@ -25,7 +25,11 @@ const ON_CGROUP: [&str; 4] = ["made", "asked4", "asked6", "connections"];
 /// Programs that see what processes do; they come first.
 const ON_PROCESSES: [&str; 3] = ["executed", "forked", "exited"];
 /// Programs that see who uses a socket, where the kernel lets them (Linux 6.3).
-const ON_USE: [(&str, &str); 2] = [("sent", "btf_trace_sock_send_length"), ("received", "btf_trace_sock_recv_length")];
+const ON_USE: [(&str, &str); 3] = [
+    ("sent", "btf_trace_sock_send_length"),
+    ("received", "btf_trace_sock_recv_length"),
+    ("taken", "btf_trace_tcp_rcv_space_adjust"),
+];
 
 /// Maps that only the programs write.
 const FROZEN: [&str; 9] =

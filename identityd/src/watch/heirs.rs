@@ -84,7 +84,7 @@ pub(crate) async fn run(eyes: Arc<Eyes>) {
     let mut some = Vec::with_capacity(AT_ONCE);
     while doubts.recv_many(&mut some, AT_ONCE).await > 0 {
         let mut under_way = JoinSet::new();
-        for doubt in some.drain(..) {
+        for doubt in once(some.drain(..)) {
             let eyes = Arc::clone(&eyes);
             under_way.spawn(async move { eyes.look_into(doubt).await });
         }
@@ -93,6 +93,15 @@ pub(crate) async fn run(eyes: Arc<Eyes>) {
             eyes.disinherit(heirs).await;
         }
     }
+}
+
+/// A stranger is told of as long as he goes on: he is looked at once for all that is waiting.
+fn once(doubts: impl Iterator<Item = Doubt>) -> impl Iterator<Item = Doubt> {
+    let mut seen = HashSet::new();
+    doubts.filter(move |doubt| match doubt {
+        Doubt::Stranger { local, remote, by, .. } => seen.insert((*local, *remote, *by)),
+        Doubt::Heir { .. } => true,
+    })
 }
 
 /// Another program, and the sockets it has.

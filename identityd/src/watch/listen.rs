@@ -90,7 +90,8 @@ impl Eyes {
     /// Somebody else has or uses a socket.
     pub(crate) fn flow(&self, local: std::net::SocketAddr, remote: std::net::SocketAddr, by: Execution, what: &str) {
         let detail = format!("the socket {local} to {remote} is in the hands of process {}, {what}", by.pid);
-        tracing::info!(detail, "no longer what was attested");
+        // It is told as long as it goes on; who ends the flow says why.
+        tracing::debug!(detail, "no longer what was attested");
         let what = Lapsed::Flow { local, remote, used_by: by };
         self.lapses.tell(Lapse { what, reason: AttestReason::TwoPrograms, detail });
     }

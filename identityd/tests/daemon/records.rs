@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData, SkStorage};
 use bonafide_proto::kernel::{ConnectRecord, RECORD_SIZE};
@@ -25,7 +25,12 @@ pub(crate) fn socket(node: &Node) -> PathBuf {
 
 impl Records {
     pub(crate) fn of(node: &Node) -> Self {
-        let connection = UnixStream::connect(socket(node)).unwrap();
+        Self::at(&socket(node))
+    }
+
+    /// What is handed out at this socket.
+    pub(crate) fn at(socket: &Path) -> Self {
+        let connection = UnixStream::connect(socket).unwrap();
         let map = MapData::from_fd(receive(&connection)).unwrap();
         Self { map: Map::SkStorage(map).try_into().unwrap(), connection }
     }

@@ -11,6 +11,9 @@ use bonafide_proto::wire::node as wire;
 use crate::node::{Node, connector};
 use crate::records::Records;
 
+/// Both families, wherever there is a port.
+pub(crate) const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
+
 /// A daemon, and a listener in front of it.
 pub(crate) struct Front {
     pub(crate) node: Node,

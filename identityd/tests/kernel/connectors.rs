@@ -1,5 +1,6 @@
 //! Who connected? Ordinary programs, asked of both sources; and those that lend their sockets.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -7,7 +8,7 @@ use bonafide_proto::convert::Attestation;
 use bonafide_proto::kernel::{ConnectRecord, Doubts};
 use bonafide_proto::refusal::AttestReason;
 
-use crate::accept::{Accepted, Front};
+use crate::accept::{Accepted, Front, LOOPBACKS};
 use crate::node::{CONNECTS, NOBODY, Node, Program, connector, python, sleep};
 
 /// Python that does as it is told, line by line: `server` is the address in its last argument.
@@ -16,6 +17,7 @@ import array, ctypes, os, socket, struct, subprocess, sys, time
 libc = ctypes.CDLL(None)
 host, port = sys.argv[-1].rsplit(':', 1)
 server = (host.strip('[]'), int(port))
+family = socket.AF_INET6 if ':' in server[0] else socket.AF_INET
 def dies_too():
     libc.prctl(1, 9)
 def spawn(*arguments):
@@ -35,8 +37,13 @@ impl Obedient {
 
     /// Run by this command, which is Python in the end.
     pub(crate) fn run(command: &mut Command, front: &Front) -> Self {
+        Self::dial(command, front.address())
+    }
+
+    /// With another server.
+    pub(crate) fn dial(command: &mut Command, server: SocketAddr) -> Self {
         let mut command = Command::new(command.get_program());
-        command.args(["-c", OBEYS]).arg(front.address().to_string()).env("PYTHONHOME", "/usr");
+        command.args(["-c", OBEYS]).arg(server.to_string()).env("PYTHONHOME", "/usr");
         Self(Program::start(command.stdin(Stdio::piped())))
     }
 
@@ -96,7 +103,7 @@ async fn both(front: &Front, proc: &Node, accepted: &Accepted) -> Attestation {
 #[tokio::test(flavor = "multi_thread")]
 async fn both_sources_agree_on_a_program_that_connects() {
     let proc = Node::start_with(NOBODY, "source = \"proc\"").await;
-    for listen in ["127.0.0.1:0", "[::1]:0"] {
+    for listen in LOOPBACKS {
         let front = Front::start(NOBODY, listen).await;
         let program = Program::start(Command::new(python()).args(["-c", CONNECTS, &front.address().to_string()]));
         let accepted = front.accept();

@@ -6,6 +6,7 @@
 mod accept;
 mod attacks;
 mod connectors;
+mod files;
 mod handover;
 #[path = "../daemon/node.rs"]
 #[allow(dead_code, reason = "each of the two suites uses a part of it")]
@@ -13,3 +14,5 @@ mod node;
 #[path = "../daemon/records.rs"]
 #[allow(dead_code, reason = "likewise")]
 mod records;
+mod stopped;
+mod strangers;

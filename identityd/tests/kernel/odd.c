@@ -4,6 +4,9 @@
  *   odd forge FILE ADDRESS:PORT   in a user namespace of its own it has /proc/PID/exe name FILE (PR_SET_MM_MAP)
  *   odd ring ADDRESS:PORT         its socket is a direct descriptor of io_uring, in no table of open files
  *   odd number PID ADDRESS:PORT   its process has this number, which must be free
+ *
+ *   odd use WAY UNIX              receives a connection over that unix socket, reads or writes it, and says "used"
+ *   odd end COUNT                 so many children of it end
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -12,6 +15,8 @@
 #include <linux/io_uring.h>
 #include <linux/prctl.h>
 #include <linux/sched.h>
+#include <linux/tcp.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -20,8 +25,10 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -35,16 +42,25 @@
 		done_;                                                                                                 \
 	})
 
-static struct sockaddr_in address(const char *text)
-{
-	struct sockaddr_in address = { .sin_family = AF_INET };
-	char host[64];
-	const char *colon = strrchr(text, ':');
+/* Of either family. */
+union address {
+	struct sockaddr any;
+	struct sockaddr_in v4;
+	struct sockaddr_in6 v6;
+};
 
-	snprintf(host, sizeof(host), "%.*s", (int)(colon - text), text);
-	if (inet_pton(AF_INET, host, &address.sin_addr) != 1)
+static union address address(const char *text)
+{
+	union address address = { 0 };
+	const char *colon = strrchr(text, ':');
+	int bracket = *text == '[';
+	char host[64];
+
+	snprintf(host, sizeof(host), "%.*s", (int)(colon - text) - 2 * bracket, text + bracket);
+	address.any.sa_family = bracket ? AF_INET6 : AF_INET;
+	if (inet_pton(address.any.sa_family, host, bracket ? (void *)&address.v6.sin6_addr : &address.v4.sin_addr) != 1)
 		exit(2);
-	address.sin_port = htons(atoi(colon + 1));
+	address.v4.sin_port = htons(atoi(colon + 1));
 	return address;
 }
 
@@ -57,10 +73,10 @@ static void connected(void)
 
 static void dial(const char *text)
 {
-	struct sockaddr_in to = address(text);
-	int s = MUST(socket(AF_INET, SOCK_STREAM, 0));
+	union address to = address(text);
+	int s = MUST(socket(to.any.sa_family, SOCK_STREAM, 0));
 
-	MUST(connect(s, (struct sockaddr *)&to, sizeof(to)));
+	MUST(connect(s, &to.any, sizeof(to)));
 	connected();
 }
 
@@ -153,13 +169,14 @@ static void submit(int ring, struct io_uring_params *params, char *queue, struct
 static void ring(const char *text)
 {
 	struct io_uring_params params = { 0 };
-	struct sockaddr_in to = address(text);
+	union address to = address(text);
 	int nothing = -1, ring = MUST(syscall(SYS_io_uring_setup, 4, &params));
 	size_t length = params.cq_off.cqes + params.cq_entries * sizeof(struct io_uring_cqe);
 	char *queue = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
 	struct io_uring_sqe *slots = mmap(NULL, params.sq_entries * sizeof(*slots), PROT_READ | PROT_WRITE, MAP_SHARED,
 					  ring, IORING_OFF_SQES);
-	struct io_uring_sqe make = { .opcode = 45 /* IORING_OP_SOCKET */, .fd = AF_INET, .off = SOCK_STREAM };
+	struct io_uring_sqe make = { .opcode = 45 /* IORING_OP_SOCKET */, .fd = to.any.sa_family,
+				     .off = SOCK_STREAM };
 	struct io_uring_sqe dial = { .opcode = IORING_OP_CONNECT, .flags = IOSQE_FIXED_FILE, .fd = 0 };
 
 	make.splice_fd_in = 1; /* file_index: slot 0 */
@@ -183,6 +200,71 @@ static void numbered(pid_t number, const char *to)
 	waitpid(child, NULL, 0);
 }
 
+static int received(const char *path)
+{
+	struct sockaddr_un to = { .sun_family = AF_UNIX };
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr header;
+	} with;
+	char byte;
+	struct iovec into = { &byte, 1 };
+	struct msghdr message = { .msg_iov = &into, .msg_iovlen = 1, .msg_control = &with,
+				  .msg_controllen = sizeof(with) };
+	int s, from = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
+
+	snprintf(to.sun_path, sizeof(to.sun_path), "%s", path);
+	MUST(connect(from, (struct sockaddr *)&to, sizeof(to)));
+	MUST(recvmsg(from, &message, 0));
+	memcpy(&s, CMSG_DATA(&with.header), sizeof(s));
+	return s;
+}
+
+static void use(const char *way, int s)
+{
+	struct pollfd readable = { .fd = s, .events = POLLIN };
+	char bytes[4096] = "x";
+	struct tcp_zerocopy_receive zero = { .copybuf_address = (uintptr_t)bytes, .copybuf_len = sizeof(bytes) };
+	socklen_t length = sizeof(zero);
+	int ends[2];
+	long moved = 0;
+
+	MUST(pipe(ends));
+	MUST(poll(&readable, 1, -1));
+	if (!strcmp(way, "recv")) {
+		moved = MUST(recv(s, bytes, sizeof(bytes), 0));
+	} else if (!strcmp(way, "peek")) {
+		moved = MUST(recv(s, bytes, sizeof(bytes), MSG_PEEK));
+	} else if (!strcmp(way, "splice-from")) {
+		moved = MUST(splice(s, NULL, ends[1], NULL, sizeof(bytes), 0));
+	} else if (!strcmp(way, "zerocopy")) {
+		MUST(getsockopt(s, IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE, &zero, &length));
+		moved = zero.copybuf_len;
+	} else if (!strcmp(way, "splice-into")) {
+		MUST(write(ends[1], bytes, 1));
+		moved = MUST(splice(ends[0], NULL, s, NULL, 1, 0));
+	} else if (!strcmp(way, "sendfile")) {
+		moved = MUST(sendfile(s, MUST(open("/proc/self/exe", O_RDONLY)), NULL, 1));
+	}
+	if (moved < 1)
+		exit(3);
+	puts("used");
+	fflush(stdout);
+	sleep(1000);
+}
+
+static void end(int count)
+{
+	while (count--) {
+		pid_t child = MUST(fork());
+
+		if (child == 0)
+			_exit(0);
+		MUST(waitpid(child, NULL, 0));
+	}
+	exit(0);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "forge"))
@@ -191,5 +273,9 @@ int main(int argc, char **argv)
 		ring(argv[2]);
 	else if (argc == 4 && !strcmp(argv[1], "number"))
 		numbered(atoi(argv[2]), argv[3]);
+	else if (argc == 4 && !strcmp(argv[1], "use"))
+		use(argv[2], received(argv[3]));
+	else if (argc == 3 && !strcmp(argv[1], "end"))
+		end(atoi(argv[2]));
 	return 2;
 }
