@@ -294,6 +294,7 @@ impl Witness {
         };
         let placement = Placement::parse(&seen.look.cgroup);
         let fingerprint = Fingerprint {
+            root: seen.look.root,
             exe: hashed(&seen.exe_path, &seen.exe)?,
             script,
             uid: seen.look.owner.uid,

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use bonafide_proto::fingerprint::{Evidence, Fingerprint};
+use bonafide_proto::fingerprint::{Evidence, Fingerprint, Root};
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 use bonafide_proto::taint::Taints;
@@ -71,6 +71,8 @@ pub(crate) struct Compared {
     field: &'static str,
     outcome: Outcome,
     expected: String,
+    /// What is demanded was seen, whether or not it is believed.
+    alike: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -92,13 +94,22 @@ impl Compared {
             Evidence::Absent(why) => Outcome::Fails(format!("nothing: {why}")),
             Evidence::Unavailable(why) => Outcome::Unavailable(why.clone()),
         };
-        Self { field: field.name(), outcome, expected: demand.shown() }
+        let alike = outcome == Outcome::Holds;
+        Self { field: field.name(), outcome, expected: demand.shown(), alike }
+    }
+
+    /// The same, if what was seen proves nothing to this workload.
+    fn unless(self, doubt: Option<String>) -> Self {
+        match doubt {
+            Some(why) if self.holds() => Self { outcome: Outcome::Fails(why), ..self },
+            _ => self,
+        }
     }
 
     /// The taints that are allowed beside those that were seen.
     fn with_taints(allowed: &Taints, seen: &Taints) -> Self {
         let outcome = if seen.is_subset(allowed) { Outcome::Holds } else { Outcome::Fails(listed(seen)) };
-        Self { field: ALLOW_TAINTS, outcome, expected: listed(allowed) }
+        Self { field: ALLOW_TAINTS, alike: outcome == Outcome::Holds, outcome, expected: listed(allowed) }
     }
 
     pub(crate) fn holds(&self) -> bool {
@@ -153,15 +164,15 @@ fn unavailable(compared: &[Compared], workload: &WorkloadName) -> Option<Identif
 pub(crate) type Nearness = (bool, bool, bool, bool, usize, Reverse<usize>);
 
 pub(crate) fn nearness(compared: &[Compared], of: &Fingerprint) -> Nearness {
-    let holds = |field: Field| compared.iter().any(|c| c.holds() && c.field == field.name());
+    let alike = |field: Field| compared.iter().any(|c| c.alike && c.field == field.name());
     let asks = |fields: &[Field]| compared.iter().any(|c| fields.iter().any(|field| c.field == field.name()));
     let code = matches!(of.script, Evidence::Known(_));
     let scripts = code && asks(&[Field::Script, Field::ScriptSha256, Field::InlineSha256]);
     let holding = compared.iter().filter(|c| c.holds()).count();
     (
-        holds(Field::Script) || holds(Field::InlineSha256),
-        holds(Field::Exe),
-        holds(Field::Image) || holds(Field::Container) || holds(Field::Pod),
+        alike(Field::Script) || alike(Field::InlineSha256),
+        alike(Field::Exe),
+        alike(Field::Image) || alike(Field::Container) || alike(Field::Pod),
         scripts,
         holding,
         Reverse(compared.len() - holding),
@@ -178,8 +189,25 @@ fn nearest(mut missing: Vec<(Nearness, NearMiss)>) -> Vec<NearMiss> {
 /// Every selector that is given, in the order in which a person would look; then the taints.
 pub(crate) fn compare(selectors: &Selectors, of: &Fingerprint) -> Vec<Compared> {
     let believed = |field: Field| disowned(selectors, field, of).unwrap_or_else(|| seen(field, of));
-    let demands = selectors.demands.iter().map(|(field, demand)| Compared::with(*field, demand, &believed(*field)));
+    let demands = selectors.demands.iter().map(|(field, demand)| {
+        Compared::with(*field, demand, &believed(*field)).unless(elsewhere(selectors, *field, of))
+    });
     demands.chain([Compared::with_taints(&selectors.allow_taints, &of.taints)]).collect()
+}
+
+/// Why a path is none of the host's, to a workload that means programs of the host.
+fn elsewhere(selectors: &Selectors, field: Field, of: &Fingerprint) -> Option<String> {
+    let why = match (&of.root, field) {
+        (Root::Within(why), Field::Script) | (Root::Other(why), Field::Exe | Field::Script) => why,
+        _ => return None,
+    };
+    let (path, digest) = match field {
+        Field::Script => (&of.script_file()?.path, Field::ScriptSha256),
+        _ => (&of.exe.path, Field::Sha256),
+    };
+    let more = format!("image, container, unit or {}", digest.name());
+    let doubt = || format!("{path}, but {why}, so that is no path of the host; give the workload {more} too");
+    (!selectors.reach_beyond(field)).then(doubt)
 }
 
 /// What a user's own runtime says is that user's word: nothing to a workload that does not name that runtime.
@@ -327,6 +355,54 @@ mod tests {
             assert_eq!(near(&[&named(other)], &contained())[0].field, "runtime", "{other}");
         }
         assert_eq!(identify(&["exe = \"/usr/sbin/nginx\""], &theirs), earned("w0"));
+    }
+
+    #[test]
+    fn what_another_root_directory_shows_at_a_path_is_no_program_of_the_host() {
+        let why = "its root directory is another than the host's, as in a container";
+        let (exe, script) = ("exe = \"/usr/bin/python3.11\"", "script = \"/srv/app.py\"");
+        let mut there = Fingerprint { script: python("/srv/app.py", 5).script, ..contained() };
+        there.exe = file("/usr/bin/python3.11", 9);
+        assert_eq!(identify(&[&format!("{exe}\n{script}\nuid = 33")], &there), earned("w0"));
+        there.root = Root::Other(why.into());
+        let remedy = |path: &str, digest: &str| {
+            let more = format!("image, container, unit or {digest}");
+            format!("{path}, but {why}, so that is no path of the host; give the workload {more} too")
+        };
+        let (exe_seen, script_seen) = (remedy("/usr/bin/python3.11", "sha256"), remedy("/srv/app.py", "script_sha256"));
+        for narrow in ["uid = 33", "runtime = \"containerd\"", "nodes = \"a\"", "libraries = \"{}\""] {
+            let narrow = narrow.replace("{}", &digest(30).to_string());
+            let missed = near(&[&format!("{exe}\n{narrow}"), &format!("{script}\n{narrow}")], &there);
+            let expected = [
+                miss("w1", "script", "/srv/app.py", &script_seen),
+                miss("w0", "exe", "/usr/bin/python3.11", &exe_seen),
+            ];
+            assert_eq!(missed, expected, "{narrow}");
+        }
+        // Its own digest tells only of that file.
+        let (exe_too, script_too) = (format!("sha256 = \"{}\"", digest(9)), format!("script_sha256 = \"{}\"", digest(5)));
+        assert_eq!(near(&[&format!("{exe}\n{script}\n{exe_too}")], &there)[0].field, "script");
+        assert_eq!(near(&[&format!("{exe}\n{script}\n{script_too}")], &there)[0].field, "exe");
+        assert_eq!(identify(&[&format!("{exe}\n{script}\n{exe_too}\n{script_too}")], &there), earned("w0"));
+        for more in ["image_name = \"docker.io/library/nginx:1.27\"", "container = \"web\"", "pod = \"web-0\""] {
+            assert_eq!(identify(&[&format!("{exe}\n{script}\n{more}")], &there), earned("w0"), "{more}");
+        }
+        assert_eq!(identify(&[&format!("{exe}\n{script}\nunit = \"nginx.service\"")], &there), earned("w0"));
+        // Confined to a directory of the host: its executable is still the host's.
+        there.root = Root::Within("its root directory is /jail".into());
+        assert_eq!(identify(&[exe], &there), earned("w0"));
+        assert_eq!(near(&[script], &there)[0].field, "script");
+        // Another path is just another path.
+        there.root = Root::Other(why.into());
+        assert_eq!(near(&["exe = \"/usr/bin/other\""], &there)[0].seen, "/usr/bin/python3.11");
+    }
+
+    #[test]
+    fn a_program_of_the_host_and_its_like_in_a_container_are_two_workloads() {
+        let (host, there) = ("exe = \"/usr/sbin/nginx\"", "exe = \"/usr/sbin/nginx\"\ncontainer = \"web\"");
+        let in_container = Fingerprint { root: Root::Other("a container".into()), ..contained() };
+        assert_eq!(identify(&[host, there], &nginx()), earned("w0"));
+        assert_eq!(identify(&[host, there], &in_container), earned("w1"));
     }
 
     #[test]

@@ -83,6 +83,9 @@ impl Field {
         Self::PodLabels,
     ];
 
+    /// Those that hold only for the host's own files, unless the workload says more: see [`Selectors::reach_beyond`].
+    pub(crate) const PATHS: [Self; 2] = [Self::Exe, Self::Script];
+
     /// As policies write it.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -153,6 +156,24 @@ impl Selectors {
         let follows = |(field, demand): (&Field, &Demand)| {
             self.demands.get(field).is_some_and(|narrow| demand.follows_from(narrow))
         };
-        wide.demands.iter().all(follows) && self.allow_taints.is_subset(&wide.allow_taints)
+        wide.demands.iter().all(follows)
+            && self.allow_taints.is_subset(&wide.allow_taints)
+            && !(self.names_a_container() && wide.is_of_the_host())
+    }
+
+    /// Whether a path may be one that some other root directory than the host's shows. Root of a container puts what it
+    /// likes at any path there: a workload that says nothing of containers is a program of the host. What says more is
+    /// its container, the unit that PID 1 runs it in, or the digest of that very file. Which runtime it is says nothing.
+    pub(crate) fn reach_beyond(&self, path: Field) -> bool {
+        let content = if path == Field::Script { Field::ScriptSha256 } else { Field::Sha256 };
+        self.names_a_container() || [Field::Unit, content].iter().any(|field| self.demands.contains_key(field))
+    }
+
+    fn names_a_container(&self) -> bool {
+        Field::OF_CONTAINERS.iter().any(|field| *field != Field::Runtime && self.demands.contains_key(field))
+    }
+
+    fn is_of_the_host(&self) -> bool {
+        Field::PATHS.iter().any(|path| self.demands.contains_key(path) && !self.reach_beyond(*path))
     }
 }

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use bonafide_policy::{Certified, Identified, Policy};
 use bonafide_proto::container::{Container, Pod};
-use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host, Libraries, Script, Unit};
+use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host, Libraries, Root, Script, Unit};
 use bonafide_proto::taint::{Taint, Taints};
 use proptest::prelude::*;
 
@@ -43,6 +43,8 @@ struct Seen {
     dark_container: bool,
     dark_libraries: bool,
     taints: BTreeSet<usize>,
+    /// 0: the host's root directory; 1: one below it; 2: another.
+    root: u8,
 }
 
 fn text(field: &str, value: u8) -> String {
@@ -80,6 +82,18 @@ impl Workload {
         }
     }
 
+    /// A path of another root directory, and nothing that says whose.
+    fn is_elsewhere(&self, field: &str, seen: &Seen) -> bool {
+        let content = match (field, seen.root) {
+            ("exe", 2) => "sha256",
+            ("script", 1 | 2) => "script_sha256",
+            _ => return false,
+        };
+        let own = ["image", "image_name", "container", "labels", "unit"];
+        let of_pod = ["pod_namespace", "pod", "service_account", "pod_labels"];
+        ![&own[..], &of_pod, &[content]].concat().iter().any(|more| self.fields.contains_key(more))
+    }
+
     fn taints(&self) -> Taints {
         self.allowed.iter().map(|i| Taint::ALL[*i]).collect()
     }
@@ -89,6 +103,7 @@ impl Workload {
         let failing = self.fields.iter().filter(|(field, wanted)| match seen.fields.get(*field) {
             None => true,
             Some(_) if seen.dark(field) => true,
+            Some(_) if self.is_elsewhere(field, seen) => true,
             Some(values) if TABLES.contains(field) => !wanted.is_subset(values),
             Some(values) => wanted.is_disjoint(values),
         });
@@ -162,6 +177,11 @@ impl Seen {
             unit,
             container: self.container(),
             taints: self.taints(),
+            root: match self.root {
+                0 => Root::Host,
+                1 => Root::Within("its root directory is /jail".to_owned()),
+                _ => Root::Other("its root directory is another".to_owned()),
+            },
             ..Fingerprint::of(file("exe", "sha256"), ids, host)
         }
     }
@@ -250,7 +270,8 @@ fn some_seen() -> impl Strategy<Value = Seen> {
     let both = proptest::collection::vec(any::<bool>(), FIELDS.len());
     let dark = (proptest::bool::weighted(0.2), proptest::bool::weighted(0.1));
     let taints = prop_oneof![3 => Just(BTreeSet::new()), 1 => some_taints()];
-    (values, both, dark, taints, any::<bool>()).prop_map(|(values, both, (container, libraries), taints, inline)| {
+    let how = (any::<bool>(), prop_oneof![3 => Just(0_u8), 1 => 1..=2_u8]);
+    (values, both, dark, taints, how).prop_map(|(values, both, (container, libraries), taints, (inline, root))| {
         let several = |field: &str| matches!(field, "labels" | "pod_labels" | "image");
         let values = FIELDS.iter().zip(values).zip(both).map(|((field, other), both)| {
             let values = if both && several(field) { [0, 1].into() } else { [u8::from(other)].into() };
@@ -258,7 +279,7 @@ fn some_seen() -> impl Strategy<Value = Seen> {
         });
         let mut fields: Written = values.collect();
         fields.retain(|field, _| if inline { !field.starts_with("script") } else { *field != "inline_sha256" });
-        Seen { fields, dark_container: container, dark_libraries: libraries, taints }
+        Seen { fields, dark_container: container, dark_libraries: libraries, taints, root }
     })
 }
 

@@ -169,6 +169,7 @@ impl TryFrom<wire::Host> for Host {
 impl From<&Fingerprint> for wire::Fingerprint {
     fn from(f: &Fingerprint) -> Self {
         Self {
+            root: Some((&f.root).into()),
             exe: Some((&f.exe).into()),
             script: Some((&f.script).into()),
             uid: f.uid,
@@ -189,6 +190,7 @@ impl TryFrom<Option<wire::Fingerprint>> for Fingerprint {
         let Some(w) = w else { return bad("no fingerprint") };
         let (Some(exe), Some(host)) = (w.exe, w.host) else { return bad("a fingerprint without executable or host") };
         Ok(Self {
+            root: w.root.try_into()?,
             exe: exe.try_into()?,
             script: w.script.try_into()?,
             uid: w.uid,

@@ -171,9 +171,24 @@ pub struct Unit {
     pub invocation: Option<String>,
 }
 
+/// Whose files a process sees at its paths.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Root {
+    /// The host's: a path names the file that is there for everybody.
+    Host,
+    /// A directory of the host (chroot(2)), and which, in words. The executable's path is still the host's; the script's
+    /// is one below that directory.
+    Within(String),
+    /// Another, as in a container, and how that is known, in words. Whoever is root there puts what they like at any
+    /// path.
+    Other(String),
+}
+
 /// The evidence about one execution.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fingerprint {
+    /// What its paths are worth.
+    pub root: Root,
     /// The executable, hashed through `/proc/PID/exe`.
     pub exe: HashedFile,
     /// The code it interprets.
@@ -197,11 +212,12 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// What there is to know at least; all else is absent, because nobody looked.
+    /// What there is to know at least of a program of the host; all else is absent, because nobody looked.
     #[must_use]
     pub fn of(exe: HashedFile, (uid, gid): (u32, u32), host: Host) -> Self {
         let unseen = || "nobody looked".to_owned();
         Self {
+            root: Root::Host,
             exe,
             script: Evidence::Absent(unseen()),
             libraries: Evidence::Absent(unseen()),

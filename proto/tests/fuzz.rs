@@ -11,7 +11,7 @@ use std::time::Duration;
 use bonafide_proto::container::{Container, Pod};
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::{
-    Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Libraries, Script, Unit,
+    Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Libraries, Root, Script, Unit,
 };
 use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
 use bonafide_proto::kernel::{ConnectRecord, RECORD_SIZE};
@@ -64,6 +64,7 @@ fn known() -> Fingerprint {
     let file = |path: &str, n: u8| HashedFile { path: path.into(), digest: Digest([n; 32]) };
     let labels = BTreeMap::from([("app".to_owned(), "web".to_owned())]);
     Fingerprint {
+        root: Root::Other("its root directory is another".into()),
         script: Evidence::Known(Script::File(file("/srv/ä.py", 2))),
         libraries: Evidence::Known(Libraries { digest: Digest([3; 32]), count: 12 }),
         cgroup: Evidence::Known("/system.slice/web.service".into()),
@@ -101,7 +102,7 @@ fn answers() -> Vec<Vec<u8>> {
     let file = HashedFile { path: "/bin/sh".into(), digest: Digest([1; 32]) };
     let least = evidence(Fingerprint::of(file, (0, 0), host()));
     let inline = Fingerprint { script: Evidence::Known(Script::Inline(Digest([6; 32]))), ..known() };
-    let stdin = Fingerprint { script: Evidence::Known(Script::Stdin), ..known() };
+    let stdin = Fingerprint { script: Evidence::Known(Script::Stdin), root: Root::Within("x".into()), ..known() };
     let refused = AttestRefusal::new(AttestReason::TwoPrograms, "held by two");
     let answers = [Ok(least), Ok(evidence(known())), Ok(evidence(inline)), Ok(evidence(stdin)), Err(refused)];
     answers.iter().map(|answer| wire::AttestResponse::from(answer).encode_to_vec()).collect()

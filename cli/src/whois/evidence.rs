@@ -1,13 +1,14 @@
 //! The evidence about a program, row by row.
 
 use bonafide_proto::convert::Attestation;
-use bonafide_proto::fingerprint::{Evidence, Execution, Fingerprint, HashedFile, Script, Unit};
+use bonafide_proto::fingerprint::{Evidence, Execution, Fingerprint, HashedFile, Root, Script, Unit};
 
 /// Every row: what policies call the evidence, and what was seen. Hostile text is not made harmless yet.
 pub(super) fn rows(attestation: &Attestation) -> Vec<(&'static str, String)> {
     let f = &attestation.fingerprint;
     let mut all = vec![("exe", f.exe.path.clone()), ("sha256", f.exe.digest.to_string())];
     all.extend(script(&f.script));
+    all.extend(root(&f.root));
     all.push(("libraries", shown(&f.libraries.map(|l| format!("{} ({} files)", l.digest, l.count)))));
     all.extend(container(f));
     let executions: Vec<String> = attestation.executions.iter().map(execution).collect();
@@ -31,6 +32,14 @@ fn shown(evidence: &Evidence<String>) -> String {
         Evidence::Known(value) => value.clone(),
         Evidence::Absent(why) => format!("({why})"),
         Evidence::Unavailable(why) => format!("(cannot be had: {why})"),
+    }
+}
+
+/// None where paths are the host's, as they mostly are.
+fn root(root: &Root) -> Option<(&'static str, String)> {
+    match root {
+        Root::Host => None,
+        Root::Within(which) | Root::Other(which) => Some(("paths", format!("({which})"))),
     }
 }
 

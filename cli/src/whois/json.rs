@@ -3,7 +3,7 @@
 use bonafide_policy::{Explained, Fit};
 use bonafide_proto::container::{Container, Pod};
 use bonafide_proto::convert::Attestation;
-use bonafide_proto::fingerprint::{Evidence, Fingerprint, HashedFile, Script, Unit};
+use bonafide_proto::fingerprint::{Evidence, Fingerprint, HashedFile, Root, Script, Unit};
 use bonafide_proto::record::NearMiss;
 use bonafide_proto::refusal::AttestRefusal;
 use serde_json::{Value, json};
@@ -32,6 +32,7 @@ pub(super) fn refused(refusal: &AttestRefusal) -> Value {
 
 fn fingerprint(f: &Fingerprint) -> Value {
     json!({
+        "root": root(&f.root),
         "exe": file(&f.exe),
         "script": evidence(&f.script, script),
         "libraries": evidence(&f.libraries, |l| json!({ "sha256": l.digest, "count": l.count })),
@@ -47,6 +48,14 @@ fn fingerprint(f: &Fingerprint) -> Value {
             "bios_uuid": evidence(&f.host.bios_uuid, |uuid| json!(uuid)),
         },
     })
+}
+
+fn root(root: &Root) -> Value {
+    match root {
+        Root::Host => json!("host"),
+        Root::Within(which) => json!({ "within": which }),
+        Root::Other(why) => json!({ "other": why }),
+    }
 }
 
 /// Absence carries its reason here, too.

@@ -165,7 +165,7 @@ fn beside(expected: &str, seen: &str, screen: &mut Screen) -> std::io::Result<()
 mod tests {
     use bonafide_proto::container::{Container, Pod};
     use bonafide_proto::fingerprint::{
-        Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Libraries, Script, Unit,
+        Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Libraries, Root, Script, Unit,
     };
     use bonafide_proto::refusal::AttestReason;
     use bonafide_proto::taint::Taint;
@@ -214,6 +214,7 @@ mod tests {
         };
         let mut all = attestation(None);
         all.executions.push(Execution { pid: 9, start_ticks: 10, image: 11 });
+        all.fingerprint.root = Root::Other("its root directory is another".into());
         all.fingerprint.container = Evidence::Known(container);
         all.fingerprint.libraries = Evidence::Known(Libraries { digest: Digest([3; 32]), count: 12 });
         all.fingerprint.unit = Evidence::Known(Unit { name: "web.service".into(), invocation: Some("ab".repeat(16)) });
@@ -249,6 +250,7 @@ mod tests {
         let (_, text) = printed(&contained(), None);
         for row in [
             &format!("libraries      {} (12 files)\n", Digest([3; 32])),
+            "paths          (its root directory is another)\n",
             "container      docker:0123456789ab shop\\u{202e}web\n",
             &format!("image          {} nginx:1.27\n", Digest([4; 32])),
             "pod            shop/web-0 u-1 as web\n",

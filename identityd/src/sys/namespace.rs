@@ -5,6 +5,8 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, CWD};
 
+use super::executable::FileId;
+
 /// A namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Namespace {
@@ -23,6 +25,10 @@ pub(crate) struct Home {
     pub(crate) user: Namespace,
     /// Its mount namespace.
     pub(crate) mount: Namespace,
+    /// Its root directory.
+    pub(crate) root: FileId,
+    /// The host's root directory.
+    pub(crate) host_root: FileId,
 }
 
 impl Home {
@@ -31,8 +37,16 @@ impl Home {
     /// # Errors
     /// `/proc` is not mounted.
     pub(crate) fn own() -> io::Result<Self> {
-        Ok(Self { user: Namespace::own("user")?, mount: Namespace::own("mnt")? })
+        let root = directory("/")?;
+        // This daemon may be in a container. Who may not look at PID 1 takes what it sees itself for the host.
+        let host_root = directory("/proc/1/root").unwrap_or(root);
+        Ok(Self { user: Namespace::own("user")?, mount: Namespace::own("mnt")?, root, host_root })
     }
+}
+
+fn directory(path: &str) -> io::Result<FileId> {
+    let stat = rustix::fs::statat(CWD, path, AtFlags::empty())?;
+    Ok(FileId { dev: stat.st_dev, ino: stat.st_ino })
 }
 
 impl Namespace {

@@ -5,13 +5,13 @@ use std::fs::File;
 use std::io::{self, BufRead as _, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use bonafide_proto::fingerprint::Execution;
+use bonafide_proto::fingerprint::{Execution, Root};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 
-use super::executable::{Executable, Found, Kept, MountedFile};
+use super::executable::{Executable, FileId, Found, Kept, MountedFile};
 use super::namespace::{Home, Namespace};
 use crate::parse::stat::Stat;
 use crate::parse::status::{Owner, traced};
@@ -31,6 +31,8 @@ pub(crate) struct Look {
     pub(crate) exe_path: Vec<u8>,
     /// What became of it.
     pub(crate) exe_kept: Kept,
+    /// What its paths are worth.
+    pub(crate) root: Root,
     /// Whether another process traces it.
     pub(crate) traced: bool,
     /// Whether it is outside the initial user namespace, where its root shows what its owner likes.
@@ -104,24 +106,28 @@ impl Process {
             let detail = format!("process {pid} is in another user namespace, where /proc/{pid}/exe can be forged");
             return refuse(AttestReason::ExeUnwitnessed, detail);
         }
-        let (exe, found) = self.executable(home, foreign)?;
+        let (exe, found, here) = self.executable(home, foreign)?;
+        let root = self.root(home, here)?;
         let status = self.content("status", FILE_MAX)?;
         let Some((owner, traced)) = Owner::parse(&status).zip(traced(&status)) else {
             return refuse(AttestReason::Unreadable, format!("/proc/{pid}/status is malformed"));
         };
         let cgroup = self.content("cgroup", FILE_MAX)?;
-        Ok(Look { exe: exe.file, exe_path: found.path, exe_kept: found.kept, owner, traced, foreign, cgroup })
+        Ok(Look { exe: exe.file, exe_path: found.path, exe_kept: found.kept, root, owner, traced, foreign, cgroup })
     }
 
     /// Its executable, with a path that leads to it, or would if it were still there. A path that proves nothing is
-    /// marked as such, and has no `/` in front: no selector of a policy can name it.
-    fn executable(&self, home: Home, foreign: bool) -> Result<(Executable, Found), AttestRefusal> {
+    /// marked as such, and has no `/` in front: no selector of a policy can name it. The last tells whether the path leads
+    /// there from this daemon's own root directory.
+    fn executable(&self, home: Home, foreign: bool) -> Result<(Executable, Found, bool), AttestRefusal> {
         let pid = self.execution.pid;
         let unreadable = |e: &io::Error| unread(pid, "the executable", e);
         let exe = Executable::open(&self.dir).map_err(|e| unreadable(&e))?;
         let mount = Namespace::at(&self.dir, "ns/mnt").map_err(|e| unread(pid, "the mount namespace", &e))?;
         let own_mounts = mount != home.mount && !foreign;
-        let found = match exe.kept_here().map_err(|e| unreadable(&e))? {
+        let found = exe.kept_here().map_err(|e| unreadable(&e))?;
+        let here = found.is_some();
+        let found = match found {
             None if own_mounts => self.kept_in_own_mounts(&exe)?,
             found => found,
         };
@@ -137,7 +143,25 @@ impl Process {
                 return refuse(AttestReason::ExeUnwitnessed, detail);
             }
         };
-        Ok((exe, found))
+        Ok((exe, found, here))
+    }
+
+    /// Whose files its paths name. `here`: its executable was found at its path from this daemon's own root directory.
+    ///
+    /// Root of a container has another root directory, and `CAP_SYS_CHROOT`: with a directory of the host mounted, it
+    /// could have the host's for its own, but for the path.
+    fn root(&self, home: Home, here: bool) -> Result<Root, AttestRefusal> {
+        let stat = rustix::fs::fstat(self.open_dir("root")?);
+        let stat = stat.map_err(|e| self.unread("the root directory", &e.into()))?;
+        let path = self.link("root")?;
+        if (FileId { dev: stat.st_dev, ino: stat.st_ino }) == home.host_root && path == b"/" {
+            return Ok(Root::Host);
+        }
+        let why = match path.as_slice() {
+            b"/" => "its root directory is another than the host's, as in a container".to_owned(),
+            path => format!("its root directory is {}", shown(path)),
+        };
+        Ok(if here && home.root == home.host_root { Root::Within(why) } else { Root::Other(why) })
     }
 
     /// The executable as this process sees it. That is worth something only because whoever gave a process of the

@@ -1,5 +1,8 @@
 //! What runtimes confirm.
 
+use bonafide_policy::{Identified, Policy};
+use bonafide_proto::fingerprint::{Fingerprint, Root};
+
 use crate::cri::Cri;
 use crate::node::Node;
 use crate::runtimes::{ONE, runtimes, unique};
@@ -65,6 +68,27 @@ async fn a_container_of_docker_is_confirmed() {
     assert_eq!((found.image, found.image_name.as_deref()), (runtimes().one().config, Some(ONE)));
     assert_eq!(found.labels.get("tier").map(String::as_str), Some("front"));
     assert_eq!(found.labels.get("image").map(String::as_str), Some(ONE));
+}
+
+/// Whether the evidence earns a workload that is known by its path, its uid and this.
+fn earns(fingerprint: &Fingerprint, more: &str) -> bool {
+    let workload = format!("name = \"w\"\nexe = {:?}\nuid = {}\n{more}", fingerprint.exe.path, fingerprint.uid);
+    let policy = Policy::parse("p", &format!("mode = \"enforce\"\n[[workload]]\n{workload}\n")).unwrap();
+    matches!(policy.identify(fingerprint), Identified::Workload(_))
+}
+
+#[tokio::test]
+async fn a_program_of_a_container_is_none_of_the_host_s_at_its_path() {
+    let (node, name) = (Node::start_as("kernel", &runtimes().all()).await, unique());
+    let (_, pid) = runtimes().start_docker(&["--name", &name]);
+    node.known(pid).await;
+    let there = node.process(pid).await.unwrap().fingerprint;
+    assert!(there.exe.path.starts_with('/') && matches!(there.root, Root::Other(_)), "{there:?}");
+    assert!(!earns(&there, ""));
+    assert!(earns(&there, &format!("container = \"{name}\"")));
+    let here = node.process(std::process::id()).await.unwrap().fingerprint;
+    assert_eq!(here.root, Root::Host);
+    assert!(earns(&here, ""));
 }
 
 #[tokio::test]

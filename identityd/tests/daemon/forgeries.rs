@@ -4,6 +4,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use bonafide_proto::fingerprint::Root;
 use bonafide_proto::refusal::AttestReason;
 
 use crate::node::{NOBODY, Node, Program, digest_of, needed, python, sleep};
@@ -71,15 +72,37 @@ async fn a_container_shows_its_own_paths() {
         format!("mount -t tmpfs t {dir}/jail; cp {} {dir}/jail/app; exec {dir}/jail/app 1000", sleep.display());
     let program = Program::start(&mut container(&mounted));
     program.runs(&node.path("jail/app")).await;
-    let exe = node.process(program.pid()).await.unwrap().fingerprint.exe;
-    assert_eq!(Path::new(&exe.path), node.path("jail/app"));
+    let found = node.process(program.pid()).await.unwrap().fingerprint;
+    assert_eq!((Path::new(&found.exe.path), found.root), (node.path("jail/app").as_path(), Root::Host));
 
     let jailed = format!("mount --rbind / {dir}/jail; exec chroot {dir}/jail {} 1000", sleep.display());
     let program = Program::start(&mut container(&jailed));
     let path = PathBuf::from(format!("{dir}/jail{}", sleep.display()));
     program.runs(&path).await;
-    let exe = node.process(program.pid()).await.unwrap().fingerprint.exe;
-    assert_eq!(Path::new(&exe.path), path);
+    let found = node.process(program.pid()).await.unwrap().fingerprint;
+    assert_eq!(Path::new(&found.exe.path), path);
+    assert!(matches!(found.root, Root::Other(why) if why.contains("/jail")));
+}
+
+/// Python that confines itself to the directory in its argument.
+const CONFINES_ITSELF: &str = r"
+import os, sys, time
+os.chroot(sys.argv[-1])
+print('ready', flush=True)
+time.sleep(1000)
+";
+
+#[tokio::test]
+async fn what_confines_itself_keeps_its_executable_and_no_script_below_is_the_host_s() {
+    let node = Node::start(NOBODY).await;
+    std::fs::create_dir(node.path("jail")).unwrap();
+    let mut program = Program::start(Command::new(python()).args(["-c", CONFINES_ITSELF]).arg(node.path("jail")));
+    assert_eq!(program.line(), "ready");
+    let found = node.process(program.pid()).await.unwrap().fingerprint;
+    assert_eq!(Path::new(&found.exe.path), python());
+    assert!(matches!(found.root, Root::Within(why) if why.ends_with("/jail")));
+    let host = node.process(std::process::id()).await.unwrap().fingerprint;
+    assert_eq!(host.root, Root::Host);
 }
 
 /// Python that leaves its mount namespace after it started.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{Malformed, bad, text};
 use crate::container::{Container, Pod};
-use crate::fingerprint::{Digest, Evidence, Libraries, Script, Unit};
+use crate::fingerprint::{Digest, Evidence, Libraries, Root, Script, Unit};
 use crate::taint::{Taint, Taints};
 use crate::wire::node as wire;
 
@@ -26,6 +26,32 @@ pub(super) fn taints(names: &[String]) -> Result<Taints, Malformed> {
     let read =
         |name: &String| name.parse::<Taint>().or_else(|e| bad(format!("{:?} {e}", name.get(..64).unwrap_or(name))));
     names.iter().take(Taint::ALL.len() + 1).map(read).collect()
+}
+
+impl From<&Root> for wire::RootEvidence {
+    fn from(root: &Root) -> Self {
+        use wire::root_evidence::Of;
+        Self {
+            of: Some(match root {
+                Root::Host => Of::Host(true),
+                Root::Within(which) => Of::Within(which.clone()),
+                Root::Other(why) => Of::Other(why.clone()),
+            }),
+        }
+    }
+}
+
+impl TryFrom<Option<wire::RootEvidence>> for Root {
+    type Error = Malformed;
+    fn try_from(w: Option<wire::RootEvidence>) -> Result<Self, Malformed> {
+        use wire::root_evidence::Of;
+        Ok(match w.and_then(|w| w.of) {
+            Some(Of::Host(true)) => Self::Host,
+            Some(Of::Within(which)) => Self::Within(text("a root", which)?),
+            Some(Of::Other(why)) => Self::Other(text("a root", why)?),
+            Some(Of::Host(false)) | None => return bad("a fingerprint without root directory"),
+        })
+    }
 }
 
 impl From<&Evidence<Script>> for wire::ScriptEvidence {
