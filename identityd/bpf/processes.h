@@ -168,6 +168,7 @@ static __always_inline __u64 describe(struct task_struct *task, bool witnessed)
 	modified(inode, image);
 	image->directory = name_of(task->fs->pwd.dentry->d_inode);
 	if (witnessed) {
+		image->executed_ns = bpf_ktime_get_boot_ns();
 		arguments(mm, key, image, blank);
 		image->loaded = loaded(mm);
 	}

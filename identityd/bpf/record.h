@@ -56,6 +56,8 @@ struct image {
 	struct file_name directory;
 	__s64 size;
 	__s64 modified_sec;
+	/* Nanoseconds since boot; 0 if nobody saw it. */
+	__u64 executed_ns;
 	__u32 modified_nsec;
 	__u32 users;
 	__u8 witnessed;
@@ -67,7 +69,7 @@ struct image {
 	__u8 padding[3];
 	__u8 arguments[SHORT_ARGUMENTS];
 };
-_Static_assert(sizeof(struct image) == 416, "the daemon reads 416 bytes");
+_Static_assert(sizeof(struct image) == 424, "the daemon reads 424 bytes");
 
 /* ld.so(8). An environment that could not be searched counts as one that has it. */
 #define PRELOADED (1 << 0)

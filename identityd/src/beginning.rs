@@ -4,13 +4,15 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bonafide_proto::fingerprint::Execution;
+use bonafide_proto::clock::Clock;
+use bonafide_proto::fingerprint::{Execution, HashedFile};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::taint::Taints;
 
 use crate::execs::{self, AtExec, Execs};
 use crate::refuse::refuse;
 use crate::sys::process::Process;
+use crate::sys::uptime;
 use crate::version::FileVersion;
 
 /// Executions that are kept in mind.
@@ -64,6 +66,18 @@ impl Beginning {
     }
 }
 
+impl Beginning {
+    /// Whether something that was changed last at this time, in nanoseconds since 1970, may be another thing than it was
+    /// at exec. Of what nobody saw begin it cannot be told.
+    ///
+    /// # Errors
+    /// The time cannot be told.
+    pub(crate) fn is_before(&self, changed: i128, clock: &dyn Clock) -> std::io::Result<bool> {
+        let Some(executed_ns) = self.seen().and_then(|seen| seen.executed_ns) else { return Ok(false) };
+        Ok(uptime::booted(clock)? + i128::from(executed_ns) < changed)
+    }
+}
+
 /// What was seen of executions when they were first looked at; the least recently used are the first to be forgotten.
 #[derive(Debug, Default)]
 pub(crate) struct Early {
@@ -80,7 +94,10 @@ struct Seen {
 #[derive(Debug, Default, Clone)]
 struct First {
     taints: Option<Taints>,
+    /// Where its script was looked for.
     script: Option<Vec<u8>>,
+    /// The script it began with.
+    began_with: Option<HashedFile>,
     used: u64,
 }
 
@@ -110,6 +127,32 @@ impl Early {
     /// Keeps the script's path in mind.
     pub(crate) fn note_script(&self, image: u64, path: &[u8]) {
         self.note(image, |first| first.script = Some(path.to_vec()));
+    }
+
+    /// The script that an execution began with, if this file still has its content: a process runs what it read then. The
+    /// first that is found is that one, unless it is `late`: it may have been changed after the exec.
+    ///
+    /// # Errors
+    /// In words: it was changed since.
+    pub(crate) fn began_with(&self, image: u64, found: HashedFile, late: bool) -> Result<HashedFile, String> {
+        let path = &found.path;
+        match self.first(image).and_then(|first| first.began_with) {
+            // Another file of this content is nothing else; but where it was counts, for what it imports.
+            Some(began) if began.digest == found.digest => Ok(began),
+            Some(began) => Err(format!(
+                "the script was changed since its process began with {} ({}): {path} is {} now; restart the process",
+                began.path, began.digest, found.digest
+            )),
+            None if late => {
+                let what =
+                    format!("the script {path}, or a link that leads to it, was changed after its process began");
+                Err(format!("{what}, before anybody looked ({} now); restart the process", found.digest))
+            }
+            None => {
+                self.note(image, |first| first.began_with = Some(found.clone()));
+                Ok(found)
+            }
+        }
     }
 
     fn first(&self, image: u64) -> Option<First> {
@@ -154,9 +197,46 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
+    use bonafide_proto::clock::SystemClock;
+    use bonafide_proto::fingerprint::Digest;
     use bonafide_proto::taint::Taint;
 
     use super::*;
+    use crate::sys::executable::FileId;
+
+    fn seen(executed_ns: Option<u64>) -> Beginning {
+        let file = FileId { dev: 1, ino: 2 };
+        let (arguments, directory) = (Vec::new(), None);
+        let (size, modified, arguments_whole, witnessed) = (0, 0, true, executed_ns.is_some());
+        Beginning(Some(AtExec {
+            image: 1,
+            file,
+            size,
+            modified,
+            executed_ns,
+            arguments,
+            arguments_whole,
+            directory,
+            witnessed,
+        }))
+    }
+
+    #[test]
+    fn what_is_written_before_the_exec_is_not_late_and_what_is_written_after_it_is() {
+        use std::os::unix::fs::MetadataExt as _;
+        let now = || {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let stat = file.as_file().metadata().unwrap();
+            i128::from(stat.ctime()) * 1_000_000_000 + i128::from(stat.ctime_nsec())
+        };
+        let since_boot = |at: i128| u64::try_from(at - uptime::booted(&SystemClock).unwrap()).unwrap();
+        let written = now();
+        let executed = since_boot(SystemClock.now().as_nanos().try_into().unwrap());
+        assert!(!seen(Some(executed)).is_before(written, &SystemClock).unwrap());
+        std::thread::sleep(2 * uptime::TICK);
+        assert!(seen(Some(executed)).is_before(now(), &SystemClock).unwrap());
+        assert!(!seen(None).is_before(now(), &SystemClock).unwrap());
+    }
 
     #[test]
     fn an_environment_is_read_once_for_each_execution_that_has_a_number() {
@@ -167,6 +247,25 @@ mod tests {
         assert_eq!(early.taints(8, || Ok(Taints::new())).unwrap(), Taints::new());
         assert_eq!(early.taints(0, preload).unwrap(), [Taint::Preload].into());
         assert_eq!(early.taints(0, || Ok(Taints::new())).unwrap(), Taints::new());
+    }
+
+    #[test]
+    fn a_script_is_the_one_its_process_began_with_or_none() {
+        let early = Early::default();
+        let file = |path: &str, content: &[u8]| HashedFile { path: path.into(), digest: Digest::of(content) };
+        let began = file("/srv/app.py", b"a");
+        assert_eq!(early.began_with(7, began.clone(), false).unwrap(), began);
+        // Another file of the same content, wherever it is; also one that was just written.
+        assert_eq!(early.began_with(7, file("/tmp/app.py", b"a"), true).unwrap(), began);
+        let changed = early.began_with(7, file("/srv/app.py", b"b"), false).unwrap_err();
+        for told in ["was changed since", "restart", &began.digest.to_string(), &Digest::of(b"b").to_string()] {
+            assert!(changed.contains(told), "{changed}");
+        }
+        assert!(early.began_with(8, began.clone(), true).unwrap_err().contains("before anybody looked"));
+        assert!(early.began_with(8, began.clone(), true).is_err());
+        // What has no number has nothing to be remembered by.
+        assert!(early.began_with(0, began, false).is_ok());
+        assert!(early.began_with(0, file("/srv/app.py", b"b"), false).is_ok());
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(crate) struct AtExec {
     pub(crate) size: u64,
     /// When that file's content changed last, in nanoseconds since 1970.
     pub(crate) modified: i128,
+    /// When it was executed, in nanoseconds since boot, if that was seen.
+    pub(crate) executed_ns: Option<u64>,
     /// The command line as it was then, each argument ended by a NUL. At most 2048 bytes.
     pub(crate) arguments: Vec<u8>,
     /// Whether that is all of it.

@@ -21,7 +21,7 @@ use crate::parse::interpreter::{Interpreter, Named, interpreter};
 use crate::refuse::{exhausted, refuse, shown};
 use crate::sys::executable::FileId;
 use crate::sys::process::{Look, Process, UNPROVEN};
-use crate::sys::regular::{OpenError, inside, open_beneath, path_of};
+use crate::sys::regular::{OpenError, follow_beneath, inside, path_of};
 
 /// What an interpreter runs.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(crate) enum Code<F> {
 pub(crate) struct Interpreted {
     /// The code.
     pub(crate) code: Evidence<Code<File>>,
+    /// When the last of the links that lead to its file was made or changed, in nanoseconds since 1970.
+    pub(crate) linked: Option<i128>,
     /// How its interpreter reads command lines; none if it is no interpreter.
     pub(crate) grammar: Option<&'static Grammar>,
 }
@@ -57,8 +59,10 @@ pub(crate) fn find(
     let line = CommandLine::of(process, beginning)?;
     let read = interpreter(program.as_encoded_bytes(), &arguments(&line.bytes, line.whole), line.whole);
     let Some(Interpreter { grammar, code }) = read else {
-        return Ok(Interpreted { code: Evidence::Absent("the program is no interpreter".into()), grammar: None });
+        let code = Evidence::Absent("the program is no interpreter".into());
+        return Ok(Interpreted { code, linked: None, grammar: None });
     };
+    let mut latest = None;
     let code = match code {
         Named::Nothing(why) => Evidence::Absent(why),
         Named::Stdin => Evidence::Known(Code::Stdin),
@@ -67,12 +71,15 @@ pub(crate) fn find(
             printable(path, "the script's path")?;
             let search = Search { process, beginning, early };
             match search.open(path)? {
-                Ok((found, file)) => Evidence::Known(Code::File(named(found, look)?, file)),
+                Ok((found, file, linked)) => {
+                    latest = linked;
+                    Evidence::Known(Code::File(named(found, look)?, file))
+                }
                 Err(e) => Evidence::Absent(format!("the script {} cannot be opened: {e}", shown(path))),
             }
         }
     };
-    Ok(Interpreted { code, grammar: Some(grammar) })
+    Ok(Interpreted { code, linked: latest, grammar: Some(grammar) })
 }
 
 /// A path as text.
@@ -119,8 +126,8 @@ struct Search<'p> {
     early: &'p Early,
 }
 
-/// Its path from the process's root, links resolved, and the script.
-type Found = (Vec<u8>, File);
+/// Its path from the process's root, links resolved; the script; and when the last of those links was made or changed.
+type Found = (Vec<u8>, File, Option<i128>);
 
 impl Search<'_> {
     /// The outer error refuses; the inner one is the absence of the script.
@@ -135,8 +142,8 @@ impl Search<'_> {
                 Err(e) => return Ok(Err(e.into())),
             }
         };
-        let file = match open_beneath(&root, &whole) {
-            Ok(file) => file,
+        let (file, linked) = match follow_beneath(&root, &whole) {
+            Ok(found) => found,
             Err(OpenError::Io(e)) if exhausted(&e) => return Err(self.process.unread("the script", &e)),
             Err(e) => return Ok(Err(e)),
         };
@@ -144,7 +151,7 @@ impl Search<'_> {
             Ok(path) => path,
             Err(e) => return Ok(Err(e.into())),
         };
-        Ok(Ok((inside(&resolved, &root_path).unwrap_or(&resolved).to_vec(), file)))
+        Ok(Ok((inside(&resolved, &root_path).unwrap_or(&resolved).to_vec(), file, linked)))
     }
 
     /// The path from the root of a script that is relative to the directory in which the process began.

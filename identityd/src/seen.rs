@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
 
-use bonafide_proto::fingerprint::{Evidence, Execution};
+use bonafide_proto::clock::SharedClock;
+use bonafide_proto::fingerprint::{Evidence, Execution, HashedFile};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::taint::{Taint, Taints};
 
@@ -30,6 +31,8 @@ pub(crate) struct Eyes {
     pub(crate) execs: Arc<dyn Execs>,
     /// What was seen early.
     pub(crate) early: Arc<Early>,
+    /// That files' times are held against.
+    pub(crate) clock: SharedClock,
 }
 
 /// A process after the first look.
@@ -47,6 +50,8 @@ pub(crate) struct Seen {
     pub(crate) exe: FileVersion,
     /// The code it interprets.
     pub(crate) script: Evidence<Code<FileVersion>>,
+    /// Whether that may have been changed after it was executed.
+    pub(crate) late: bool,
     /// Whether it is an interpreter.
     pub(crate) interprets: bool,
     /// What else it has mapped as code.
@@ -55,6 +60,19 @@ pub(crate) struct Seen {
     pub(crate) taints: Taints,
     /// The files of those versions.
     pub(crate) open: HashMap<FileVersion, Arc<File>>,
+}
+
+/// The script of a process that has just begun, not hashed yet.
+#[derive(Debug)]
+pub(crate) struct Noted {
+    /// What was executed.
+    pub(crate) image: u64,
+    /// Where it is.
+    pub(crate) path: String,
+    /// It.
+    pub(crate) file: Arc<File>,
+    /// Whether it may have been changed after it was executed.
+    pub(crate) late: bool,
 }
 
 /// The files to be hashed, each once, and a user who runs it.
@@ -70,17 +88,35 @@ impl Eyes {
         Ok((self.see(execution, &mut files)?, files))
     }
 
-    /// Keeps in mind what an interpreter could hide later: its environment, and where the name of its script leads.
+    /// Keeps in mind what an interpreter could hide later: its environment, and where the name of its script leads. Its
+    /// script is for the caller to hash, and then to be noted too.
     ///
     /// # Errors
     /// Any doubt about it, by name.
-    pub(crate) fn note(&self, execution: Execution) -> Result<(), AttestRefusal> {
+    pub(crate) fn note(&self, execution: Execution) -> Result<Option<Noted>, AttestRefusal> {
         let process = Process::pin_execution(execution)?;
         let beginning = Beginning::of(execution, &process, &*self.execs)?;
         let look = process.look(self.home, beginning.seen().is_some())?;
-        let grammar = script::find(&process, &look, &beginning, &self.early)?.grammar;
-        self.early.taints(beginning.image(), || environment(&process, grammar))?;
-        Ok(())
+        let found = script::find(&process, &look, &beginning, &self.early)?;
+        self.early.taints(beginning.image(), || environment(&process, found.grammar))?;
+        let Evidence::Known(Code::File(path, file)) = found.code else { return Ok(None) };
+        let version = FileVersion::of(&file).map_err(|e| unread(execution.pid, "the script", &e))?;
+        let late = self.late(&beginning, Some(version.changed).max(found.linked), execution.pid)?;
+        Ok(Some(Noted { image: beginning.image(), path, file: Arc::new(file), late }))
+    }
+
+    /// Whether what was changed last at this time may have been changed after it was executed.
+    fn late(&self, beginning: &Beginning, changed: Option<i128>, pid: u32) -> Result<bool, AttestRefusal> {
+        let late = changed.map_or(Ok(false), |changed| beginning.is_before(changed, &*self.clock));
+        late.map_err(|e| unread(pid, "the time at which it was executed", &e))
+    }
+
+    /// The script that it began with, if this is still that one.
+    ///
+    /// # Errors
+    /// In words: it was changed since.
+    pub(crate) fn began_with(&self, seen: &Seen, script: HashedFile) -> Result<HashedFile, String> {
+        self.early.began_with(seen.beginning.image(), script, seen.late)
     }
 
     /// The second look: everything must be as it was, and alive.
@@ -106,8 +142,10 @@ impl Eyes {
             return refuse(AttestReason::GenerationGone, format!("process {pid} changed its program meanwhile"));
         }
         beginning.unchanged(&exe, pid)?;
-        let (script, grammar) =
+        let (script, linked, grammar) =
             self.code(&process, &look, &beginning, |file| keep(file, pid, look.owner.uid, files))?;
+        let changed = version_of(&script).map(|version| version.changed).max(linked);
+        let late = self.late(&beginning, changed, pid)?;
         let mapped = Mapped::by(&process, look.exe.id)?;
         let environment = || environment(&process, grammar);
         let mut taints = self.early.taints(beginning.image(), environment)?;
@@ -116,7 +154,7 @@ impl Eyes {
         let versions = std::iter::once(exe).chain(version_of(&script));
         let open = versions.filter_map(|version| Some((version, Arc::clone(&files.get(&version)?.0)))).collect();
         let (process, interprets) = (Arc::new(process), grammar.is_some());
-        Ok(Seen { process, beginning, look, exe_path, exe, script, interprets, mapped, taints, open })
+        Ok(Seen { process, beginning, look, exe_path, exe, script, late, interprets, mapped, taints, open })
     }
 
     fn code(
@@ -125,7 +163,7 @@ impl Eyes {
         look: &Look,
         beginning: &Beginning,
         mut version: impl FnMut(File) -> Result<FileVersion, AttestRefusal>,
-    ) -> Result<(Evidence<Code<FileVersion>>, Option<&'static Grammar>), AttestRefusal> {
+    ) -> Result<(Evidence<Code<FileVersion>>, Option<i128>, Option<&'static Grammar>), AttestRefusal> {
         let found = script::find(process, look, beginning, &self.early)?;
         let code = match found.code {
             Evidence::Known(Code::File(path, file)) => Evidence::Known(Code::File(path, version(file)?)),
@@ -134,7 +172,7 @@ impl Eyes {
             Evidence::Absent(why) => Evidence::Absent(why),
             Evidence::Unavailable(why) => Evidence::Unavailable(why),
         };
-        Ok((code, found.grammar))
+        Ok((code, found.linked, found.grammar))
     }
 
     fn same(&self, one: &Seen) -> Result<(), AttestRefusal> {

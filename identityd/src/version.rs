@@ -97,7 +97,8 @@ fn mount(seen: &Statx) -> Option<u64> {
     StatxFlags::from_bits_retain(seen.stx_mask).contains(MOUNT_FOR_EVER).then_some(seen.stx_mnt_id)
 }
 
-fn nanos(time: &StatxTimestamp) -> i128 {
+/// Nanoseconds since 1970.
+pub(crate) fn nanos(time: &StatxTimestamp) -> i128 {
     i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
 }
 

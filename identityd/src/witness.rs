@@ -12,6 +12,7 @@ use bonafide_proto::fingerprint::{
     Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Libraries, Script, Unit,
 };
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::taint::Taint;
 
 use rustix::process::Resource;
 use tokio::sync::Semaphore;
@@ -108,7 +109,7 @@ impl Witness {
         let room_max = room();
         let at_once = std::thread::available_parallelism().map_or(1, usize::from).min(4);
         let patience = Arc::new(Patience::default());
-        let digests = Digests::new(at_once, clock, Arc::clone(&patience))?;
+        let digests = Digests::new(at_once, Arc::clone(&clock), Arc::clone(&patience))?;
         let hierarchies = Hierarchies::read();
         Ok(Self {
             digests: match state {
@@ -117,7 +118,7 @@ impl Witness {
             },
             patience,
             host,
-            eyes: Eyes { home: Home::own()?, execs, early: Arc::default() },
+            eyes: Eyes { home: Home::own()?, execs, early: Arc::default(), clock },
             containers: Containers::new(runtimes, hierarchies.clone()),
             looks: Looks::default(),
             hierarchies,
@@ -163,7 +164,11 @@ impl Witness {
     pub(crate) async fn note(&self, execution: Execution) -> Result<(), AttestRefusal> {
         let eyes = self.eyes.clone();
         let user = blocking(move || users(&[execution])).await?.first().copied().unwrap_or_default();
-        self.look(user, execution, move || eyes.note(execution)).await
+        let Some(noted) = self.look(user, execution, move || eyes.note(execution)).await? else { return Ok(()) };
+        let digest = self.digests.digest(&noted.file, user).await.map_err(unhashed)?;
+        // What was changed already is said to whoever asks.
+        let _ = self.eyes.early.began_with(noted.image, HashedFile { path: noted.path, digest }, noted.late);
+        Ok(())
     }
 
     async fn examine_now(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
@@ -286,12 +291,19 @@ impl Witness {
             None => refuse(AttestReason::Unreadable, format!("{path} was not hashed")),
         };
         let script = match &seen.script {
-            Evidence::Known(Code::File(path, version)) => Evidence::Known(Script::File(hashed(path, version)?)),
+            Evidence::Known(Code::File(path, version)) => match self.eyes.began_with(&seen, hashed(path, version)?) {
+                Ok(script) => Evidence::Known(Script::File(script)),
+                Err(why) => Evidence::Absent(why),
+            },
             Evidence::Known(Code::Inline(digest)) => Evidence::Known(Script::Inline(*digest)),
             Evidence::Known(Code::Stdin) => Evidence::Known(Script::Stdin),
             Evidence::Absent(why) => Evidence::Absent(why.clone()),
             Evidence::Unavailable(why) => Evidence::Unavailable(why.clone()),
         };
+        let mut taints = seen.taints;
+        if matches!((&seen.script, &script), (Evidence::Known(Code::File(..)), Evidence::Absent(_))) {
+            taints.insert(Taint::NoScript);
+        }
         let placement = Placement::parse(&seen.look.cgroup);
         let fingerprint = Fingerprint {
             root: seen.look.root,
@@ -303,7 +315,7 @@ impl Witness {
             unit: self.unit(&placement.unit),
             libraries: learned.libraries,
             container: learned.container,
-            taints: seen.taints,
+            taints,
             host: self.host.clone(),
         };
         let execution = Execution { image: seen.beginning.image(), ..seen.process.execution() };

@@ -380,7 +380,8 @@ mod tests {
             assert_eq!(missed, expected, "{narrow}");
         }
         // Its own digest tells only of that file.
-        let (exe_too, script_too) = (format!("sha256 = \"{}\"", digest(9)), format!("script_sha256 = \"{}\"", digest(5)));
+        let (exe_too, script_too) =
+            (format!("sha256 = \"{}\"", digest(9)), format!("script_sha256 = \"{}\"", digest(5)));
         assert_eq!(near(&[&format!("{exe}\n{script}\n{exe_too}")], &there)[0].field, "script");
         assert_eq!(near(&[&format!("{exe}\n{script}\n{script_too}")], &there)[0].field, "exe");
         assert_eq!(identify(&[&format!("{exe}\n{script}\n{exe_too}\n{script_too}")], &there), earned("w0"));

@@ -124,7 +124,7 @@ pub struct Host {
 /// The code that an interpreter runs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Script {
-    /// A file: a script, a module's file (`-m`), an archive (`-jar`).
+    /// A file: a script, an archive (`-jar`).
     File(HashedFile),
     /// Text in its command line (`-c`, `-e`): the digest of that text.
     Inline(Digest),

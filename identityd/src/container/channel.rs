@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 
@@ -18,12 +19,19 @@ use super::dial::{Connection, Dial};
 pub(crate) struct Line {
     dial: Dial,
     channel: Mutex<Option<Channel>>,
+    /// Counts questions that were answered.
+    answers: AtomicU64,
 }
 
 impl Line {
     /// Nothing is connected yet.
     pub(crate) fn new(dial: Dial) -> Self {
-        Self { dial, channel: Mutex::default() }
+        Self { dial, channel: Mutex::default(), answers: AtomicU64::new(0) }
+    }
+
+    /// How many questions were answered so far.
+    pub(crate) fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
     }
 
     /// The channel: it connects when first used, and again whenever needed.
@@ -32,11 +40,24 @@ impl Line {
         channel.get_or_insert_with(|| endpoint().connect_with_connector_lazy(Connector(self.dial.clone()))).clone()
     }
 
-    /// What is broken is not used again.
-    pub(crate) fn note(&self, error: &AskError) {
-        if matches!(error, AskError::Unreachable(_) | AskError::Garbage(_) | AskError::Silent) {
-            *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// What is broken is not used again. What one answer says breaks nothing: it may be what a container's own maker wrote.
+    pub(crate) fn note<T>(&self, answer: &Result<T, AskError>) {
+        match answer {
+            Err(AskError::Unreachable(_)) => self.leave(),
+            _ => drop(self.answers.fetch_add(1, Ordering::Relaxed)),
         }
+    }
+
+    /// A question was not answered in time that was asked after so many answers: if nobody was answered since, the
+    /// connection is not used again.
+    pub(crate) fn silent(&self, since: u64) {
+        if self.answers() == since {
+            self.leave();
+        }
+    }
+
+    fn leave(&self) {
+        *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -88,5 +109,30 @@ impl Service<Uri> for Connector {
     fn call(&mut self, _: Uri) -> Self::Future {
         let dial = self.0.clone();
         Box::pin(async move { dial.connect().await.map(TokioIo::new) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_what_is_broken_or_silent_to_all_is_left() {
+        let line = Line::new(Dial::new("/nowhere".into(), 0));
+        let kept = || line.channel.lock().unwrap().is_some();
+        let failed = |error| line.note::<()>(&Err(error));
+        drop(line.channel());
+        failed(AskError::garbage("a label that is no text"));
+        failed(AskError::failed("Unknown: no"));
+        line.note(&Ok(()));
+        assert!(kept());
+        // One question was not answered, others were.
+        line.silent(line.answers() - 1);
+        assert!(kept());
+        line.silent(line.answers());
+        assert!(!kept());
+        drop(line.channel());
+        failed(AskError::Unreachable(std::io::Error::other("broken")));
+        assert!(!kept());
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use crate::refuse::shown;
 
 /// Questions to one runtime at once.
-const AT_ONCE: usize = 16;
+pub(super) const AT_ONCE: usize = 16;
 /// The longest that one question takes, waiting included.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// After the first failure the container is left alone for so long; after each further one, twice as long;

@@ -70,7 +70,8 @@ impl Containerd {
                 continue;
             }
             let asked = self.ask_in(&channel, namespace, question).await;
-            match asked.inspect_err(|e| self.line.note(e))? {
+            self.line.note(&asked);
+            match asked? {
                 None => {}
                 Some(Answer::Not(why)) => answer = Answer::Not(why),
                 Some(answer) => return Ok(answer),
@@ -79,9 +80,9 @@ impl Containerd {
         Ok(answer)
     }
 
-    /// What was silent is not waited for on the same connection again.
-    pub(crate) fn renew(&self) {
-        self.line.note(&AskError::Silent);
+    /// The way to it.
+    pub(crate) fn line(&self) -> &Line {
+        &self.line
     }
 
     /// `None`: there is no such container in this namespace.

@@ -9,15 +9,15 @@ use hyper::client::conn::http1;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
-use super::circuit::AskError;
+use super::circuit::{AT_ONCE, AskError};
 use super::dial::Dial;
 
 /// The largest answer, in bytes.
 const BODY_MAX: usize = 1 << 20;
 /// The largest head of an answer, in bytes.
 const HEAD_MAX: usize = 64 << 10;
-/// Connections that are kept for later.
-const IDLE_MAX: usize = 4;
+/// Connections that are kept for later: as many as there are questions at once.
+const IDLE_MAX: usize = AT_ONCE;
 
 type Sender = http1::SendRequest<Empty<Bytes>>;
 
@@ -95,4 +95,50 @@ fn cut(e: &(dyn std::error::Error + Send + Sync + 'static)) -> AskError {
         return AskError::Garbage(format!("more than {BODY_MAX} bytes"));
     }
     AskError::garbage(e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{UnixListener, UnixStream};
+    use tokio::sync::Barrier;
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// Answers nobody before so many ask at once.
+    async fn serve(mut stream: UnixStream, together: Arc<Barrier>) {
+        let mut question = [0; 4096];
+        while stream.read(&mut question).await.is_ok_and(|read| read > 0) {
+            together.wait().await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").await;
+        }
+    }
+
+    #[tokio::test]
+    async fn many_questions_at_once_end_no_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let dial = Dial::new(dir.path().join("s"), 0);
+        let server = UnixListener::bind(&dial.socket).unwrap();
+        let serving = tokio::spawn(async move {
+            let (mut serving, together) = (JoinSet::new(), Arc::new(Barrier::new(AT_ONCE)));
+            while let Ok((stream, _)) = server.accept().await {
+                serving.spawn(serve(stream, Arc::clone(&together)));
+            }
+        });
+        let http = Arc::new(Http::new(dial.clone()));
+        for _ in 0..3 {
+            let mut asking = JoinSet::new();
+            for _ in 0..AT_ONCE {
+                let http = Arc::clone(&http);
+                asking.spawn(async move { http.get("/x").await.unwrap() });
+            }
+            assert!(asking.join_all().await.iter().all(Option::is_some));
+            assert_eq!(http.idle.lock().unwrap().len(), AT_ONCE);
+        }
+        assert_eq!(dial.generation(), 0);
+        serving.abort();
+    }
 }

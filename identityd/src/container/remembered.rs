@@ -8,8 +8,8 @@ use bonafide_proto::container::Container;
 
 /// Processes that are remembered.
 const PROCESSES_MAX: usize = 16_384;
-/// After this the runtime is asked again: names and labels can change.
-const FRESH: Duration = Duration::from_secs(60);
+/// After this the runtime is asked again, by the next question: names and labels can change while a container runs.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// A process, in its cgroups.
 #[derive(Debug, Clone, Copy)]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bonafide_proto::container::Container;
 
+use super::channel::Line;
 use super::circuit::{AskError, Circuit};
 use super::config::{RuntimeConfig, RuntimeKind};
 use super::containerd::Containerd;
@@ -107,6 +108,11 @@ impl Runtime {
             }
             self.seen.store(true, Ordering::Relaxed);
         }
+        let line = match &self.api {
+            Api::Containerd(containerd) => Some(containerd.line()),
+            Api::Docker(_) => None,
+        };
+        let before = line.map(Line::answers);
         let answer = self
             .circuit
             .ask(&question.candidate.id, async {
@@ -116,8 +122,8 @@ impl Runtime {
                 }
             })
             .await;
-        if let (Api::Containerd(containerd), Err(AskError::Silent)) = (&self.api, &answer) {
-            containerd.renew();
+        if let (Some(line), Some(before), Err(AskError::Silent)) = (line, before, &answer) {
+            line.silent(before);
         }
         self.tell(answer.as_ref().err());
         answer

@@ -116,6 +116,7 @@ fn at_exec(number: u64, image: Image) -> AtExec {
         file: image.file,
         size: image.size,
         modified: image.modified,
+        executed_ns: image.witnessed.then_some(image.executed_ns),
         arguments: image.arguments,
         arguments_whole: image.arguments_whole,
         directory: Some(image.directory),

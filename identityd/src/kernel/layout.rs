@@ -34,6 +34,7 @@ pub(super) struct Image {
     pub(super) directory: FileId,
     pub(super) size: u64,
     pub(super) modified: i128,
+    pub(super) executed_ns: u64,
     pub(super) witnessed: bool,
     pub(super) arguments_whole: bool,
     pub(super) arguments_length: usize,
@@ -90,7 +91,8 @@ impl Image {
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let (file, directory) = (fields.file()?, fields.file()?);
-        let (size, modified_sec, modified_nsec) = (fields.u64()?, fields.u64()?, fields.u32()?);
+        let (size, modified_sec, executed_ns, modified_nsec) =
+            (fields.u64()?, fields.u64()?, fields.u64()?, fields.u32()?);
         let _users = fields.u32()?;
         let (witnessed, arguments_whole) = (fields.u8()? != 0, fields.u8()? != 0);
         let arguments_length = usize::from(fields.u16()?);
@@ -102,6 +104,7 @@ impl Image {
             directory,
             size,
             modified: i128::from(modified_sec.cast_signed()) * 1_000_000_000 + i128::from(modified_nsec),
+            executed_ns,
             witnessed,
             arguments_whole,
             arguments_length,
@@ -228,10 +231,10 @@ mod tests {
 
     #[test]
     fn what_is_cut_short_is_not_read() {
-        for length in 0..416 {
+        for length in 0..424 {
             assert_eq!(Image::read(&vec![1; length]), None);
         }
-        assert!(Image::read(&[1; 416]).is_some());
+        assert!(Image::read(&[1; 424]).is_some());
         assert_eq!(Holder::read(&[0; 51]), None);
         assert_eq!(Event::read(&[0; 127]), None);
         assert_eq!(Process::read(&[0; 15]), None);
@@ -239,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_kernel_device_number_becomes_that_of_stat() {
-        let mut bytes = [0; 416];
+        let mut bytes = [0; 424];
         bytes[..8].copy_from_slice(&77_u64.to_ne_bytes());
         bytes[8..12].copy_from_slice(&(254_u32 << 20 | 65_537).to_ne_bytes());
         let image = Image::read(&bytes).unwrap();

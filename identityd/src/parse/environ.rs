@@ -48,6 +48,22 @@ mod tests {
         assert_eq!(of("BASH_ENV=/x", "bash"), [Taint::Preload]);
         assert_eq!(of("BASH_ENV=/x", "python3"), []);
         assert_eq!(of("PERL5OPT=-Mevil", "perl"), [Taint::Preload]);
+        assert_eq!(of("AWKPATH=/evil", "gawk"), [Taint::Preload]);
+        assert_eq!(of("ZDOTDIR=/evil", "zsh"), [Taint::Preload]);
+        assert_eq!(of("PYTHON_PRESITE=evil", "python3"), [Taint::Preload]);
+        assert_eq!(of("BASH_FUNC_ls%%=() { evil; }", "bash"), [Taint::Preload]);
+        assert_eq!(of("BASH_FUNC_ls%%=() { evil; }", "dash"), []);
+    }
+
+    #[test]
+    fn a_prompt_counts_only_with_commands_in_it() {
+        for shell in ["bash", "sh", "zsh"] {
+            assert_eq!(of("PS4=+ ${BASH_SOURCE}:${LINENO}: ", shell), [], "{shell}");
+            for prompt in ["PS4=$(evil)", "PS4=+ `evil`", "PS4=${ evil; }"] {
+                assert_eq!(of(prompt, shell), [Taint::Preload], "{shell} {prompt}");
+            }
+        }
+        assert_eq!(of("PS4=$(evil)", "python3"), []);
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub(crate) enum Effect {
     Digits,
     /// Takes a value that may be a setting which loads code.
     Setting,
+    /// Takes a filter of warnings: the category in its third part may be one of a module, which is loaded.
+    Warnings,
     /// Its value is a script; more options may follow.
     Script,
     /// Its value is a module to run.
@@ -33,6 +35,10 @@ pub(crate) enum Effect {
     Interactive,
     /// Loads code before the script.
     Preload,
+    /// What is attached to it becomes part of the code.
+    Pattern,
+    /// Changes its directory before it looks for the script.
+    Away,
     /// Runs something that is not a script given by its path.
     Elsewhere,
     /// What follows is the script.
@@ -40,8 +46,8 @@ pub(crate) enum Effect {
 }
 
 use Effect::{
-    CodeFollows, Digits, Elsewhere, EndOfOptions, Flag, Inline, Interactive, Module, NextArgument, Piece, Preload,
-    Rest, Script, ScriptFollows, Setting, Stdin, Value,
+    Away, CodeFollows, Digits, Elsewhere, EndOfOptions, Flag, Inline, Interactive, Module, NextArgument, Pattern,
+    Piece, Preload, Rest, Script, ScriptFollows, Setting, Stdin, Value, Warnings,
 };
 
 /// How one interpreter reads its command line.
@@ -65,6 +71,10 @@ pub(crate) struct Grammar {
     pub(crate) plus: bool,
     /// `@file` holds more arguments.
     pub(crate) argument_files: bool,
+    /// Called with a `-` before its name it loads a profile first.
+    pub(crate) login: bool,
+    /// Whatever begins like a URL is one (`npm:`, `data:`), not only what has `://` in it.
+    pub(crate) urls: bool,
     /// What the first argument that is no option is.
     pub(crate) operand: Effect,
     /// It is that besides code given by options; else it is an argument for that code.
@@ -73,6 +83,10 @@ pub(crate) struct Grammar {
     verbs: &'static [(&'static str, Effect)],
     /// Variables of the environment that make it run code before the script.
     variables: &'static [&'static str],
+    /// Beginnings of such variables.
+    variable_prefixes: &'static [&'static str],
+    /// Variables of the environment whose value is expanded, commands in it among them.
+    expanded: &'static [&'static str],
     /// Variables of the environment that hold more options.
     option_variables: &'static [&'static str],
 }
@@ -125,7 +139,11 @@ impl Grammar {
     pub(crate) fn loads_by(&self, variable: &[u8], value: &[u8]) -> bool {
         let among = |names: &[&str]| names.iter().any(|name| name.as_bytes() == variable);
         let mut options = value.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-        among(self.variables) || among(self.option_variables) && options.any(|option| self.may_load(option))
+        among(self.variables)
+            || self.variable_prefixes.iter().any(|start| variable.starts_with(start.as_bytes()))
+            || among(self.expanded)
+                && COMMANDS.iter().any(|start| value.windows(start.len()).any(|part| part == *start))
+            || among(self.option_variables) && options.any(|option| self.may_load(option))
     }
 
     /// Whether an option is not known to be harmless.
@@ -145,11 +163,29 @@ impl Grammar {
         letters.is_empty() || telling.is_some_and(|effect| effect.is_none_or(may_load))
     }
 
-    /// Whether a setting loads code.
+    /// Whether a setting, or another one on a line of its own in its value, loads code.
     pub(crate) fn loads_code(&self, setting: &[u8]) -> bool {
-        let setting = setting.trim_ascii_start();
-        self.loaders.iter().any(|name| setting.starts_with(name.as_bytes()))
+        let mut lines = setting.split(|b| matches!(b, b'\n' | b'\r')).map(<[u8]>::trim_ascii_start);
+        lines.any(|line| self.loaders.iter().any(|name| line.starts_with(name.as_bytes())))
     }
+
+    /// Whether this is the name of something that is fetched.
+    pub(crate) fn is_url(&self, operand: &[u8]) -> bool {
+        let scheme = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'.' | b'-');
+        let Some(at) = operand.iter().position(|b| *b == b':') else { return false };
+        let (name, rest) = operand.split_at(at);
+        let is_scheme = name.first().is_some_and(u8::is_ascii_alphabetic) && name.iter().all(scheme);
+        is_scheme && (self.urls || rest.starts_with(b"://"))
+    }
+}
+
+/// How a shell begins the commands in a text that it expands.
+const COMMANDS: [&[u8]; 4] = [b"$(", b"`", b"${ ", b"${|"];
+
+/// Whether a filter of warnings (`action:message:category:module:line`) has a module loaded for its category.
+pub(crate) fn loads_category(filter: &[u8]) -> bool {
+    let mut filters = filter.split(|b| *b == b',');
+    filters.any(|one| one.split(|b| *b == b':').nth(2).is_some_and(|category| category.contains(&b'.')))
 }
 
 fn may_load(effect: Effect) -> bool {
@@ -176,10 +212,14 @@ const USUAL: Grammar = Grammar {
     double_dash: EndOfOptions,
     plus: false,
     argument_files: false,
+    login: false,
+    urls: false,
     operand: Script,
     operand_besides: false,
     verbs: &[],
     variables: &[],
+    variable_prefixes: &[],
+    expanded: &[],
     option_variables: &[],
 };
 
@@ -189,7 +229,15 @@ static GRAMMARS: [&Grammar; 13] =
 /// python(1).
 static PYTHON: Grammar = Grammar {
     names: &["python", "pypy"],
-    short: &[("bBdEhIOPqRsStuvVx3?", Flag), ("i", Interactive), ("WXQ", Value), ("c", Inline), ("m", Module)],
+    short: &[
+        ("bBdEhIOPqRsStuvVx3?", Flag),
+        ("i", Interactive),
+        ("Q", Value),
+        ("W", Warnings),
+        ("X", Setting),
+        ("c", Inline),
+        ("m", Module),
+    ],
     long: &[
         ("--check-hash-based-pycs", Value),
         ("--help", Flag),
@@ -198,18 +246,20 @@ static PYTHON: Grammar = Grammar {
         ("--help-xoptions", Flag),
         ("--version", Flag),
     ],
-    variables: &["PYTHONINSPECT"],
+    loaders: &["presite"],
+    variables: &["PYTHONINSPECT", "PYTHON_PRESITE"],
     ..USUAL
 };
 
-/// bash(1). `-o` and `-O` take the next argument wherever they stand in a cluster.
+/// bash(1). `-o` and `-O` take the next argument wherever they stand in a cluster. An interactive shell and one of a login
+/// read other files first; any shell takes functions from its environment, and expands the prompt of `-x`.
 static BASH: Grammar = Grammar {
     names: &["bash", "rbash"],
-    short: &[("abefhiklmnprtuvxBCDEHPT", Flag), ("oO", NextArgument), ("c", CodeFollows), ("s", Stdin)],
+    short: &[("abefhkmnprtuvxBCDEHPT", Flag), ("il", Preload), ("oO", NextArgument), ("c", CodeFollows), ("s", Stdin)],
     long: &[
         ("--rcfile", Value),
         ("--init-file", Value),
-        ("--login", Flag),
+        ("--login", Preload),
         ("--noprofile", Flag),
         ("--norc", Flag),
         ("--noediting", Flag),
@@ -221,16 +271,21 @@ static BASH: Grammar = Grammar {
     ],
     dash: EndOfOptions,
     plus: true,
+    login: true,
     variables: &["BASH_ENV"],
+    variable_prefixes: &["BASH_FUNC_"],
+    expanded: &["PS4"],
     ..USUAL
 };
 
-/// dash(1), sh(1p), ksh(1).
+/// dash(1), sh(1p), ksh(1). An interactive shell reads the file in `ENV` first, and only that.
 static POSIX_SHELL: Grammar = Grammar {
     names: &["sh", "dash", "ash", "ksh", "mksh"],
-    short: &[("abCefhiIlmnpqruvVxEH", Flag), ("o", NextArgument), ("c", CodeFollows), ("s", Stdin)],
+    short: &[("abCefhImnpqruvVxEH", Flag), ("il", Preload), ("o", NextArgument), ("c", CodeFollows), ("s", Stdin)],
     dash: EndOfOptions,
     plus: true,
+    login: true,
+    expanded: &["PS4"],
     ..USUAL
 };
 
@@ -238,7 +293,8 @@ static POSIX_SHELL: Grammar = Grammar {
 static ZSH: Grammar = Grammar {
     names: &["zsh"],
     short: &[
-        ("0123456789adefghijklmnpqrtuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", Flag),
+        ("0123456789adefghjkmnpqrtuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", Flag),
+        ("il", Preload),
         ("o", Value),
         ("c", CodeFollows),
         ("s", Stdin),
@@ -246,6 +302,9 @@ static ZSH: Grammar = Grammar {
     long: &[("--emulate", Value), ("--version", Flag), ("--help", Flag)],
     dash: EndOfOptions,
     plus: true,
+    login: true,
+    variables: &["ZDOTDIR"],
+    expanded: &["PS4"],
     ..USUAL
 };
 
@@ -256,10 +315,11 @@ static PERL: Grammar = Grammar {
         ("acfghnpstTuUvwWX", Flag),
         ("I", Value),
         ("l0", Digits),
-        ("CDFiVx", Rest),
+        ("CDiV", Rest),
+        ("F", Pattern),
         ("eE", Piece),
         ("mMd", Preload),
-        ("S", Elsewhere),
+        ("Sx", Elsewhere),
     ],
     variables: &["PERL5OPT", "PERL5DB"],
     ..USUAL
@@ -270,9 +330,10 @@ static RUBY: Grammar = Grammar {
     names: &["ruby"],
     short: &[
         ("acghlnpsUvwy", Flag),
-        ("ICXE", Value),
+        ("IE", Value),
+        ("CXx", Away),
         ("0", Digits),
-        ("FiKTWx", Rest),
+        ("FiKTW", Rest),
         ("e", Piece),
         ("r", Preload),
         ("S", Elsewhere),
@@ -363,6 +424,7 @@ static NODE: Grammar = Grammar {
         ("--max-semi-space-size", Flag),
         ("--stack-size", Flag),
     ],
+    verbs: &[("inspect", Elsewhere), ("debug", Elsewhere)],
     variables: &["NODE_REPL_EXTERNAL_MODULE"],
     option_variables: &["NODE_OPTIONS"],
     ..USUAL
@@ -400,7 +462,20 @@ static DENO: Grammar = Grammar {
         ("compile", Elsewhere),
         ("install", Elsewhere),
         ("add", Elsewhere),
+        ("create", Elsewhere),
+        ("init", Elsewhere),
+        ("bundle", Elsewhere),
+        ("publish", Elsewhere),
+        ("check", Elsewhere),
+        ("cache", Elsewhere),
+        ("coverage", Elsewhere),
+        ("doc", Elsewhere),
+        ("fmt", Elsewhere),
+        ("info", Elsewhere),
+        ("lint", Elsewhere),
+        ("upgrade", Elsewhere),
     ],
+    urls: true,
     ..USUAL
 };
 
@@ -444,6 +519,8 @@ static JAVA: Grammar = Grammar {
         ("-agentpath:", Preload),
         ("-Xbootclasspath", Preload),
         ("-XX:Flags", Preload),
+        ("-XX:SharedArchiveFile", Preload),
+        ("-XX:AOT", Preload),
         ("-XX:VMOptionsFile", Preload),
         ("-Xrun", Preload),
         ("-D", Flag),
@@ -499,6 +576,7 @@ static PHP: Grammar = Grammar {
         "zend_extension",
         "opcache.preload",
         "include_path",
+        "ffi.preload",
     ],
     double_dash: Stdin,
     variables: &["PHPRC", "PHP_INI_SCAN_DIR"],
@@ -543,5 +621,7 @@ static AWK: Grammar = Grammar {
     ],
     dash: Elsewhere,
     operand: Inline,
+    // It looks there for the file of `-f`.
+    variables: &["AWKPATH"],
     ..USUAL
 };

@@ -1,7 +1,7 @@
 //! Which argument of an interpreter is its code. A doubt (an unknown option, code loaded before the script, code from
 //! two places) is an absence with its reason, never a guess.
 
-use super::grammar::{Effect, Grammar};
+use super::grammar::{Effect, Grammar, loads_category};
 use crate::refuse::shown;
 
 /// What a command line says about the code.
@@ -30,6 +30,10 @@ pub(crate) struct Interpreter<'a> {
 /// Where the command line is not `whole`, what a missing argument could change is not told.
 pub(crate) fn interpreter<'a>(program: &[u8], arguments: &[&'a [u8]], whole: bool) -> Option<Interpreter<'a>> {
     let (grammar, names) = Grammar::of(program, arguments)?;
+    if grammar.login && arguments.get(names.saturating_sub(1)).is_some_and(|name| name.starts_with(b"-")) {
+        let code = nothing("it is a login shell, which loads other code before the script");
+        return Some(Interpreter { grammar, code });
+    }
     let rest = arguments.iter().skip(names).copied();
     let mut reader =
         Reader { grammar, rest, operand: grammar.operand, verb: true, found: None, interactive: false, whole };
@@ -117,9 +121,18 @@ impl<'a, I: Iterator<Item = &'a [u8]>> Reader<'a, I> {
         match (self.found.take(), self.operand) {
             (Some(_), _) if self.grammar.operand_besides => several(),
             (Some(found), _) => found,
-            (None, Effect::Script) => Named::Script(argument),
+            (None, Effect::Script) => self.file(argument),
             (None, Effect::Inline) => Named::Inline(argument),
             (None, _) => nothing(format!("it runs {}, which is no file it names", shown(argument))),
+        }
+    }
+
+    /// What an interpreter is told to open.
+    fn file(&self, path: &'a [u8]) -> Named<'a> {
+        match path {
+            b"-" => Named::Stdin,
+            url if self.grammar.is_url(url) => nothing(format!("it runs {}, which is no file", shown(url))),
+            path => Named::Script(path),
         }
     }
 
@@ -170,8 +183,12 @@ impl<'a, I: Iterator<Item = &'a [u8]>> Reader<'a, I> {
                 let value = self.value(attached).unwrap_or_default();
                 self.grammar.loads_code(value).then(|| preloads(option))
             }
+            Effect::Warnings => {
+                let value = self.value(attached).unwrap_or_default();
+                loads_category(value).then(|| preloads(option))
+            }
             Effect::Script => {
-                let script = self.value(attached).map(Named::Script);
+                let script = self.value(attached).map(|path| self.file(path));
                 self.add(script)
             }
             Effect::Piece => {
@@ -194,6 +211,8 @@ impl<'a, I: Iterator<Item = &'a [u8]>> Reader<'a, I> {
             }
             Effect::Stdin => Some(Named::Stdin),
             Effect::Preload => Some(preloads(option)),
+            Effect::Pattern => Some(nothing(format!("what its option {} has may be code", shown(option)))),
+            Effect::Away => Some(nothing(format!("{} has it look for the script in another directory", shown(option)))),
             Effect::Elsewhere => Some(nothing(format!("{} makes it run something else than a script", shown(option)))),
         }
     }
@@ -291,6 +310,13 @@ mod tests {
         names_nothing("python3 - app.py", "standard input");
         names_nothing("python3 --surprise app.py", "not known here");
         names_nothing("python3 -Z app.py", "not known here");
+        names("python3 -W error::DeprecationWarning -Wignore app.py", "app.py");
+        names_nothing("python3 -W error::evil.Category app.py", "-W loads other code");
+        names_nothing("python3 -W ignore,error::evil.Category app.py", "-W loads other code");
+        names_nothing("python3 -X presite=evil app.py", "-X loads other code");
+        names_nothing("python3 -- -", "standard input");
+        names_nothing("python3 https://evil.example/app.py", "is no file");
+        names("python3 odd:name.py", "odd:name.py");
     }
 
     #[test]
@@ -308,7 +334,16 @@ mod tests {
             names_nothing(&format!("{shell} -c"), "no code");
             names_nothing(&format!("{shell} -s run.sh"), "standard input");
             names_nothing(shell, "standard input");
+            names_nothing(&format!("{shell} -i run.sh"), "-i loads other code");
+            names_nothing(&format!("{shell} -lc exit"), "-l loads other code");
         }
+        for login in ["-bash run.sh", "-/bin/bash run.sh", "-bash -c exit"] {
+            let arguments: Vec<&[u8]> = login.split(' ').map(str::as_bytes).collect();
+            let code = interpreter(b"bash", &arguments, true).unwrap().code;
+            assert!(matches!(&code, Named::Nothing(why) if why.contains("login shell")), "{login}: {code:?}");
+        }
+        names_nothing("bash -i --rcfile x run.sh", "-i loads other code");
+        names_nothing("bash --login run.sh", "--login loads other code");
         names("bash -eou pipefail run.sh", "run.sh");
         names("bash --norc --rcfile x -O extglob run.sh", "run.sh");
         names_nothing("bash --unheard run.sh", "not known here");
@@ -325,6 +360,9 @@ mod tests {
         names_nothing("perl -e print -Mevil", "-M loads other code");
         names_nothing("perl -MEvil app.pl", "-M loads other code");
         names_nothing("perl -S app.pl", "something else");
+        names_nothing("perl -x app.txt", "something else");
+        names_nothing("perl -F/,/);evil# app.pl", "-F has may be code");
+        names_nothing("perl -anF/,/);evil# -e print", "-F has may be code");
     }
 
     #[test]
@@ -335,6 +373,9 @@ mod tests {
         names_nothing("ruby -e 1 -revil", "loads other code");
         names_nothing("ruby -revil app.rb", "loads other code");
         names_nothing("ruby --require evil app.rb", "not known here");
+        for away in ["-C /tmp", "-C/tmp", "-X /tmp", "-wC /tmp", "-x/tmp", "-x"] {
+            names_nothing(&format!("ruby {away} app.rb"), "in another directory");
+        }
     }
 
     #[test]
@@ -352,6 +393,7 @@ mod tests {
         names_nothing("node --import evil app.js", "loads other code");
         names_nothing("node --test app.js", "something else");
         names_nothing("node --brand-new value app.js", "not known here");
+        names_nothing("node inspect app.js", "something else");
         names_nothing("node", "standard input");
     }
 
@@ -370,6 +412,7 @@ mod tests {
         names_nothing("java -agentpath:/evil.so -jar app.jar", "loads other code");
         names_nothing("java -Xbootclasspath/a:evil.jar -jar app.jar", "loads other code");
         names_nothing("java @options -jar app.jar", "arguments from a file");
+        names_nothing("java -XX:SharedArchiveFile=evil.jsa -jar app.jar", "loads other code");
         names_nothing("java -unheard -jar app.jar", "not known here");
     }
 
@@ -385,6 +428,11 @@ mod tests {
         names_nothing("php -d auto_prepend_file=/evil.php app.php", "loads other code");
         names_nothing("php -dextension=evil app.php", "loads other code");
         names_nothing("php -- app.php", "standard input");
+        for line in ["a=1\nauto_prepend_file=/evil.php", "a=1\r  extension=evil", "[PATH=/]\nzend_extension=evil"] {
+            let arguments = [b"php", b"-d".as_slice(), line.as_bytes(), b"app.php"];
+            let code = interpreter(b"php", &arguments, true).unwrap().code;
+            assert!(matches!(&code, Named::Nothing(why) if why.contains("loads other code")), "{line}: {code:?}");
+        }
     }
 
     #[test]
@@ -407,6 +455,14 @@ mod tests {
         names_nothing("deno test a.ts", "something else");
         names_nothing("deno run --import-map x app.ts", "loads other code");
         names_nothing("deno run --unheard app.ts", "not known here");
+        for url in
+            ["https://evil.example/app.ts", "npm:evil", "jsr:@evil/app", "data:text/javascript,1", "file:///app.ts"]
+        {
+            names_nothing(&format!("deno run -A {url}"), "is no file");
+            names_nothing(&format!("deno {url}"), "is no file");
+        }
+        names("deno run ./odd:name.ts", "./odd:name.ts");
+        names_nothing("deno check app.ts", "something else");
     }
 
     #[test]
@@ -418,6 +474,7 @@ mod tests {
         inline("awk {print} data", "{print}");
         inline("awk -v a=b -- {print} -f", "{print}");
         names_nothing("awk -f a.awk -f b.awk", "several places");
+        names_nothing("awk -f -", "standard input");
         names_nothing("gawk -f a.awk -e evil", "several places");
         names_nothing("mawk -W exec {print}", "not known here");
         names_nothing("gawk -i evil {print}", "loads other code");
@@ -429,7 +486,8 @@ mod tests {
             let arguments: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
             interpreter(b"busybox", &arguments, true).map(|i| i.code)
         };
-        for line in ["sh run.sh", "/bin/ash run.sh", "-sh run.sh", "busybox sh run.sh", "/bin/busybox ash run.sh"] {
+        assert!(matches!(busybox("-sh run.sh"), Some(Named::Nothing(why)) if why.contains("login shell")));
+        for line in ["sh run.sh", "/bin/ash run.sh", "busybox sh run.sh", "/bin/busybox ash run.sh"] {
             assert_eq!(busybox(line), Some(Named::Script(b"run.sh")), "{line}");
         }
         assert_eq!(busybox("awk {print}"), Some(Named::Inline(b"{print}")));

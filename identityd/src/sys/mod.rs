@@ -9,4 +9,5 @@ pub(crate) mod namespace;
 pub(crate) mod process;
 pub(crate) mod regular;
 pub(crate) mod storage;
+pub(crate) mod uptime;
 pub(crate) mod walk;

@@ -5,9 +5,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::io::Errno;
 
 use super::storage::{FileSystem, Storage};
+use crate::version::nanos;
 
 /// Why a file was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -28,11 +30,60 @@ pub(crate) fn open_beneath(root: impl AsFd, path: &[u8]) -> Result<File, OpenErr
     reopen(&find_beneath(root, path)?)
 }
 
-/// The same, only to look at what it is.
+/// What [`open_beneath`] opens, and when the last of the links that lead there was made or changed, in nanoseconds since
+/// 1970; none where there are none. Those are the very links that were followed, whatever happens to them meanwhile.
+pub(crate) fn follow_beneath(root: impl AsFd, path: &[u8]) -> Result<(File, Option<i128>), OpenError> {
+    let (mut whole, mut latest) = (path.to_vec(), None);
+    for _ in 0..=LINKS_MAX {
+        match find(&root, &whole, ResolveFlags::NO_SYMLINKS) {
+            Ok(found) => return Ok((reopen(&found)?, latest)),
+            Err(Errno::LOOP) => {}
+            Err(e) => return Err(io::Error::from(e).into()),
+        }
+        // None: the link that was there has gone.
+        if let Some((changed, led)) = first_link(&root, &whole)? {
+            latest = latest.max(Some(changed));
+            whole = led;
+        }
+    }
+    Err(io::Error::from(Errno::LOOP).into())
+}
+
+/// `MAXSYMLINKS` (include/linux/namei.h), `PATH_MAX`.
+const LINKS_MAX: usize = 40;
+const PATH_MAX: usize = 4096;
+
+/// When the first link on the way was made or changed, and the path with what it leads to in its place.
+fn first_link(root: impl AsFd, path: &[u8]) -> io::Result<Option<(i128, Vec<u8>)>> {
+    let ends = (1..path.len()).filter(|at| path.get(*at) == Some(&b'/') && path.get(at - 1) != Some(&b'/'));
+    for end in ends.chain([path.len()]) {
+        let (until, after) = path.split_at(end);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let found = rustix::fs::openat2(&root, until, flags, Mode::empty(), resolve)?;
+        let stat = rustix::fs::statx(&found, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+        if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Symlink {
+            continue;
+        }
+        let target = rustix::fs::readlinkat(&found, "", Vec::new())?.into_bytes();
+        let directory = until.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
+        let before = if target.starts_with(b"/") { &[] } else { until.get(..directory).unwrap_or_default() };
+        let led = [before, &target, after].concat();
+        if led.len() > PATH_MAX {
+            return Err(Errno::NAMETOOLONG.into());
+        }
+        return Ok(Some((nanos(&stat.stx_ctime), led)));
+    }
+    Ok(None)
+}
+
+/// The same as [`open_beneath`], only to look at what it is.
 pub(crate) fn find_beneath(root: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    Ok(rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)?)
+    Ok(find(root, path, ResolveFlags::NO_MAGICLINKS)?)
+}
+
+fn find(root: impl AsFd, path: &[u8], links: ResolveFlags) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT | links)
 }
 
 /// Opens for reading what was found, after a look at what it is: opening a device or a pipe can have effects.
@@ -122,6 +173,43 @@ mod tests {
         for path in [b"/link".as_slice(), b"link", b"/etc/passwd", b"../../etc/passwd"] {
             let file = open_beneath(&inner, path).unwrap();
             assert_eq!(std::io::read_to_string(file).unwrap(), "inside");
+        }
+    }
+
+    #[test]
+    fn links_are_followed_as_the_kernel_follows_them_and_the_latest_is_told() {
+        use std::os::unix::fs::MetadataExt as _;
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(at("a/b")).unwrap();
+        std::fs::write(at("a/file"), "x").unwrap();
+        for (target, link) in
+            [("../../a", "a/b/up"), ("/a/b/up/file", "absolute"), ("absolute", "again"), ("loop", "loop")]
+        {
+            symlink(target, at(link)).unwrap();
+        }
+        symlink("../../../../../etc/passwd", at("out")).unwrap();
+        let root = File::open(dir.path()).unwrap();
+        let follow = |path: &str| follow_beneath(&root, path.as_bytes());
+        let changed = |link: &str| {
+            let stat = std::fs::symlink_metadata(at(link)).unwrap();
+            i128::from(stat.ctime()) * 1_000_000_000 + i128::from(stat.ctime_nsec())
+        };
+        for (path, links) in [
+            ("/a/file", &[][..]),
+            ("/a/b/../file", &[]),
+            ("a/b/up/file", &["a/b/up"]),
+            ("/a/b/up/../a//file", &["a/b/up"]),
+            ("/again", &["again", "absolute", "a/b/up"]),
+        ] {
+            let (file, latest) = follow(path).unwrap();
+            assert_eq!(path_of(&file).unwrap(), at("a/file").as_os_str().as_bytes(), "{path}");
+            assert_eq!(latest, links.iter().map(|link| changed(link)).max(), "{path}");
+            assert_eq!(path_of(&open_beneath(&root, path.as_bytes()).unwrap()).unwrap(), path_of(&file).unwrap());
+        }
+        for path in ["/loop", "/out", "/a/file/x", "/nothing", "/a/b/up/nothing"] {
+            assert!(matches!((follow(path), open_beneath(&root, path.as_bytes())), (Err(_), Err(_))), "{path}");
         }
     }
 }

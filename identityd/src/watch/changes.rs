@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bonafide_proto::container::Container;
-use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Libraries, Script, Unit};
+use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Libraries, Root, Script, Unit};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::taint::Taints;
 
@@ -49,6 +49,7 @@ impl Believed {
         let (a, b) = (&self.fingerprint, &now.fingerprint);
         let all = [
             executable(self, now),
+            root(&a.root, &b.root),
             evidence("the script", &a.script, &b.script, script),
             evidence("the libraries are", &a.libraries, &b.libraries, libraries),
             number("uid", a.uid, b.uid),
@@ -89,6 +90,14 @@ fn executable(before: &Believed, now: &Believed) -> Option<String> {
         return (before.exe != now.exe).then(|| format!("the executable {} is another file of equal content", b.path));
     }
     Some(format!("the executable {}", moved(a, b)))
+}
+
+fn root(before: &Root, now: &Root) -> Option<String> {
+    let named = |root: &Root| match root {
+        Root::Host => "its root directory is the host's".to_owned(),
+        Root::Within(why) | Root::Other(why) => why.clone(),
+    };
+    (before != now).then(|| format!("{} before, and now {}", named(before), named(now)))
 }
 
 fn moved(before: &HashedFile, now: &HashedFile) -> String {

@@ -218,6 +218,7 @@ impl Execs for AsShown {
             file: FileId { dev: exe.dev(), ino: exe.ino() },
             size: exe.size(),
             modified: i128::from(exe.mtime()) * 1_000_000_000 + i128::from(exe.mtime_nsec()),
+            executed_ns: None,
             arguments: std::fs::read(format!("/proc/{pid}/cmdline")).ok()?,
             arguments_whole: true,
             directory: None,

@@ -4,8 +4,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bonafide_proto::fingerprint::Root;
+use bonafide_proto::fingerprint::{Evidence, Root};
 use bonafide_proto::refusal::AttestReason;
+use bonafide_proto::taint::Taint;
 
 use crate::node::{NOBODY, Node, Program, digest_of, needed, python, sleep};
 
@@ -241,4 +242,45 @@ async fn a_large_program_that_is_not_roots_is_refused() {
     let program = Program::start(Command::new(&large).arg("1000"));
     program.runs(&large).await;
     assert_eq!(node.process(program.pid()).await.unwrap_err().reason, AttestReason::TooLarge);
+}
+
+/// Python that says so and waits.
+const WAITS: &str = "import time\nprint('ready', flush=True)\ntime.sleep(1000)\n";
+
+/// Why there is no script, though it could be opened.
+async fn scriptless(node: &Node, program: &Program) -> String {
+    let found = node.process(program.pid()).await.unwrap().fingerprint;
+    assert!(found.taints.contains(&Taint::NoScript), "{found:?}");
+    match found.script {
+        Evidence::Absent(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_script_is_what_ran_and_not_what_its_name_leads_to_later() {
+    let node = Node::start_on("kernel").await;
+    let (evil, trusted, link) = (node.path("evil.py"), node.path("trusted.py"), node.path("link"));
+    std::fs::write(&trusted, "pass\n").unwrap();
+    std::fs::write(&evil, WAITS).unwrap();
+    std::os::unix::fs::symlink(&evil, &link).unwrap();
+    let mut program = Program::start(Command::new(python()).arg(&link));
+    assert_eq!(program.line(), "ready");
+    std::os::unix::fs::symlink(&trusted, node.path("new")).unwrap();
+    std::fs::rename(node.path("new"), &link).unwrap();
+    let why = scriptless(&node, &program).await;
+    assert!(why.contains("changed") && why.contains("restart"), "{why}");
+
+    // What is honest: written, and executed at once.
+    let mut program = Program::start(Command::new(python()).arg(&evil));
+    assert_eq!(program.line(), "ready");
+    let found = node.process(program.pid()).await.unwrap().fingerprint;
+    assert_eq!(found.script_file().map(|script| script.digest), Some(digest_of(&evil)));
+    assert!(found.taints.is_empty(), "{found:?}");
+    // Rewritten in place it is not what runs; put back it is.
+    std::fs::write(&evil, "pass\n").unwrap();
+    let why = scriptless(&node, &program).await;
+    assert!(why.contains(&found.script_file().unwrap().digest.to_string()), "{why}");
+    std::fs::write(&evil, WAITS).unwrap();
+    assert_eq!(node.process(program.pid()).await.unwrap().fingerprint.script, found.script);
 }
