@@ -25,13 +25,9 @@ pub(crate) enum OpenError {
     NotStored(FileSystem),
 }
 
-/// Opens `path` as a process whose root directory is `root` would, following links inside that root only.
-pub(crate) fn open_beneath(root: impl AsFd, path: &[u8]) -> Result<File, OpenError> {
-    reopen(&find_beneath(root, path)?)
-}
-
-/// What [`open_beneath`] opens, and when the last of the links that lead there was made or changed, in nanoseconds since
-/// 1970; none where there are none. Those are the very links that were followed, whatever happens to them meanwhile.
+/// Opens `path` as a process whose root directory is `root` would, following links inside that root only; and tells when
+/// the last of those links was made or changed, in nanoseconds since 1970, if there are any. They are the very links that
+/// were followed, whatever happens to them meanwhile.
 pub(crate) fn follow_beneath(root: impl AsFd, path: &[u8]) -> Result<(File, Option<i128>), OpenError> {
     let (mut whole, mut latest) = (path.to_vec(), None);
     for _ in 0..=LINKS_MAX {
@@ -77,7 +73,7 @@ fn first_link(root: impl AsFd, path: &[u8]) -> io::Result<Option<(i128, Vec<u8>)
     Ok(None)
 }
 
-/// The same as [`open_beneath`], only to look at what it is.
+/// Finds what [`follow_beneath`] opens, only to look at what it is.
 pub(crate) fn find_beneath(root: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
     Ok(find(root, path, ResolveFlags::NO_MAGICLINKS)?)
 }
@@ -133,6 +129,10 @@ mod tests {
     use std::os::unix::ffi::OsStrExt as _;
 
     use super::*;
+
+    fn open_beneath(root: impl AsFd, path: &[u8]) -> Result<File, OpenError> {
+        follow_beneath(root, path).map(|(file, _)| file)
+    }
 
     fn root() -> OwnedFd {
         rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap()
@@ -206,10 +206,11 @@ mod tests {
             let (file, latest) = follow(path).unwrap();
             assert_eq!(path_of(&file).unwrap(), at("a/file").as_os_str().as_bytes(), "{path}");
             assert_eq!(latest, links.iter().map(|link| changed(link)).max(), "{path}");
-            assert_eq!(path_of(&open_beneath(&root, path.as_bytes()).unwrap()).unwrap(), path_of(&file).unwrap());
+            let by_the_kernel = reopen(&find_beneath(&root, path.as_bytes()).unwrap()).unwrap();
+            assert_eq!(path_of(&by_the_kernel).unwrap(), path_of(&file).unwrap());
         }
         for path in ["/loop", "/out", "/a/file/x", "/nothing", "/a/b/up/nothing"] {
-            assert!(matches!((follow(path), open_beneath(&root, path.as_bytes())), (Err(_), Err(_))), "{path}");
+            assert!(follow(path).is_err() && find_beneath(&root, path.as_bytes()).is_err(), "{path}");
         }
     }
 }
