@@ -217,6 +217,7 @@ mod tests {
             arguments,
             arguments_whole,
             directory,
+            taints: Taints::new(),
             witnessed,
         }))
     }

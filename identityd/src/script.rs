@@ -255,6 +255,7 @@ mod tests {
                 file: FileVersion::of(&exe).unwrap().id,
                 size: 0,
                 modified: 0,
+                executed_ns: None,
                 arguments: b"bash\0app.sh\0".to_vec(),
                 arguments_whole: true,
                 directory: Some(self.0),

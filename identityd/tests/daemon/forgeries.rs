@@ -207,8 +207,8 @@ async fn a_program_changed_unseen_has_its_new_digest() {
 }
 
 #[tokio::test]
-async fn a_script_changed_unseen_has_its_new_digest() {
-    let node = Node::start(NOBODY).await;
+async fn a_script_changed_unseen_is_none_of_a_process_that_runs_the_old_one() {
+    let node = Node::start_on("kernel").await;
     let code = b"import time\nprint('ready', flush=True)\ntime.sleep(1000)\n";
     for below in [Path::new("/dev/shm"), node.dir.path()] {
         std::fs::set_permissions(node.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -217,10 +217,13 @@ async fn a_script_changed_unseen_has_its_new_digest() {
             let mut swap = Swap::start("script", below, code);
             let mut program = Program::start(Command::new(python()).arg(swap.file()));
             assert_eq!(program.line(), "ready");
-            let digest = async || node.process(program.pid()).await.unwrap().fingerprint.script_file().unwrap().digest;
-            assert_eq!(digest().await, digest_of(swap.file()));
+            let began = node.process(program.pid()).await.unwrap().fingerprint.script_file().unwrap().digest;
+            assert_eq!(began, digest_of(swap.file()));
             unseen = swap.store_unseen();
-            assert_eq!(digest().await, digest_of(swap.file()), "{}", below.display());
+            let why = scriptless(&node, &program).await;
+            for digest in [began, digest_of(swap.file())] {
+                assert!(why.contains(&digest.to_string()), "{}: {why}", below.display());
+            }
             if unseen {
                 break;
             }
