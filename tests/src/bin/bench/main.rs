@@ -8,6 +8,7 @@ mod churn;
 mod connect;
 mod crowd;
 mod day;
+mod ends;
 mod hash;
 mod loss;
 mod report;
@@ -51,6 +52,8 @@ enum What {
     Churn,
     /// A day's worth of events.
     Soak,
+    /// What ends live connections, at either end.
+    Ends,
 }
 
 impl What {
@@ -61,6 +64,7 @@ impl What {
             Self::Connect => connect::measure(quick, report),
             Self::Churn => churn::measure(quick, report),
             Self::Soak => soak::measure(quick, report),
+            Self::Ends => ends::measure(quick, report),
         }
     }
 }
