@@ -1,10 +1,11 @@
-//! Watches processes for what changes in place and no event tells: the kernel compares them every 50 ms.
+//! Watches processes for what changes in place and no event tells: the kernel compares them every 20 ms, or
+//! every 50 ms where there are so many that it takes a while.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bonafide_proto::fingerprint::Execution;
 use libbpf_rs::{MapCore as _, MapFlags};
@@ -13,8 +14,12 @@ use super::layout::{Process, unseen, watched_image};
 use super::load::{Programs, run};
 use crate::events::Sentry;
 
-/// How soon a change is told of.
-const INTERVAL: Duration = Duration::from_millis(50);
+/// Between two sweeps: within 100 ms of a change there is another look to be taken, too.
+const OFTEN: Duration = Duration::from_millis(20);
+/// The same, where sweeps are long.
+const SELDOM: Duration = Duration::from_millis(50);
+/// A sweep may take this part of the time.
+const SHARE: u32 = 50;
 
 /// Has the kernel compare those that are watched.
 pub(super) struct Sweeper {
@@ -40,11 +45,14 @@ impl Sweeper {
         let sweeper = Arc::new(Self { programs, sweeping: Mutex::new(()), watches: AtomicBool::new(false) });
         let weak = Arc::downgrade(&sweeper);
         thread::Builder::new().name("kernel-sweep".to_owned()).spawn(move || {
+            let mut pause = OFTEN;
             loop {
-                thread::sleep(INTERVAL);
+                thread::sleep(pause);
                 let Some(sweeper) = weak.upgrade() else { return };
                 if sweeper.watches.load(Ordering::Relaxed) {
+                    let began = Instant::now();
                     sweeper.sweep();
+                    pause = pause_after(began.elapsed());
                 }
             }
         })?;
@@ -59,11 +67,15 @@ impl Sweeper {
     }
 }
 
+fn pause_after(took: Duration) -> Duration {
+    took.saturating_mul(SHARE).clamp(OFTEN, SELDOM)
+}
+
 impl Sentry for Sweeper {
     fn watch(&self, executions: &[Execution]) {
         executions.iter().for_each(|execution| self.add(*execution));
         self.watches.store(true, Ordering::Relaxed);
-        // What they are compared with is what they are now, not in 50 ms.
+        // What they are compared with is what they are now, not at the next turn.
         self.sweep();
     }
 
@@ -100,5 +112,17 @@ impl Sweeper {
     fn watched(&self, execution: Execution) -> Option<u64> {
         let bytes = self.programs.watched.lookup(&execution.pid.to_ne_bytes(), MapFlags::ANY).ok()??;
         watched_image(&bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sweeps_are_seldom_where_they_are_long_and_never_more_so_than_is_promised() {
+        let after = |micros| pause_after(Duration::from_micros(micros));
+        assert_eq!([after(0), after(400), after(1_000_000)], [OFTEN, OFTEN, SELDOM]);
+        assert_eq!(after(600), Duration::from_millis(30));
     }
 }
