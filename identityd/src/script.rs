@@ -36,9 +36,9 @@ pub(crate) enum Code<F> {
 
 /// The code of one process.
 #[derive(Debug)]
-pub(crate) struct Interpreted {
+pub(crate) struct Interpreted<F> {
     /// The code.
-    pub(crate) code: Evidence<Code<File>>,
+    pub(crate) code: Evidence<Code<F>>,
     /// When the last of the links that lead to its file was made or changed, in nanoseconds since 1970.
     pub(crate) linked: Option<i128>,
     /// How its interpreter reads command lines; none if it is no interpreter.
@@ -54,7 +54,7 @@ pub(crate) fn find(
     look: &Look,
     beginning: &Beginning,
     early: &Early,
-) -> Result<Interpreted, AttestRefusal> {
+) -> Result<Interpreted<File>, AttestRefusal> {
     let program = Path::new(std::ffi::OsStr::from_bytes(&look.exe_path)).file_name().unwrap_or_default();
     let line = CommandLine::of(process, beginning)?;
     let read = interpreter(program.as_encoded_bytes(), &arguments(&line.bytes, line.whole), line.whole);

@@ -15,7 +15,7 @@ use crate::mapped::Mapped;
 use crate::parse::environ::{self, ENVIRON_MAX};
 use crate::parse::grammar::Grammar;
 use crate::refuse::{refuse, unread};
-use crate::script::{self, Code};
+use crate::script::{self, Code, Interpreted};
 use crate::sys::executable::Kept;
 use crate::sys::namespace::Home;
 use crate::sys::process::{Look, Process};
@@ -142,7 +142,7 @@ impl Eyes {
             return refuse(AttestReason::GenerationGone, format!("process {pid} changed its program meanwhile"));
         }
         beginning.unchanged(&exe, pid)?;
-        let (script, linked, grammar) =
+        let Interpreted { code: script, linked, grammar } =
             self.code(&process, &look, &beginning, |file| keep(file, pid, look.owner.uid, files))?;
         let changed = version_of(&script).map(|version| version.changed).max(linked);
         let late = self.late(&beginning, changed, pid)?;
@@ -163,7 +163,7 @@ impl Eyes {
         look: &Look,
         beginning: &Beginning,
         mut version: impl FnMut(File) -> Result<FileVersion, AttestRefusal>,
-    ) -> Result<(Evidence<Code<FileVersion>>, Option<i128>, Option<&'static Grammar>), AttestRefusal> {
+    ) -> Result<Interpreted<FileVersion>, AttestRefusal> {
         let found = script::find(process, look, beginning, &self.early)?;
         let code = match found.code {
             Evidence::Known(Code::File(path, file)) => Evidence::Known(Code::File(path, version(file)?)),
@@ -172,7 +172,7 @@ impl Eyes {
             Evidence::Absent(why) => Evidence::Absent(why),
             Evidence::Unavailable(why) => Evidence::Unavailable(why),
         };
-        Ok((code, found.linked, found.grammar))
+        Ok(Interpreted { code, linked: found.linked, grammar: found.grammar })
     }
 
     fn same(&self, one: &Seen) -> Result<(), AttestRefusal> {
@@ -186,7 +186,7 @@ impl Eyes {
             return changed("the state of");
         }
         let version = |file: File| FileVersion::of(&file).map_err(|e| unread(pid, "the script", &e));
-        if self.code(&one.process, &one.look, &one.beginning, version)?.0 != one.script {
+        if self.code(&one.process, &one.look, &one.beginning, version)?.code != one.script {
             return changed("the script of");
         }
         if !Mapped::by(&one.process, one.look.exe.id)?.same(&one.mapped) {
