@@ -1,5 +1,8 @@
 //! Continuous re-verification: what identityd takes back is asked again, and flows that it no longer justifies end.
 
+mod room;
+mod unsaid;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,16 +11,16 @@ use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::flow::SocketRole;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::flow::listener_now;
-use crate::identity::{About, AsOf, Identity, Quarantine};
+use crate::identity::{About, Answer, AsOf, Identity, Quarantine};
 use crate::live::{Doubt, Live, is_no_answer, is_no_doubt};
+use room::Room;
+use unsaid::Unsaid;
 
-/// Questions on their way to identityd at once.
-const ASKING_MAX: usize = 32;
 /// The pause before a question is repeated that nobody answered; each further one doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// The longest such pause.
@@ -65,7 +68,33 @@ async fn follow(
 }
 
 /// A doubt, when it was asked, and what identityd said.
-type Settled = (Doubt, AsOf, Result<Arc<Attestation>, AttestRefusal>);
+struct Settled {
+    doubt: Doubt,
+    asked: AsOf,
+    answer: Answer<Arc<Attestation>>,
+}
+
+impl Settled {
+    /// Whether the same has to be asked again.
+    fn is_open(&self) -> bool {
+        matches!(&self.answer.result, Err(refusal) if is_no_answer(refusal.reason))
+    }
+
+    /// Whether identityd was there, and could not say. Without a policy it says nothing of anybody.
+    fn is_unsaid(&self) -> bool {
+        self.answer.reached && matches!(&self.answer.result, Err(e) if e.reason == AttestReason::Unavailable)
+    }
+
+    /// It could not say for too long: that is an answer.
+    fn conclude(&mut self) {
+        if self.is_unsaid()
+            && let Err(refusal) = &mut self.answer.result
+        {
+            let detail = format!("identityd could not say for too long: {}", refusal.detail);
+            *refusal = AttestRefusal::new(AttestReason::EvidenceUnavailable, detail);
+        }
+    }
+}
 
 /// All that was asked about the same executions.
 struct Answered {
@@ -80,12 +109,12 @@ struct Asking {
     running: JoinSet<Answered>,
     /// What is asked, and the doubt that arose meanwhile: the answer under way may be older than that.
     about: HashMap<Vec<Execution>, Option<Doubt>>,
-    room: Arc<Semaphore>,
+    room: Arc<Room>,
 }
 
 impl Asking {
     fn new(live: Arc<Live>, identity: Identity) -> Self {
-        let room = Arc::new(Semaphore::new(ASKING_MAX));
+        let room = Arc::new(Room::new());
         Self { live, identity, running: JoinSet::new(), about: HashMap::new(), room }
     }
 
@@ -112,7 +141,7 @@ impl Asking {
         if let Some(Some(meanwhile)) = self.about.remove(&answered.executions) {
             self.ask(meanwhile);
         }
-        answered.settled.iter().map(|(doubt, asked, answer)| self.live.settle(doubt, *asked, answer)).sum()
+        answered.settled.iter().map(|s| self.live.settle(&s.doubt, s.asked, &s.answer.result)).sum()
     }
 }
 
@@ -120,22 +149,28 @@ impl Asking {
 struct Asker {
     live: Arc<Live>,
     identity: Identity,
-    room: Arc<Semaphore>,
+    room: Arc<Room>,
 }
 
 impl Asker {
-    /// Asks until there is an answer, or nobody waits for it any more.
+    /// Asks until there is an answer, or nobody waits for it any more. As long as identityd is not there the question
+    /// stays; that it cannot say is an answer after a while.
     async fn answered(self, doubt: Doubt) -> Answered {
         let memory = self.identity.memory();
-        let mut pause = PAUSE_MIN;
+        let (mut pause, mut unsaid) = (PAUSE_MIN, Unsaid::default());
         loop {
-            let settled = self.attempt(&doubt).await;
+            let began = Instant::now();
+            let mut settled = self.attempt(&doubt).await;
             if doubt.raised.is_of_another_session(memory.as_of()) {
                 // Another identityd does not know these executions by their numbers. With it comes another doubt.
                 return Answered { executions: doubt.executions, settled: Vec::new() };
             }
-            let is_open = |(_, _, answer): &Settled| matches!(answer, Err(e) if is_no_answer(e.reason));
-            if !settled.iter().any(is_open) || self.live.doubted_program(&doubt).is_none() {
+            if !settled.iter().any(Settled::is_unsaid) {
+                unsaid.forget();
+            } else if unsaid.too_often(began, Instant::now()) {
+                settled.iter_mut().for_each(Settled::conclude);
+            }
+            if !settled.iter().any(Settled::is_open) || self.live.doubted_program(&doubt).is_none() {
                 return Answered { executions: doubt.executions, settled };
             }
             sleep(pause).await;
@@ -146,14 +181,14 @@ impl Asker {
     async fn attempt(&self, doubt: &Doubt) -> Vec<Settled> {
         let asked = self.identity.memory().as_of();
         let answer = {
-            let _room = self.room.acquire().await;
+            let _room = self.room.enter(self.user(doubt)).await;
             self.identity.reattest(&doubt.executions).await
         };
-        match answer {
+        match &answer.result {
             Err(refusal) if doubt.executions.len() > 1 && !is_no_doubt(refusal.reason) => {
-                self.socket_by_socket(doubt, &refusal).await
+                self.socket_by_socket(doubt, refusal).await
             }
-            answer => vec![(doubt.clone(), asked, answer)],
+            _ => vec![Settled { doubt: doubt.clone(), asked, answer }],
         }
     }
 
@@ -163,27 +198,35 @@ impl Asker {
         let mut settled = Vec::new();
         for part in doubt.split() {
             let Some(program) = self.live.doubted_program(&part) else { continue };
-            let _room = self.room.acquire().await;
+            let _room = self.room.enter(program.attestation.fingerprint.uid).await;
             let asked = self.identity.memory().as_of();
             let answer = if program.as_of.is_of_another_session(asked) {
                 // Nor does another identityd know the kernel's record of that socket.
-                Err(refusal.clone())
+                Answer { result: Err(refusal.clone()), reached: true }
             } else {
                 self.who_has(program.about).await
             };
-            settled.push((part, asked, answer));
+            settled.push(Settled { doubt: part, asked, answer });
         }
         settled
     }
 
-    async fn who_has(&self, about: About) -> Result<Arc<Attestation>, AttestRefusal> {
+    async fn who_has(&self, about: About) -> Answer<Arc<Attestation>> {
         let attested = match about.key.role {
-            SocketRole::Connector => self.identity.ask(about).await,
+            SocketRole::Connector => self.identity.asked(about).await,
             SocketRole::Listener => match listener_now(about.key) {
-                Ok((_spare, key)) => self.identity.ask(About::key(key)).await,
-                Err(e) => Err(AttestRefusal::new(AttestReason::Unavailable, format!("no port to ask from: {e}"))),
+                Ok((_spare, key)) => self.identity.asked(About::key(key)).await,
+                Err(e) => {
+                    let refusal = AttestRefusal::new(AttestReason::Unavailable, format!("no port to ask from: {e}"));
+                    Answer { result: Err(refusal), reached: true }
+                }
             },
         };
         attested.map(|attested| attested.attestation)
+    }
+
+    /// Whose program the doubt is about.
+    fn user(&self, doubt: &Doubt) -> u32 {
+        self.live.doubted_program(doubt).map_or(0, |program| program.attestation.fingerprint.uid)
     }
 }

@@ -28,6 +28,7 @@ pub mod bench;
 pub mod config;
 pub mod daemon;
 
+mod accounts;
 mod attest;
 mod beginning;
 mod bundle;

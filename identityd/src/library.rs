@@ -42,7 +42,7 @@ pub(crate) async fn libraries(
         seen.mapped.files.iter().filter(|(id, _)| !known.contains_key(id)).map(|(id, p)| (*id, p.clone())).collect();
     for some in unknown.chunks(OPEN_MAX) {
         let (process, some) = (Arc::clone(&seen.process), some.to_vec());
-        let opening = witness.look(seen.look.owner.uid, process.execution(), move || open(&process, some));
+        let opening = witness.look(seen.account, process.execution(), move || open(&process, some));
         let opened = match opening.await {
             Err(refusal) if refusal.reason == AttestReason::Unhashable => return Ok(Evidence::Absent(refusal.detail)),
             opened => opened?,
@@ -52,7 +52,7 @@ pub(crate) async fn libraries(
                 Ok(file) => Arc::new(file),
                 Err(why) => return Ok(Evidence::Absent(why)),
             };
-            match witness.digest(&file, seen.look.owner.uid).await {
+            match witness.digest(&file, seen.account).await {
                 Ok(digest) => known.insert(id, digest),
                 Err(e) => return Ok(undigested(&e)),
             };

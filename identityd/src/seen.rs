@@ -9,6 +9,7 @@ use bonafide_proto::fingerprint::{Evidence, Execution, HashedFile};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::taint::{Taint, Taints};
 
+use crate::accounts::Accounts;
 use crate::beginning::{Beginning, Early};
 use crate::execs::{self, Execs};
 use crate::mapped::Mapped;
@@ -33,6 +34,8 @@ pub(crate) struct Eyes {
     pub(crate) early: Arc<Early>,
     /// That files' times are held against.
     pub(crate) clock: SharedClock,
+    /// Who pays.
+    pub(crate) accounts: Arc<Accounts>,
 }
 
 /// A process after the first look.
@@ -42,6 +45,8 @@ pub(crate) struct Seen {
     pub(crate) process: Arc<Process>,
     /// How it began.
     pub(crate) beginning: Beginning,
+    /// On whose account it is looked at.
+    pub(crate) account: u32,
     /// The cheap evidence.
     pub(crate) look: Look,
     /// The executable's path, fit to be shown.
@@ -75,7 +80,7 @@ pub(crate) struct Noted {
     pub(crate) late: bool,
 }
 
-/// The files to be hashed, each once, and a user who runs it.
+/// The files to be hashed, each once, and the account of a user who runs it.
 pub(crate) type Files = HashMap<FileVersion, (Arc<File>, u32)>;
 
 impl Eyes {
@@ -128,22 +133,32 @@ impl Eyes {
         Ok(seen)
     }
 
+    /// On whose account this execution is looked at. Nothing that is read here depends on the process.
+    ///
+    /// # Errors
+    /// `process-gone`, `evidence-unreadable`.
+    pub(crate) fn account(&self, execution: Execution) -> Result<u32, AttestRefusal> {
+        let process = Process::pin_execution(execution)?;
+        Ok(self.accounts.of(process.owner()?.uid, process.is_foreign(self.home)?))
+    }
+
     fn see(&self, execution: Execution, files: &mut Files) -> Result<Seen, AttestRefusal> {
         let process = Process::pin_execution(execution)?;
         let (pid, beginning) = (execution.pid, Beginning::of(execution, &process, &*self.execs)?);
         let look = process.look(self.home, beginning.seen().is_some())?;
+        let account = self.accounts.of(look.owner.uid, look.foreign);
         execs::unreplaced(&*self.execs, process.execution(), beginning.at_exec(), look.exe.id)?;
         let exe_path = script::printable(&look.exe_path, "the executable's path")?;
         let exe = process.open_exe()?;
         regular::stored(&exe)
             .or_else(|e| refuse(AttestReason::Unhashable, format!("the executable {exe_path}: {e}")))?;
-        let exe = keep(exe, pid, look.owner.uid, files)?;
+        let exe = keep(exe, pid, account, files)?;
         if exe.id != look.exe.id {
             return refuse(AttestReason::GenerationGone, format!("process {pid} changed its program meanwhile"));
         }
         beginning.unchanged(&exe, pid)?;
         let Interpreted { code: script, linked, grammar } =
-            self.code(&process, &look, &beginning, |file| keep(file, pid, look.owner.uid, files))?;
+            self.code(&process, &look, &beginning, |file| keep(file, pid, account, files))?;
         let changed = version_of(&script).map(|version| version.changed).max(linked);
         let late = self.late(&beginning, changed, pid)?;
         let mapped = Mapped::by(&process, look.exe.id)?;
@@ -154,7 +169,7 @@ impl Eyes {
         let versions = std::iter::once(exe).chain(version_of(&script));
         let open = versions.filter_map(|version| Some((version, Arc::clone(&files.get(&version)?.0)))).collect();
         let (process, interprets) = (Arc::new(process), grammar.is_some());
-        Ok(Seen { process, beginning, look, exe_path, exe, script, late, interprets, mapped, taints, open })
+        Ok(Seen { process, beginning, account, look, exe_path, exe, script, late, interprets, mapped, taints, open })
     }
 
     fn code(

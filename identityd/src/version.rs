@@ -40,6 +40,10 @@ pub(crate) struct FileVersion {
     /// Whether only root can write it.
     pub(crate) root_only: bool,
     /// Whether nobody can write it any more: it is protected by fs-verity.
+    ///
+    /// The flag stands for the digest that fs-verity has of it: that one never changes while the file has its inode, so
+    /// device, inode and change time tell sealed files apart as well. (It is read by an ioctl for which there is no safe
+    /// function.)
     pub(crate) sealed: bool,
     /// Both in nanoseconds since 1970.
     pub(crate) modified: i128,

@@ -61,6 +61,8 @@ pub(crate) struct Witnessed {
     pub(crate) execution: Execution,
     /// The file it runs.
     pub(crate) exe: FileId,
+    /// On whose account it was looked at.
+    pub(crate) account: u32,
     /// The evidence.
     pub(crate) fingerprint: Fingerprint,
     /// The digests of its libraries, one by one. They stay on this host.
@@ -118,7 +120,7 @@ impl Witness {
             },
             patience,
             host,
-            eyes: Eyes { home: Home::own()?, execs, early: Arc::default(), clock },
+            eyes: Eyes { home: Home::own()?, execs, early: Arc::default(), clock, accounts: Arc::default() },
             containers: Containers::new(runtimes, hierarchies.clone()),
             looks: Looks::default(),
             hierarchies,
@@ -163,7 +165,7 @@ impl Witness {
     /// Any doubt about it, by name.
     pub(crate) async fn note(&self, execution: Execution) -> Result<(), AttestRefusal> {
         let eyes = self.eyes.clone();
-        let user = blocking(move || users(&[execution])).await?.first().copied().unwrap_or_default();
+        let user = self.users(&[execution]).await?.first().copied().unwrap_or_default();
         let Some(noted) = self.look(user, execution, move || eyes.note(execution)).await? else { return Ok(()) };
         let digest = self.digests.digest(&noted.file, user).await.map_err(unhashed)?;
         // What was changed already is said to whoever asks.
@@ -184,9 +186,9 @@ impl Witness {
 
     /// On whose account each of them is looked at.
     async fn users(&self, executions: &[Execution]) -> Result<Vec<u32>, AttestRefusal> {
-        let asked = executions.to_vec();
+        let (asked, eyes) = (executions.to_vec(), self.eyes.clone());
         let _lookup = self.lookups.acquire().await;
-        blocking(move || users(&asked)).await
+        blocking(move || asked.into_iter().map(|execution| eyes.account(execution)).collect()).await
     }
 
     async fn first_looks(
@@ -207,7 +209,7 @@ impl Witness {
     async fn second_looks(&self, seen: Vec<Seen>) -> Result<Vec<Seen>, AttestRefusal> {
         let mut all = Vec::with_capacity(seen.len());
         for one in seen {
-            let (eyes, user, execution) = (self.eyes.clone(), one.look.owner.uid, one.process.execution());
+            let (eyes, user, execution) = (self.eyes.clone(), one.account, one.process.execution());
             all.push(self.look(user, execution, move || eyes.second(one)).await?);
         }
         Ok(all)
@@ -321,8 +323,9 @@ impl Witness {
         let execution = Execution { image: seen.beginning.image(), ..seen.process.execution() };
         let members = learned.members;
         let mapped = fingerprint.libraries.known().map(|_| seen.mapped.files).unwrap_or_default();
-        let (exe, files, interprets, process) = (seen.look.exe.id, seen.open, seen.interprets, seen.process);
-        Ok(Witnessed { execution, exe, fingerprint, members, files, mapped, interprets, process })
+        let (exe, account, interprets) = (seen.look.exe.id, seen.account, seen.interprets);
+        let (files, process) = (seen.open, seen.process);
+        Ok(Witnessed { execution, exe, account, fingerprint, members, files, mapped, interprets, process })
     }
 }
 
@@ -366,9 +369,4 @@ async fn blocking<T: Send + 'static>(
         Ok(done) => done,
         Err(e) => refuse(AttestReason::Unavailable, format!("looking at processes failed: {e}")),
     }
-}
-
-/// On whose account each of them is looked at. Nothing that is read here depends on the process.
-fn users(executions: &[Execution]) -> Result<Vec<u32>, AttestRefusal> {
-    executions.iter().map(|execution| Ok(Process::pin_execution(*execution)?.owner()?.uid)).collect()
 }

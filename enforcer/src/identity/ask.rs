@@ -28,6 +28,22 @@ pub(super) struct Daemon {
     client: Client,
 }
 
+/// What became of a question.
+#[derive(Debug)]
+pub(crate) struct Answer<T> {
+    /// The answer.
+    pub(crate) result: Result<T, AttestRefusal>,
+    /// Whether identityd was there: it answered, even if only that it cannot say, or it took too long to.
+    pub(crate) reached: bool,
+}
+
+impl<T> Answer<T> {
+    /// The same, of something else.
+    pub(crate) fn map<U>(self, change: impl FnOnce(T) -> U) -> Answer<U> {
+        Answer { result: self.result.map(change), reached: self.reached }
+    }
+}
+
 /// Nobody can say.
 pub(super) fn unavailable(detail: impl Into<String>) -> AttestRefusal {
     AttestRefusal::new(AttestReason::Unavailable, detail)
@@ -39,28 +55,24 @@ impl Daemon {
     }
 
     /// Whose socket is it? With what the kernel wrote down when it connected, if it did.
-    pub(super) async fn attest(
-        &self,
-        key: FlowKey,
-        record: Option<&ConnectRecord>,
-    ) -> Result<Attestation, AttestRefusal> {
+    pub(super) async fn attest(&self, key: FlowKey, record: Option<&ConnectRecord>) -> Answer<Attestation> {
         let kernel = record.map(|record| record.to_bytes().to_vec()).unwrap_or_default();
         let request = wire::AttestFlowRequest { kernel, ..key.into() };
         let answer = twice(&self.client, move |mut daemon| {
             let request = request.clone();
             async move { daemon.attest_flow(request).await }
         });
-        attested(within(ATTEST_PATIENCE, answer).await?)
+        attested(within(ATTEST_PATIENCE, answer).await)
     }
 
     /// Who are these executions now?
-    pub(super) async fn reattest(&self, executions: &[Execution]) -> Result<Attestation, AttestRefusal> {
+    pub(super) async fn reattest(&self, executions: &[Execution]) -> Answer<Attestation> {
         let request = wire::ReattestRequest { executions: executions.iter().map(|e| (*e).into()).collect() };
         let answer = twice(&self.client, move |mut daemon| {
             let request = request.clone();
             async move { daemon.reattest(request).await }
         });
-        attested(within(ATTEST_PATIENCE, answer).await?)
+        attested(within(ATTEST_PATIENCE, answer).await)
     }
 
     /// A certificate chain, leaf first, as it came: nothing of it was checked.
@@ -77,7 +89,7 @@ impl Daemon {
             let request = request.clone();
             async move { daemon.fetch_svid(request).await }
         });
-        match within(ORDER_PATIENCE, answer).await?.of {
+        match within(ORDER_PATIENCE, answer).await.result?.of {
             Some(Of::Svid(svid)) => Ok(svid.chain.into_iter().map(CertificateDer::from).collect()),
             Some(Of::Refused(refused)) => Err(refused.into()),
             None => Err(unavailable("identityd answered nothing")),
@@ -109,8 +121,10 @@ impl Daemon {
     }
 }
 
-fn attested(answer: wire::AttestResponse) -> Result<Attestation, AttestRefusal> {
-    Result::try_from(answer).unwrap_or_else(|e: Malformed| Err(unavailable(e.to_string())))
+fn attested(Answer { result, reached }: Answer<wire::AttestResponse>) -> Answer<Attestation> {
+    let result = result
+        .and_then(|answer| Result::try_from(answer).unwrap_or_else(|e: Malformed| Err(unavailable(e.to_string()))));
+    Answer { result, reached }
 }
 
 /// Asks again where the connection broke: a restarted identityd is met with a connection to the one before.
@@ -125,10 +139,11 @@ where
     answer.map(Response::into_inner)
 }
 
-async fn within<T>(patience: Duration, answer: impl Future<Output = Result<T, Status>>) -> Result<T, AttestRefusal> {
-    match timeout(patience, answer).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(e)) => Err(unavailable(format!("identityd cannot be asked: {}", e.message()))),
-        Err(_) => Err(unavailable(format!("identityd did not answer within {} s", patience.as_secs()))),
-    }
+async fn within<T>(patience: Duration, answer: impl Future<Output = Result<T, Status>>) -> Answer<T> {
+    let (result, reached) = match timeout(patience, answer).await {
+        Ok(Ok(answer)) => (Ok(answer), true),
+        Ok(Err(e)) => (Err(unavailable(format!("identityd cannot be asked: {}", e.message()))), false),
+        Err(_) => (Err(unavailable(format!("identityd did not answer within {} s", patience.as_secs()))), true),
+    };
+    Answer { result, reached }
 }

@@ -34,6 +34,7 @@ use tokio::sync::watch::{Receiver, channel};
 use tokio::task::JoinSet;
 
 use crate::tunnel::{Leaf, Trust};
+pub(crate) use ask::Answer;
 use ask::Daemon;
 use kernel_map::KernelMap;
 pub(crate) use lapse::{Lapse, Lapsed, Process, Quarantine, Socket};
@@ -153,18 +154,25 @@ impl Identity {
     /// # Errors
     /// As [`Identity::attest`].
     pub(crate) async fn ask(&self, about: About) -> Result<Attested, AttestRefusal> {
+        self.asked(about).await.result
+    }
+
+    /// The same, and whether identityd was there.
+    pub(crate) async fn asked(&self, about: About) -> Answer<Attested> {
         let Shared { daemon, memory, .. } = &*self.shared;
         let (as_of, record) = (memory.as_of(), about.record.as_ref());
-        let attestation = Arc::new(daemon.attest(about.key, record).await?);
-        memory.remember(as_of, record, &attestation);
-        Ok(Attested { attestation, as_of, about })
+        let answer = daemon.attest(about.key, record).await.map(Arc::new);
+        if let Ok(attestation) = &answer.result {
+            memory.remember(as_of, record, attestation);
+        }
+        answer.map(|attestation| Attested { attestation, as_of, about })
     }
 
     /// Who are these executions now, that were attested before? Those that ended are left out.
     ///
     /// # Errors
     /// As [`Identity::attest`]; `process-gone` if all of them ended.
-    pub(crate) async fn reattest(&self, executions: &[Execution]) -> Result<Arc<Attestation>, AttestRefusal> {
+    pub(crate) async fn reattest(&self, executions: &[Execution]) -> Answer<Arc<Attestation>> {
         self.shared.daemon.reattest(executions).await.map(Arc::new)
     }
 

@@ -3,7 +3,8 @@
 //! ```text
 //!   [sure] --- what it depends on lapsed ---> [in doubt] --- asked again: the same ---> [sure]
 //!                                                 |--------- asked again: another, or a doubt ---> ended
-//!                                                 +--------- nobody answers: it goes on, and is asked again
+//!                                                 |--------- asked again: it cannot be said, for 10 s ---> ended
+//!                                                 +--------- nobody is there: it goes on, and is asked again
 //! ```
 
 mod doubt;

@@ -100,8 +100,7 @@ impl Process {
         let pid = self.execution.pid;
         self.alive()?;
         self.is_no_kernel_thread()?;
-        let user = Namespace::at(&self.dir, "ns/user").map_err(|e| unread(pid, "the user namespace", &e))?;
-        let foreign = user != home.user;
+        let foreign = self.is_foreign(home)?;
         if foreign && !witnessed {
             let detail = format!("process {pid} is in another user namespace, where /proc/{pid}/exe can be forged");
             return refuse(AttestReason::ExeUnwitnessed, detail);
@@ -114,6 +113,15 @@ impl Process {
         };
         let cgroup = self.content("cgroup", FILE_MAX)?;
         Ok(Look { exe: exe.file, exe_path: found.path, exe_kept: found.kept, root, owner, traced, foreign, cgroup })
+    }
+
+    /// Whether it is outside this daemon's user namespace.
+    ///
+    /// # Errors
+    /// `process-gone`, `evidence-unreadable`.
+    pub(crate) fn is_foreign(&self, home: Home) -> Result<bool, AttestRefusal> {
+        let user = Namespace::at(&self.dir, "ns/user");
+        Ok(user.map_err(|e| unread(self.execution.pid, "the user namespace", &e))? != home.user)
     }
 
     /// Its executable, with a path that leads to it, or would if it were still there. A path that proves nothing is

@@ -17,6 +17,8 @@ use crate::witness::Witnessed;
 pub(crate) struct Believed {
     /// The file it runs.
     pub(crate) exe: FileId,
+    /// Whose account pays for looking at it.
+    pub(crate) account: u32,
     /// The evidence.
     pub(crate) fingerprint: Arc<Fingerprint>,
     /// The digests of its libraries, one by one.
@@ -27,7 +29,7 @@ impl Believed {
     /// What this look showed.
     pub(crate) fn of(witnessed: &Witnessed) -> Self {
         let (fingerprint, members) = (Arc::new(witnessed.fingerprint.clone()), Arc::clone(&witnessed.members));
-        Self { exe: witnessed.exe, fingerprint, members }
+        Self { exe: witnessed.exe, account: witnessed.account, fingerprint, members }
     }
 
     /// Whether a look showed enough to tell what changed.
@@ -223,14 +225,15 @@ pub(crate) mod tests {
         };
         let exe = HashedFile { path: path.to_owned(), digest: Digest::of(path.as_bytes()) };
         let exe_id = FileId { dev: 1, ino: path.len() as u64 };
-        Believed { exe: exe_id, fingerprint: Arc::new(Fingerprint::of(exe, (0, 0), host)), members: Arc::default() }
+        let fingerprint = Arc::new(Fingerprint::of(exe, (0, 0), host));
+        Believed { exe: exe_id, account: 0, fingerprint, members: Arc::default() }
     }
 
     /// The same, with this changed.
     pub(crate) fn with(before: &Believed, change: impl FnOnce(&mut Fingerprint)) -> Believed {
         let mut fingerprint = Fingerprint::clone(&before.fingerprint);
         change(&mut fingerprint);
-        Believed { fingerprint: Arc::new(fingerprint), ..before.clone() }
+        Believed { account: fingerprint.uid, fingerprint: Arc::new(fingerprint), ..before.clone() }
     }
 
     pub(crate) fn container_of(image: u8) -> Container {

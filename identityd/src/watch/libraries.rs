@@ -20,7 +20,7 @@ impl Eyes {
         let unwatched = self.unwatched(seen);
         for some in unwatched.chunks(OPEN_MAX) {
             let (process, some) = (Arc::clone(&seen.process), some.to_vec());
-            let opened = self.witness.look(seen.fingerprint.uid, seen.execution, move || open(&process, &some)).await?;
+            let opened = self.witness.look(seen.account, seen.execution, move || open(&process, &some)).await?;
             let mut known = self.known();
             for (id, file) in opened {
                 known.watch(seen.execution, id, &file)?;

@@ -31,15 +31,16 @@ const PATIENT_MAX: u32 = 10;
 /// Looks at one execution after the other.
 pub(crate) async fn run(eyes: Arc<Eyes>, preferred: Lane) {
     loop {
-        let (execution, lane) = eyes.turns.next(preferred).await;
-        if !eyes.known().table.begin(execution, lane) {
-            continue;
+        let turn = eyes.turns.next(preferred).await;
+        let begun = eyes.known().table.begin(turn.execution, turn.lane);
+        if begun {
+            let seen = match examined(&eyes, turn.execution).await {
+                Ok(seen) => eyes.watch_libraries(&seen).await.map(|more| (seen, more)),
+                Err(refusal) => Err(refusal),
+            };
+            eyes.conclude(turn.execution, turn.lane, seen);
         }
-        let seen = match examined(&eyes, execution).await {
-            Ok(seen) => eyes.watch_libraries(&seen).await.map(|more| (seen, more)),
-            Err(refusal) => Err(refusal),
-        };
-        eyes.conclude(execution, lane, seen);
+        eyes.turns.over(turn);
     }
 }
 

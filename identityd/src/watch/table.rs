@@ -15,12 +15,12 @@ use crate::sys::executable::FileId;
 
 /// Executions that are watched; what comes on top is refused, by name.
 const WATCHED_MAX: usize = 65_536;
-/// Of those, executions of one user who is not root: nobody gets all others refused.
-const EACH_USER_MAX: usize = 16_384;
 /// Files that are watched.
 const FILES_MAX: usize = 65_536;
 /// Files of all executions together, shared or not: a million of them take some 100 MB.
 const SHARES_MAX: usize = 1 << 20;
+/// Of each of these, so much is for one user who is not root: nobody gets all others refused.
+const SHARE: usize = 4;
 /// Programs of executions that ended, by their image: children that they forked may still hold their sockets.
 const DEPARTED_MAX: usize = 65_536;
 
@@ -34,11 +34,27 @@ const OTHERS: Duration = Duration::from_secs(60);
 pub(crate) struct Table {
     watched: HashMap<Execution, Watched>,
     by_pid: HashMap<u32, Execution>,
-    by_file: HashMap<Spot, HashSet<Execution>>,
-    by_user: HashMap<u32, usize>,
+    by_file: HashMap<Spot, Shared>,
+    by_user: HashMap<u32, Used>,
     by_image: HashMap<u64, Image>,
     departed: VecDeque<u64>,
     /// Files of all executions together.
+    shares: usize,
+}
+
+/// A file, and whose evidence it is.
+#[derive(Debug)]
+struct Shared {
+    /// Whoever needed it first.
+    account: u32,
+    users: HashSet<Execution>,
+}
+
+/// What is watched on one account.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Used {
+    executions: usize,
+    files: usize,
     shares: usize,
 }
 
@@ -117,15 +133,12 @@ impl Table {
     /// Watches an execution that was not watched.
     ///
     /// # Errors
-    /// `unavailable` if there are too many.
+    /// `rate-limited` if too many are this user's, `unavailable` if there are too many.
     pub(crate) fn add(&mut self, execution: Execution, believed: Believed, now: Instant) -> Result<(), AttestRefusal> {
-        let user = believed.fingerprint.uid;
-        let of_user = self.by_user.get(&user).copied().unwrap_or(0);
-        if self.watched.len() >= WATCHED_MAX || (user != 0 && of_user >= EACH_USER_MAX) {
-            let detail = format!("{} processes are watched, {of_user} of them user {user}'s", self.watched.len());
-            return refuse(AttestReason::Unavailable, detail);
-        }
-        *self.by_user.entry(user).or_default() += 1;
+        let user = believed.account;
+        let of_user = self.used(user).executions;
+        within(user, "processes", (self.watched.len(), WATCHED_MAX), of_user)?;
+        self.use_up(user, |used| used.executions += 1);
         self.by_pid.insert(execution.pid, execution);
         if execution.image != 0 {
             let program = Program::of(&believed);
@@ -144,14 +157,13 @@ impl Table {
         if self.by_pid.get(&execution.pid) == Some(&execution) {
             self.by_pid.remove(&execution.pid);
         }
-        if let Some(count) = self.by_user.get_mut(&watched.user) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_user.remove(&watched.user);
-            }
-        }
+        let shares = watched.files.len();
+        self.use_up(watched.user, |used| {
+            used.executions -= 1;
+            used.shares -= shares;
+        });
         self.depart(execution.image);
-        self.shares -= watched.files.len();
+        self.shares -= shares;
         Some(watched.files.into_values().filter(|spot| self.release(*spot, execution)).collect())
     }
 
@@ -173,13 +185,28 @@ impl Table {
 
     /// Whether nobody needs this file now.
     fn release(&mut self, spot: Spot, execution: Execution) -> bool {
-        let Some(users) = self.by_file.get_mut(&spot) else { return false };
-        users.remove(&execution);
-        let unused = users.is_empty();
-        if unused {
-            self.by_file.remove(&spot);
+        let Some(shared) = self.by_file.get_mut(&spot) else { return false };
+        shared.users.remove(&execution);
+        if !shared.users.is_empty() {
+            return false;
         }
-        unused
+        let account = shared.account;
+        self.by_file.remove(&spot);
+        self.use_up(account, |used| used.files -= 1);
+        true
+    }
+
+    fn used(&self, user: u32) -> &Used {
+        const NOTHING: &Used = &Used { executions: 0, files: 0, shares: 0 };
+        self.by_user.get(&user).unwrap_or(NOTHING)
+    }
+
+    fn use_up(&mut self, user: u32, change: impl FnOnce(&mut Used)) {
+        let used = self.by_user.entry(user).or_default();
+        change(used);
+        if *used == Used::default() {
+            self.by_user.remove(&user);
+        }
     }
 
     /// An execution that is watched.
@@ -213,18 +240,24 @@ impl Table {
     /// A file of an execution is watched there.
     ///
     /// # Errors
-    /// `unavailable` if there are too many.
+    /// `rate-limited` if too many are this user's, `unavailable` if there are too many.
     pub(crate) fn attach(&mut self, execution: Execution, file: FileId, spot: Spot) -> Result<(), AttestRefusal> {
-        if self.by_file.len() >= FILES_MAX && !self.by_file.contains_key(&spot) {
-            return refuse(AttestReason::Unavailable, format!("{FILES_MAX} files are watched already"));
+        let Some(user) = self.watched.get(&execution).map(|watched| watched.user) else { return Ok(()) };
+        let new = !self.by_file.contains_key(&spot);
+        if new {
+            within(user, "files", (self.by_file.len(), FILES_MAX), self.used(user).files)?;
         }
-        if self.shares >= SHARES_MAX {
-            return refuse(AttestReason::Unavailable, format!("{SHARES_MAX} files of processes are watched already"));
-        }
+        within(user, "files of processes", (self.shares, SHARES_MAX), self.used(user).shares)?;
         let Some(watched) = self.watched.get_mut(&execution) else { return Ok(()) };
         let before = watched.files.insert(file, spot);
-        self.shares += usize::from(before.is_none());
-        self.by_file.entry(spot).or_default().insert(execution);
+        let more = usize::from(before.is_none());
+        self.shares += more;
+        self.use_up(user, |used| {
+            used.shares += more;
+            used.files += usize::from(new);
+        });
+        let shared = self.by_file.entry(spot).or_insert_with(|| Shared { account: user, users: HashSet::new() });
+        shared.users.insert(execution);
         if let Some(before) = before.filter(|before| *before != spot) {
             self.release(before, execution);
         }
@@ -235,6 +268,8 @@ impl Table {
     pub(crate) fn keep(&mut self, execution: Execution, files: impl Fn(FileId) -> bool) -> Vec<Spot> {
         let Some(watched) = self.watched.get_mut(&execution) else { return Vec::new() };
         let stale: Vec<Spot> = watched.files.extract_if(|file, _| !files(*file)).map(|(_, spot)| spot).collect();
+        let user = watched.user;
+        self.use_up(user, |used| used.shares -= stale.len());
         self.shares -= stale.len();
         stale.into_iter().filter(|spot| self.release(*spot, execution)).collect()
     }
@@ -249,16 +284,20 @@ impl Table {
 
     /// Whose evidence this file is.
     pub(crate) fn users(&self, spot: Spot) -> Vec<Execution> {
-        self.by_file.get(&spot).map(|users| users.iter().copied().collect()).unwrap_or_default()
+        self.by_file.get(&spot).map(|shared| shared.users.iter().copied().collect()).unwrap_or_default()
     }
 
     /// A file is watched no longer, because it is gone. Its number may become another file's.
     pub(crate) fn gone(&mut self, spot: Spot) {
-        for user in self.by_file.remove(&spot).unwrap_or_default() {
-            if let Some(watched) = self.watched.get_mut(&user) {
+        let Some(shared) = self.by_file.remove(&spot) else { return };
+        self.use_up(shared.account, |used| used.files -= 1);
+        for execution in shared.users {
+            if let Some(watched) = self.watched.get_mut(&execution) {
                 let before = watched.files.len();
                 watched.files.retain(|_, file| *file != spot);
-                self.shares -= before - watched.files.len();
+                let (user, fewer) = (watched.user, before - watched.files.len());
+                self.shares -= fewer;
+                self.use_up(user, |used| used.shares -= fewer);
             }
         }
     }
@@ -336,6 +375,18 @@ impl Table {
         let files = self.by_file.len().max(self.shares);
         [self.watched.len(), self.by_pid.len(), files, self.by_user.len(), images.max(departed)]
     }
+}
+
+/// Whether there is room for one more: of all, and of this user's.
+fn within(user: u32, what: &str, (all, most): (usize, usize), theirs: usize) -> Result<(), AttestRefusal> {
+    let reason = if user != 0 && theirs >= most / SHARE {
+        AttestReason::RateLimited
+    } else if all >= most {
+        AttestReason::Unavailable
+    } else {
+        return Ok(());
+    };
+    refuse(reason, format!("{all} {what} are watched, {theirs} of them user {user}'s"))
 }
 
 impl Watched {
@@ -453,12 +504,12 @@ mod tests {
     async fn neither_all_nor_one_user_are_too_many() {
         let mut table = Table::default();
         let theirs = with(&believed("/a"), |f| f.uid = 7);
-        let most = u32::try_from(EACH_USER_MAX).unwrap();
+        let most = u32::try_from(WATCHED_MAX / SHARE).unwrap();
         for pid in 0..most {
             table.add(execution(pid), theirs.clone(), Instant::now()).unwrap();
         }
         let refusal = table.add(execution(most), theirs.clone(), Instant::now()).unwrap_err();
-        assert_eq!(refusal.reason, AttestReason::Unavailable);
+        assert_eq!(refusal.reason, AttestReason::RateLimited);
         for pid in most..u32::try_from(WATCHED_MAX).unwrap() {
             table.add(execution(pid), believed("/a"), Instant::now()).unwrap();
         }
@@ -466,6 +517,35 @@ mod tests {
         assert!(table.add(last, believed("/a"), Instant::now()).unwrap_err().detail.starts_with("65536 processes"));
         table.remove(execution(0)).unwrap();
         table.add(last, theirs, Instant::now()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_user_s_files_leave_room_for_those_of_others() {
+        let mut table = table(1..2);
+        let theirs = with(&believed("/a"), |f| f.uid = 7);
+        let (one, two) = (execution(8), execution(9));
+        for execution in [one, two] {
+            table.add(execution, theirs.clone(), Instant::now()).unwrap();
+        }
+        let file = |n: usize| (id(n as u64), Spot::Told(i32::try_from(n).unwrap()));
+        for n in 0..FILES_MAX / SHARE {
+            table.attach(one, file(n).0, file(n).1).unwrap();
+        }
+        let (more, spot) = file(FILES_MAX / SHARE);
+        let refusal = table.attach(two, more, spot).unwrap_err();
+        assert_eq!(refusal.reason, AttestReason::RateLimited);
+        assert!(refusal.detail.contains("16384 of them user 7's"), "{refusal}");
+        table.attach(two, file(0).0, file(0).1).unwrap();
+        table.attach(execution(1), more, spot).unwrap();
+        table.attach(two, more, spot).unwrap();
+        // What goes away makes room, however it goes.
+        table.gone(file(1).1);
+        assert_eq!(table.keep(one, |file| file != id(2)), [file(2).1]);
+        assert_eq!(table.used(7), &Used { executions: 2, files: FILES_MAX / SHARE - 2, shares: FILES_MAX / SHARE });
+        for execution in [one, two, execution(1)] {
+            table.remove(execution).unwrap();
+        }
+        assert_eq!(table.sizes()[..4], [0; 4]);
     }
 
     #[tokio::test]

@@ -112,6 +112,30 @@ async fn a_question_without_an_answer_is_repeated_and_the_flow_lives() {
     assert_eq!(ended(&mut seat).await, Reason::IdentityChanged);
 }
 
+/// That may be the program's own doing; only an identityd that is away is waited for.
+#[tokio::test]
+async fn a_flow_of_which_nobody_can_say_whose_it_is_ends_after_a_while() {
+    let world = world().await;
+    let mut seat = world.enter().await;
+    world.fake.again(Err(AttestReason::Unavailable));
+    world.lapse_of_it();
+    let why = timeout(LONG, &mut seat.ended).await.expect("in time").unwrap();
+    assert_eq!(why.reason, Reason::IdentityChanged);
+    assert!(why.detail.contains("could not say for too long: as said"), "{}", why.detail);
+    assert!(world.fake.asked_again() >= 3);
+}
+
+#[tokio::test]
+async fn without_a_policy_nobody_is_told_to_end() {
+    let world = world().await;
+    let mut seat = world.enter().await;
+    world.fake.again(Err(AttestReason::NoPolicy));
+    world.lapse_of_it();
+    // More than it takes for an answer that says nothing.
+    until("it is repeated", async || world.fake.asked_again() >= 16).await;
+    assert!(seat.ended.try_recv().is_err());
+}
+
 #[tokio::test]
 async fn nobody_asks_for_ever_about_flows_that_are_gone() {
     let world = world().await;
