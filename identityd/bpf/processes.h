@@ -163,6 +163,7 @@ static __always_inline __u64 describe(struct task_struct *task, bool witnessed)
 		goto none;
 	image->users = 1;
 	image->witnessed = witnessed;
+	image->execs = task->self_exec_id;
 	image->file = name_of(inode);
 	image->size = inode->i_size;
 	modified(inode, image);

@@ -58,6 +58,8 @@ struct image {
 	__s64 modified_sec;
 	/* Nanoseconds since boot; 0 if nobody saw it. */
 	__u64 executed_ns;
+	/* How often the process executed something (self_exec_id). */
+	__u64 execs;
 	__u32 modified_nsec;
 	__u32 users;
 	__u8 witnessed;
@@ -69,7 +71,7 @@ struct image {
 	__u8 padding[3];
 	__u8 arguments[SHORT_ARGUMENTS];
 };
-_Static_assert(sizeof(struct image) == 424, "the daemon reads 424 bytes");
+_Static_assert(sizeof(struct image) == 432, "the daemon reads 432 bytes");
 
 /* ld.so(8). An environment that could not be searched counts as one that has it. */
 #define PRELOADED (1 << 0)

@@ -41,7 +41,8 @@ impl Beginning {
         self.0.as_ref()
     }
 
-    /// What was executed, if that was seen. Of what ran before there is only what it shows now.
+    /// What was executed, if that was seen. Of what ran before anybody watched there is only what
+    /// it shows now.
     pub(crate) fn seen(&self) -> Option<&AtExec> {
         self.0.as_ref().filter(|at_exec| at_exec.witnessed)
     }
@@ -202,20 +203,21 @@ mod tests {
     use bonafide_proto::taint::Taint;
 
     use super::*;
+    use crate::execs::Arguments;
     use crate::sys::executable::FileId;
 
     fn seen(executed_ns: Option<u64>) -> Beginning {
         let file = FileId { dev: 1, ino: 2 };
-        let (arguments, directory) = (Vec::new(), None);
-        let (size, modified, arguments_whole, witnessed) = (0, 0, true, executed_ns.is_some());
+        let (arguments, directory) = (Arguments::Recorded { bytes: Vec::new(), whole: true }, None);
+        let (size, modified, execs, witnessed) = (0, 0, 1, executed_ns.is_some());
         Beginning(Some(AtExec {
             image: 1,
             file,
             size,
             modified,
             executed_ns,
+            execs,
             arguments,
-            arguments_whole,
             directory,
             taints: Taints::new(),
             witnessed,

@@ -5,7 +5,7 @@
 //! socket = "/run/bonafide/identityd.sock"
 //! ca_socket = "/run/bonafide/ca.sock"
 //! policy = "/etc/bonafide/policy.toml"
-//! state = "/var/lib/bonafide/identityd"   # where digests of files outlive a restart; default: nowhere
+//! state = "/var/lib/bonafide/identityd"   # where digests of files, and what was witnessed, outlive a restart; default: nowhere
 //! callers = [74703]   # uids that may ask, besides root; default: the enforcer's
 //! source = "auto"     # or "kernel": refuse to start where the kernel programs cannot run; or "proc": without them
 //! log = "info"        # off, error, warn, info, debug or trace
@@ -39,7 +39,8 @@ pub struct Config {
     pub ca_socket: PathBuf,
     /// The policy file. Absolute; it need not exist yet.
     pub policy: PathBuf,
-    /// The directory in which it keeps digests of files; absolute. None: they are hashed again after each restart.
+    /// The directory, its own, in which it keeps digests of files and which executions it witnessed; absolute. None: after
+    /// each restart files are hashed again, and running programs without privileges are unwitnessed.
     pub state: Option<PathBuf>,
     /// Uids that may ask; root is always among them.
     pub callers: Vec<u32>,

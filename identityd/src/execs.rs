@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use bonafide_proto::fingerprint::Execution;
+use bonafide_proto::fingerprint::{Digest, Execution};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::taint::Taints;
 
@@ -24,10 +24,10 @@ pub(crate) struct AtExec {
     pub(crate) modified: i128,
     /// When it was executed, in nanoseconds since boot, if that was seen.
     pub(crate) executed_ns: Option<u64>,
-    /// The command line as it was then, each argument ended by a NUL. At most 2048 bytes.
-    pub(crate) arguments: Vec<u8>,
-    /// Whether that is all of it.
-    pub(crate) arguments_whole: bool,
+    /// How often its process had executed something by then.
+    pub(crate) execs: u64,
+    /// The command line as it was then.
+    pub(crate) arguments: Arguments,
     /// The working directory it had then.
     pub(crate) directory: Option<FileId>,
     /// What its environment had the dynamic loader load.
@@ -36,10 +36,45 @@ pub(crate) struct AtExec {
     pub(crate) witnessed: bool,
 }
 
+/// What is counted of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counted {
+    /// As in [`AtExec`], all of them.
+    pub(crate) image: u64,
+    pub(crate) execs: u64,
+    pub(crate) witnessed: bool,
+}
+
+/// A command line, each argument ended by a NUL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Arguments {
+    /// At most 2048 bytes of it.
+    Recorded {
+        /// Its beginning.
+        bytes: Vec<u8>,
+        /// Whether that is all of it.
+        whole: bool,
+    },
+    /// An earlier daemon recorded it, and kept only what tells whether it is the same.
+    Remembered {
+        /// Of so many bytes.
+        digest: Digest,
+        /// The first of them, or all.
+        length: usize,
+        /// Whether that was all of it.
+        whole: bool,
+    },
+}
+
 /// Knows what processes executed.
 pub(crate) trait Execs: Debug + Send + Sync {
     /// What this process, which started at that time (clock ticks since boot), executed last.
     fn executed(&self, pid: u32, start_ticks: u64) -> Option<AtExec>;
+
+    /// The same as far as it is counted, without a look at any file.
+    fn counted(&self, _pid: u32, _start_ticks: u64) -> Option<Counted> {
+        None
+    }
 
     /// Whether there is such knowledge at all. Where there is, a process that is not known is refused.
     fn witnesses(&self) -> bool;

@@ -16,7 +16,7 @@ use crate::parse::interpreter::{Named, interpreter};
 use crate::parse::layout::{Layout, Signs};
 use crate::parse::maps::Mapping;
 use crate::parse::stat::Stat;
-use crate::parse::status::Owner;
+use crate::parse::status::{Owner, may_rewrite_exe};
 use crate::parse::{cgroup_mounts, mountinfo};
 use crate::refuse::shown;
 use crate::script::printable;
@@ -155,16 +155,19 @@ fn status() {
     fuzz!(
         &[
             b"Name:\tnginx\nUmask:\t0022\nState:\tS (sleeping)\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n",
+            b"Name:\tCapEff:\t0\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000200000\n",
             b"Name:\tUid:\t0\t0\t0\t0\nUid:\t1\t4294967295\t3\t4\nGid:\t5\t6\t7\t8\n",
         ],
         |status| {
-            let _ = (Owner::parse(status), Signs::parse(status));
+            let _ = (Owner::parse(status), Signs::parse(status), may_rewrite_exe(status));
             // The kernel escapes newlines in a name.
             let name: Vec<u8> = status.iter().copied().filter(|b| *b != b'\n').collect();
             let file = [b"Name:\t".as_slice(), &name, b"\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n"].concat();
             assert_eq!(Owner::parse(&file), Some(Owner { uid: 2, gid: 6 }));
             let file = [b"Name:\t".as_slice(), &name, b"\nTracerPid:\t7\nVmExe:\t    12 kB\n"].concat();
             assert_eq!(Signs::parse(&file), Some(Signs { tracer: 7, code: [Some(12), None] }));
+            let file = [b"Name:\t".as_slice(), &name, b"\nCapEff:\t0000010000000000\n"].concat();
+            assert_eq!(may_rewrite_exe(&file), Some(true));
         }
     );
 }

@@ -3,7 +3,7 @@
 //! Reading order: [`daemon`] wires the parts; `attest` is the story of one question; `source` is the seam
 //! behind which sockets are traced to processes (`kernel`, or else `proc_source`: sock_diag and `/proc`); `witness` turns
 //! processes into evidence: `seen` is what one look shows, `script`, `mapped` and `library` the code beyond the executable,
-//! `beginning` how it was executed, `container` and `unit` where it runs; `watch` tells what is no longer so; `parse` holds everything that reads hostile text, without I/O; `sys` touches the kernel.
+//! `beginning` how it was executed (`earlier`: as an earlier daemon saw it), `container` and `unit` where it runs; `watch` tells what is no longer so; `parse` holds everything that reads hostile text, without I/O; `sys` touches the kernel.
 //!
 //! # What the kernel programs cannot see
 //! * Memory: code that was changed after it was mapped, and whatever a tracer does inside a process.
@@ -15,6 +15,7 @@
 //! # What the `/proc` source cannot see
 //! * A process can rewrite its own command line, change its working directory, and (with `CAP_CHECKPOINT_RESTORE`)
 //!   its `/proc/PID/exe`. Processes outside the initial user namespace, where anybody has that capability, are refused.
+//!   Those inside it that have no privileges may have shared their memory with one outside: they are tainted.
 //! * The path of an executable in other mounts than ours (a container) is what that process's root shows. Whoever gave
 //!   a process of the initial user namespace other mounts had `CAP_SYS_ADMIN`, so the path is the word of a container
 //!   runtime, and of whoever may command one: the `docker` group, or any user where `bwrap`, `firejail` or the like are
@@ -33,6 +34,7 @@ mod attest;
 mod beginning;
 mod bundle;
 mod container;
+mod earlier;
 mod events;
 mod execs;
 #[cfg(test)]
@@ -57,6 +59,7 @@ mod serve;
 mod shares;
 mod sockets;
 mod source;
+mod store;
 mod sys;
 mod unit;
 mod version;

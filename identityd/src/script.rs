@@ -1,7 +1,7 @@
 //! The code that an interpreter runs: found in its command line, opened as the process itself would open it.
 //!
 //! The command line is the one recorded at exec, where somebody recorded it. Elsewhere it is what the process shows
-//! now: it can rewrite that, and change its working directory. It then shows another script, but never one whose content
+//! now (after a restart, if its digest is the one that an earlier daemon remembered): it can rewrite that, and change its working directory. It then shows another script, but never one whose content
 //! it could not have run in the first place.
 
 use std::borrow::Cow;
@@ -15,6 +15,7 @@ use bonafide_proto::fingerprint::{Digest, Evidence};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
 use crate::beginning::{Beginning, Early};
+use crate::execs::{Arguments, AtExec};
 use crate::parse::cmdline::{CMDLINE_MAX, arguments};
 use crate::parse::grammar::Grammar;
 use crate::parse::interpreter::{Interpreter, Named, interpreter};
@@ -56,8 +57,12 @@ pub(crate) fn find(
     early: &Early,
 ) -> Result<Interpreted<File>, AttestRefusal> {
     let program = Path::new(std::ffi::OsStr::from_bytes(&look.exe_path)).file_name().unwrap_or_default();
-    let line = CommandLine::of(process, beginning)?;
-    let read = interpreter(program.as_encoded_bytes(), &arguments(&line.bytes, line.whole), line.whole);
+    let program = program.as_encoded_bytes();
+    let Some(line) = CommandLine::of(process, beginning)? else {
+        let code = Evidence::Absent("its command line was rewritten since it began".into());
+        return Ok(Interpreted { code, linked: None, grammar: Grammar::at_worst(program) });
+    };
+    let read = interpreter(program, &arguments(&line.bytes, line.whole), line.whole);
     let Some(Interpreter { grammar, code }) = read else {
         let code = Evidence::Absent("the program is no interpreter".into());
         return Ok(Interpreted { code, linked: None, grammar: None });
@@ -109,13 +114,27 @@ struct CommandLine<'b> {
 }
 
 impl<'b> CommandLine<'b> {
-    fn of(process: &Process, beginning: &'b Beginning) -> Result<Self, AttestRefusal> {
-        if let Some(seen) = beginning.seen() {
-            return Ok(Self { bytes: Cow::Borrowed(&seen.arguments), whole: seen.arguments_whole });
+    /// None: it is another one now than it was.
+    fn of(process: &Process, beginning: &'b Beginning) -> Result<Option<Self>, AttestRefusal> {
+        if let Some(AtExec { arguments: Arguments::Recorded { bytes, whole }, .. }) = beginning.seen() {
+            return Ok(Some(Self { bytes: Cow::Borrowed(bytes), whole: *whole }));
         }
         let bytes = process.content("cmdline", CMDLINE_MAX as u64)?;
-        let whole = bytes.len() < CMDLINE_MAX;
-        Ok(Self { bytes: Cow::Owned(bytes), whole })
+        let shown = Self { whole: bytes.len() < CMDLINE_MAX, bytes: Cow::Owned(bytes) };
+        match beginning.seen() {
+            Some(AtExec { arguments: Arguments::Remembered { digest, length, whole }, .. }) => {
+                Ok(shown.if_it_is(*digest, *length, *whole))
+            }
+            _ => Ok(Some(shown)),
+        }
+    }
+
+    /// As much of it as was remembered, if that is the same.
+    fn if_it_is(mut self, digest: Digest, length: usize, whole: bool) -> Option<Self> {
+        let fits = if whole { self.whole && self.bytes.len() == length } else { self.bytes.len() >= length };
+        self.bytes.to_mut().truncate(length);
+        self.whole = whole;
+        (fits && Digest::of(&self.bytes) == digest).then_some(self)
     }
 }
 
@@ -208,7 +227,7 @@ mod tests {
     use std::process::{Child, Command};
 
     use super::*;
-    use crate::execs::{AtExec, Execs};
+    use crate::execs::Execs;
     use crate::sys::namespace::Home;
     use crate::version::FileVersion;
 
@@ -256,8 +275,8 @@ mod tests {
                 size: 0,
                 modified: 0,
                 executed_ns: None,
-                arguments: b"bash\0app.sh\0".to_vec(),
-                arguments_whole: true,
+                execs: 1,
+                arguments: Arguments::Recorded { bytes: b"bash\0app.sh\0".to_vec(), whole: true },
                 directory: Some(self.0),
                 taints: [].into(),
                 witnessed: true,
@@ -282,6 +301,23 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_command_line_that_was_remembered_counts_while_it_is_the_same() {
+        let shown = |bytes: &[u8], whole| CommandLine { bytes: Cow::Owned(bytes.to_vec()), whole };
+        let is = |now: CommandLine<'_>, then: &[u8], whole| {
+            now.if_it_is(Digest::of(then), then.len(), whole).map(|line| (line.bytes.into_owned(), line.whole))
+        };
+        let line = b"python3\0app.py\0".as_slice();
+        assert_eq!(is(shown(line, true), line, true), Some((line.to_vec(), true)));
+        assert_eq!(is(shown(b"python3\0bad.py\0", true), line, true), None);
+        // It grew or shrank; it was longer than what was recorded.
+        assert_eq!(is(shown(b"python3\0app.py\0-x\0", true), line, true), None);
+        assert_eq!(is(shown(b"python3\0", true), line, true), None);
+        assert_eq!(is(shown(line, false), line, true), None);
+        assert_eq!(is(shown(b"python3\0app.py\0-x\0", true), line, false), Some((line.to_vec(), false)));
+        assert_eq!(is(shown(b"python3\0", true), line, false), None);
     }
 
     #[test]

@@ -11,14 +11,15 @@ use bonafide_proto::taint::{Taint, Taints};
 
 use crate::accounts::Accounts;
 use crate::beginning::{Beginning, Early};
-use crate::execs::{self, Execs};
+use crate::earlier::Earlier;
+use crate::execs;
 use crate::mapped::Mapped;
 use crate::parse::environ::{self, ENVIRON_MAX};
 use crate::parse::grammar::Grammar;
 use crate::refuse::{refuse, unread};
 use crate::script::{self, Code, Interpreted};
 use crate::sys::executable::Kept;
-use crate::sys::namespace::Home;
+use crate::sys::namespace::{Home, users_can_make_user_namespaces};
 use crate::sys::process::{Look, Process};
 use crate::sys::regular;
 use crate::version::FileVersion;
@@ -29,7 +30,7 @@ pub(crate) struct Eyes {
     /// This daemon's own namespaces.
     pub(crate) home: Home,
     /// Who knows what was executed.
-    pub(crate) execs: Arc<dyn Execs>,
+    pub(crate) execs: Arc<Earlier>,
     /// What was seen early.
     pub(crate) early: Arc<Early>,
     /// That files' times are held against.
@@ -124,12 +125,15 @@ impl Eyes {
         self.early.began_with(seen.beginning.image(), script, seen.late)
     }
 
-    /// The second look: everything must be as it was, and alive.
+    /// The second look: everything must be as it was, and alive. What was witnessed is remembered.
     ///
     /// # Errors
     /// `generation-gone` where something changed; any doubt.
     pub(crate) fn second(&self, seen: Seen) -> Result<Seen, AttestRefusal> {
         self.same(&seen)?;
+        if let Some(at_exec) = seen.beginning.seen() {
+            self.execs.remember(seen.process.execution(), at_exec, &seen.taints);
+        }
         Ok(seen)
     }
 
@@ -252,6 +256,7 @@ fn visible_taints(
         (Taint::Traced, look.traced),
         (Taint::WritableCode, mapped.writable),
         (Taint::NoScript, grammar.is_some() && !file),
+        (Taint::Unwitnessed, look.forgeable && users_can_make_user_namespaces()),
     ];
     kept.into_iter().chain(others.into_iter().filter(|(_, is)| *is).map(|(taint, _)| taint))
 }

@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::RuntimeConfig;
 use crate::container::Containers;
+use crate::earlier::Earlier;
 use crate::execs::Execs;
 use crate::hash::{Digests, HashError};
 use crate::library;
@@ -96,8 +97,8 @@ struct Learned {
 }
 
 impl Witness {
-    /// A witness on this host, in this daemon's own namespaces, that keeps digests in the directory `state`, and asks
-    /// these container runtimes.
+    /// A witness on this host, in this daemon's own namespaces, that keeps digests and what it
+    /// witnessed in the directory `state`, and asks these container runtimes.
     ///
     /// # Errors
     /// `/proc` is not mounted.
@@ -113,6 +114,7 @@ impl Witness {
         let patience = Arc::new(Patience::default());
         let digests = Digests::new(at_once, Arc::clone(&clock), Arc::clone(&patience))?;
         let hierarchies = Hierarchies::read();
+        let execs = Arc::new(Earlier::open(execs, state));
         Ok(Self {
             digests: match state {
                 Some(directory) => digests.kept_in(directory),

@@ -108,7 +108,7 @@ impl Compared {
 
     /// The taints that are allowed beside those that were seen.
     fn with_taints(allowed: &Taints, seen: &Taints) -> Self {
-        let outcome = if seen.is_subset(allowed) { Outcome::Holds } else { Outcome::Fails(listed(seen)) };
+        let outcome = if seen.is_subset(allowed) { Outcome::Holds } else { Outcome::Fails(explained(seen)) };
         Self { field: ALLOW_TAINTS, alike: outcome == Outcome::Holds, outcome, expected: listed(allowed) }
     }
 
@@ -144,6 +144,11 @@ pub(crate) fn first_miss(compared: &[Compared], of: &WorkloadName) -> Option<Nea
 fn listed(taints: &Taints) -> String {
     let taints: Vec<&str> = taints.iter().map(|taint| taint.as_str()).collect();
     if taints.is_empty() { "none".to_owned() } else { taints.join(", ") }
+}
+
+fn explained(taints: &Taints) -> String {
+    let taints: Vec<String> = taints.iter().map(|taint| taint.explained()).collect();
+    taints.join(", ")
 }
 
 /// If all that fails is unavailable.

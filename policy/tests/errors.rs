@@ -414,7 +414,7 @@ fn taints_that_are_none() {
         &[
             "no taint is named \"no_script\"; did you mean \"no-script\"?",
             "no taint is named \"rootkit\"; \
-             those are deleted, memfd, preload, audit, traced, writable-code, no-script",
+             those are deleted, memfd, preload, audit, traced, writable-code, no-script, unwitnessed",
             "allow_taints lists the same thing twice; remove one of them",
         ],
     );

@@ -24,12 +24,22 @@ pub enum Taint {
     WritableCode,
     /// An interpreter that runs no script file: code of its command line, or whatever it is told.
     NoScript,
+    /// Nobody saw what it executed, and it could have been made to look like another program without any privilege.
+    Unwitnessed,
 }
 
 impl Taint {
     /// All there are, in the order in which they are written.
-    pub const ALL: [Self; 7] =
-        [Self::Deleted, Self::Memfd, Self::Preload, Self::Audit, Self::Traced, Self::WritableCode, Self::NoScript];
+    pub const ALL: [Self; 8] = [
+        Self::Deleted,
+        Self::Memfd,
+        Self::Preload,
+        Self::Audit,
+        Self::Traced,
+        Self::WritableCode,
+        Self::NoScript,
+        Self::Unwitnessed,
+    ];
 
     /// As it is written in policies and records.
     #[must_use]
@@ -42,6 +52,28 @@ impl Taint {
             Self::Traced => "traced",
             Self::WritableCode => "writable-code",
             Self::NoScript => "no-script",
+            Self::Unwitnessed => "unwitnessed",
+        }
+    }
+
+    /// What a person can do about it, where the name alone does not say so.
+    #[must_use]
+    pub fn remedy(self) -> Option<&'static str> {
+        match self {
+            Self::Unwitnessed => Some(
+                "it began before identityd watched, or this host has no kernel programs: restart it, \
+                 or boot the host with user.max_user_namespaces=0, or allow_taints = [\"unwitnessed\"]",
+            ),
+            _ => None,
+        }
+    }
+
+    /// Its name, and the remedy.
+    #[must_use]
+    pub fn explained(self) -> String {
+        match self.remedy() {
+            Some(remedy) => format!("{self} ({remedy})"),
+            None => self.to_string(),
         }
     }
 }
@@ -54,7 +86,7 @@ impl fmt::Display for Taint {
 
 /// A text that names no taint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is no taint; those are deleted, memfd, preload, audit, traced, writable-code, no-script")]
+#[error("is no taint; those are deleted, memfd, preload, audit, traced, writable-code, no-script, unwitnessed")]
 pub struct TaintError;
 
 impl FromStr for Taint {
@@ -78,5 +110,12 @@ mod tests {
             assert!(TaintError.to_string().contains(taint.as_str()));
         }
         assert_eq!("Deleted".parse::<Taint>(), Err(TaintError));
+    }
+
+    #[test]
+    fn what_its_name_does_not_tell_is_explained() {
+        assert_eq!(Taint::Traced.explained(), "traced");
+        let explained = Taint::Unwitnessed.explained();
+        assert!(explained.starts_with("unwitnessed (") && explained.contains("restart it"), "{explained}");
     }
 }

@@ -80,7 +80,7 @@ fn unit(unit: &Unit) -> String {
 }
 
 fn taints(f: &Fingerprint) -> String {
-    let taints: Vec<&str> = f.taints.iter().map(|taint| taint.as_str()).collect();
+    let taints: Vec<String> = f.taints.iter().map(|taint| taint.explained()).collect();
     if taints.is_empty() { "none".to_owned() } else { taints.join(" ") }
 }
 

@@ -12,7 +12,7 @@ use bonafide_proto::fingerprint::{Evidence, Execution, Host};
 use tokio::sync::watch;
 
 use crate::events::Sentry;
-use crate::execs::{AtExec, Execs};
+use crate::execs::{Arguments, AtExec, Execs};
 use crate::kernel::Outlet;
 use crate::lapse::Lapses;
 use crate::sys::executable::FileId;
@@ -191,8 +191,8 @@ impl Recorded {
                 size: exe.size(),
                 modified,
                 executed_ns: None,
-                arguments: std::fs::read(dir.join("cmdline"))?,
-                arguments_whole: true,
+                execs: 1,
+                arguments: Arguments::Recorded { bytes: std::fs::read(dir.join("cmdline"))?, whole: true },
                 directory: Some(FileId { dev: cwd.dev(), ino: cwd.ino() }),
                 witnessed: true,
                 taints: Default::default(),
@@ -212,8 +212,8 @@ impl Execs for Recorded {
             size: 0,
             modified: 0,
             executed_ns: None,
-            arguments: Vec::new(),
-            arguments_whole: true,
+            execs: 1,
+            arguments: Arguments::Recorded { bytes: Vec::new(), whole: true },
             directory: None,
             witnessed: true,
             taints: Default::default(),

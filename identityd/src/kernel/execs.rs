@@ -8,7 +8,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use super::layout::{Image, LONG_ARGUMENTS, Process};
 use super::load::{Programs, Recorded};
-use crate::execs::{AtExec, Execs};
+use crate::execs::{Arguments, AtExec, Counted, Execs};
 use crate::sys::executable::FileId;
 
 /// How often a process is asked about that executes something else meanwhile.
@@ -91,6 +91,12 @@ impl Execs for KernelExecs {
         None
     }
 
+    fn counted(&self, pid: u32, start_ticks: u64) -> Option<Counted> {
+        let number = self.image(pid, start_ticks)?;
+        let image = Image::read(&look(&self.programs.images, &number.to_ne_bytes())?)?;
+        Some(Counted { image: number, execs: image.execs, witnessed: image.witnessed })
+    }
+
     fn witnesses(&self) -> bool {
         true
     }
@@ -117,8 +123,8 @@ fn at_exec(number: u64, image: Image) -> AtExec {
         size: image.size,
         modified: image.modified,
         executed_ns: image.witnessed.then_some(image.executed_ns),
-        arguments: image.arguments,
-        arguments_whole: image.arguments_whole,
+        execs: image.execs,
+        arguments: Arguments::Recorded { bytes: image.arguments, whole: image.arguments_whole },
         directory: Some(image.directory),
         taints: image.loaded,
         witnessed: image.witnessed,

@@ -35,6 +35,7 @@ pub(super) struct Image {
     pub(super) size: u64,
     pub(super) modified: i128,
     pub(super) executed_ns: u64,
+    pub(super) execs: u64,
     pub(super) witnessed: bool,
     pub(super) arguments_whole: bool,
     pub(super) arguments_length: usize,
@@ -91,8 +92,8 @@ impl Image {
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let (file, directory) = (fields.file()?, fields.file()?);
-        let (size, modified_sec, executed_ns, modified_nsec) =
-            (fields.u64()?, fields.u64()?, fields.u64()?, fields.u32()?);
+        let (size, modified_sec) = (fields.u64()?, fields.u64()?);
+        let (executed_ns, execs, modified_nsec) = (fields.u64()?, fields.u64()?, fields.u32()?);
         let _users = fields.u32()?;
         let (witnessed, arguments_whole) = (fields.u8()? != 0, fields.u8()? != 0);
         let arguments_length = usize::from(fields.u16()?);
@@ -105,6 +106,7 @@ impl Image {
             size,
             modified: i128::from(modified_sec.cast_signed()) * 1_000_000_000 + i128::from(modified_nsec),
             executed_ns,
+            execs,
             witnessed,
             arguments_whole,
             arguments_length,
@@ -231,10 +233,10 @@ mod tests {
 
     #[test]
     fn what_is_cut_short_is_not_read() {
-        for length in 0..424 {
+        for length in 0..432 {
             assert_eq!(Image::read(&vec![1; length]), None);
         }
-        assert!(Image::read(&[1; 424]).is_some());
+        assert!(Image::read(&[1; 432]).is_some());
         assert_eq!(Holder::read(&[0; 51]), None);
         assert_eq!(Event::read(&[0; 127]), None);
         assert_eq!(Process::read(&[0; 15]), None);
@@ -242,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_kernel_device_number_becomes_that_of_stat() {
-        let mut bytes = [0; 424];
+        let mut bytes = [0; 432];
         bytes[..8].copy_from_slice(&77_u64.to_ne_bytes());
         bytes[8..12].copy_from_slice(&(254_u32 << 20 | 65_537).to_ne_bytes());
         let image = Image::read(&bytes).unwrap();

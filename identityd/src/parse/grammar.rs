@@ -104,6 +104,12 @@ impl Grammar {
         Some((Self::named(applet)?, at + 1))
     }
 
+    /// That of a program whose command line is not known. One of many in one file could be a shell.
+    pub(crate) fn at_worst(program: &[u8]) -> Option<&'static Self> {
+        let many = MANY_IN_ONE.iter().any(|name| name.as_bytes() == program);
+        Self::named(if many { b"sh" } else { program })
+    }
+
     fn named(program: &[u8]) -> Option<&'static Self> {
         let version = |b: &u8| b.is_ascii_digit() || matches!(b, b'.' | b'-');
         let fits = |name: &str| match program.strip_prefix(name.as_bytes()) {

@@ -1,4 +1,4 @@
-//! `/proc/PID/status`: the effective user and group, and whether somebody traces it.
+//! `/proc/PID/status`: the effective user and group, whether somebody traces it, and whether it may rewrite what it runs.
 
 /// Effective IDs, in the reader's user namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,19 @@ pub(crate) fn traced(status: &[u8]) -> Option<bool> {
     Some(number(status, b"TracerPid:", 0)? != 0)
 }
 
+/// Whether it may have `/proc/PID/exe` name another file, in its own user namespace (`PR_SET_MM_MAP`); `None` if the line
+/// is missing, doubled or malformed.
+pub(crate) fn may_rewrite_exe(status: &[u8]) -> Option<bool> {
+    let effective = std::str::from_utf8(only(status, b"CapEff:")?).ok()?.trim_ascii();
+    let digits = effective.len() == 16 && effective.bytes().all(|b| b.is_ascii_hexdigit());
+    let effective = u64::from_str_radix(effective, 16).ok().filter(|_| digits)?;
+    Some(effective & (1 << CAP_SYS_ADMIN | 1 << CAP_CHECKPOINT_RESTORE) != 0)
+}
+
+/// include/uapi/linux/capability.h
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_CHECKPOINT_RESTORE: u32 = 40;
+
 /// The second of the four IDs: real, effective, saved, file system.
 fn effective(status: &[u8], label: &[u8]) -> Option<u32> {
     number(status, label, 1)
@@ -30,9 +43,14 @@ fn effective(status: &[u8], label: &[u8]) -> Option<u32> {
 
 /// A number of the only line with this label.
 fn number(status: &[u8], label: &[u8], position: usize) -> Option<u32> {
+    std::str::from_utf8(only(status, label)?).ok()?.split_ascii_whitespace().nth(position)?.parse().ok()
+}
+
+/// What the only line with this label says.
+fn only<'s>(status: &'s [u8], label: &[u8]) -> Option<&'s [u8]> {
     let mut lines = status.split(|b| *b == b'\n').filter_map(|line| line.strip_prefix(label));
     let (Some(line), None) = (lines.next(), lines.next()) else { return None };
-    std::str::from_utf8(line).ok()?.split_ascii_whitespace().nth(position)?.parse().ok()
+    Some(line)
 }
 
 #[cfg(test)]
@@ -63,10 +81,32 @@ mod tests {
         assert_eq!(traced(b"TracerPid:\n"), None);
     }
 
+    #[test]
+    fn only_two_capabilities_let_it_rewrite_what_it_runs() {
+        let may = |effective: u64| {
+            let others = "CapPrm:\t000001ffffffffff\nCapBnd:\t000001ffffffffff\n";
+            may_rewrite_exe(format!("Name:\tCapEff: 0\nCapEff:\t{effective:016x}\n{others}").as_bytes())
+        };
+        for capability in 0..64 {
+            assert_eq!(may(1 << capability), Some([21, 40].contains(&capability)), "{capability}");
+        }
+        assert_eq!(may(!(1 << 21 | 1 << 40)), Some(false));
+        assert_eq!((may(0), may(u64::MAX)), (Some(false), Some(true)));
+    }
+
+    #[test]
+    fn capabilities_that_cannot_be_read_are_a_doubt() {
+        for wrong in ["", "CapEff:\t\n", "CapEff:\t+00001ffffffffff\n", "CapEff:\t1\n", "CapEff:\t00000000000000000\n"]
+        {
+            assert_eq!(may_rewrite_exe(wrong.as_bytes()), None, "{wrong:?}");
+        }
+        assert_eq!(may_rewrite_exe(b"CapEff:\t0000000000000000\nCapEff:\t000001ffffffffff\n"), None);
+    }
+
     proptest! {
         #[test]
         fn nothing_makes_it_panic(bytes: Vec<u8>) {
-            let _ = (Owner::parse(&bytes), traced(&bytes));
+            let _ = (Owner::parse(&bytes), traced(&bytes), may_rewrite_exe(&bytes));
         }
     }
 }

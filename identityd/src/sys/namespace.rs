@@ -49,6 +49,12 @@ fn directory(path: &str) -> io::Result<FileId> {
     Ok(FileId { dev: stat.st_dev, ino: stat.st_ino })
 }
 
+/// Whether anybody can make user namespaces on this host. What cannot be read counts as yes.
+pub(crate) fn users_can_make_user_namespaces() -> bool {
+    let most = std::fs::read("/proc/sys/user/max_user_namespaces");
+    !most.is_ok_and(|most| most.trim_ascii() == b"0")
+}
+
 impl Namespace {
     /// The namespace of this kind (`net`, `user`, `mnt`) in which this daemon lives.
     pub(crate) fn own(kind: &str) -> io::Result<Self> {

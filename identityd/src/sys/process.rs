@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags};
 use super::executable::{Executable, FileId, Found, Kept, MountedFile};
 use super::namespace::{Home, Namespace};
 use crate::parse::stat::Stat;
-use crate::parse::status::{Owner, traced};
+use crate::parse::status::{Owner, may_rewrite_exe, traced};
 use crate::refuse::{refuse, shown, unread};
 
 /// The longest `stat`, `status` or `cgroup` file that is read, in bytes.
@@ -37,6 +37,10 @@ pub(crate) struct Look {
     pub(crate) traced: bool,
     /// Whether it is outside the initial user namespace, where its root shows what its owner likes.
     pub(crate) foreign: bool,
+    /// Whether nobody witnessed what it executed, and it had no privilege that would make that meaningless: it could
+    /// have shared its memory with a process in a user namespace of its own, which had `/proc/PID/exe` name another
+    /// file (`PR_SET_MM_MAP`) and is gone.
+    pub(crate) forgeable: bool,
     /// Effective user and group.
     pub(crate) owner: Owner,
     /// The content of its `cgroup` file.
@@ -108,11 +112,16 @@ impl Process {
         let (exe, found, here) = self.executable(home, foreign)?;
         let root = self.root(home, here)?;
         let status = self.content("status", FILE_MAX)?;
-        let Some((owner, traced)) = Owner::parse(&status).zip(traced(&status)) else {
+        let (Some(owner), Some(traced), Some(privileged)) =
+            (Owner::parse(&status), traced(&status), may_rewrite_exe(&status))
+        else {
             return refuse(AttestReason::Unreadable, format!("/proc/{pid}/status is malformed"));
         };
+        // Whoever is in another user namespace has its capabilities there.
+        let forgeable = !witnessed && (foreign || !privileged);
         let cgroup = self.content("cgroup", FILE_MAX)?;
-        Ok(Look { exe: exe.file, exe_path: found.path, exe_kept: found.kept, root, owner, traced, foreign, cgroup })
+        let (exe_path, exe_kept) = (found.path, found.kept);
+        Ok(Look { exe: exe.file, exe_path, exe_kept, root, owner, traced, foreign, forgeable, cgroup })
     }
 
     /// Whether it is outside this daemon's user namespace.

@@ -10,7 +10,7 @@ use tokio_stream::StreamExt as _;
 
 use super::proc_sentry::ProcSentry;
 use super::*;
-use crate::execs::{AtExec, NoExecs};
+use crate::execs::{Arguments, AtExec, NoExecs};
 use crate::lapse::Heard;
 use crate::sys::executable::FileId;
 use crate::sys::process::Process;
@@ -219,8 +219,8 @@ impl Execs for AsShown {
             size: exe.size(),
             modified: i128::from(exe.mtime()) * 1_000_000_000 + i128::from(exe.mtime_nsec()),
             executed_ns: None,
-            arguments: std::fs::read(format!("/proc/{pid}/cmdline")).ok()?,
-            arguments_whole: true,
+            execs: 1,
+            arguments: Arguments::Recorded { bytes: std::fs::read(format!("/proc/{pid}/cmdline")).ok()?, whole: true },
             directory: None,
             taints: [].into(),
             witnessed: true,

@@ -148,7 +148,7 @@ impl Node {
     }
 
     pub(crate) async fn stop(self) {
-        drop(self.stopped().await);
+        self.ended().await;
     }
 
     /// Another daemon in the place of this one.
@@ -156,13 +156,26 @@ impl Node {
         Self::start_in(self.stopped().await).await
     }
 
-    async fn stopped(mut self) -> tempfile::TempDir {
+    async fn ended(mut self) -> tempfile::TempDir {
         self.stop.take().unwrap().send(()).unwrap();
         self.running.await.unwrap().unwrap();
         assert!(!self.dir.path().join("i.sock").exists());
         self.dir
     }
+
+    /// Stops it; what it keeps is on disk, and nobody's.
+    pub(crate) async fn stopped(self) -> tempfile::TempDir {
+        let dir = self.ended().await;
+        // Its process goes on here, with connections that end a moment later.
+        for store in ["digests", "executions"] {
+            let file = dir.path().join(store).join("db");
+            until(|| std::fs::File::open(&file).map_or(true, |file| rustix::fs::flock(file, EXCLUSIVE).is_ok())).await;
+        }
+        dir
+    }
 }
+
+const EXCLUSIVE: rustix::fs::FlockOperation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
 
 pub(crate) fn config(dir: &Path) -> String {
     let dir = dir.display();

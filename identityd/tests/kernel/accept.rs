@@ -29,10 +29,35 @@ pub(crate) struct Accepted {
     pub(crate) record: Option<ConnectRecord>,
 }
 
+/// A listener, and what a daemon left.
+pub(crate) struct Stopped {
+    dir: tempfile::TempDir,
+    listener: TcpListener,
+}
+
+impl Stopped {
+    pub(crate) async fn started(self) -> Front {
+        let node = Node::start_in(self.dir).await;
+        Front { records: Records::of(&node), node, listener: self.listener }
+    }
+}
+
 impl Front {
     pub(crate) async fn start(policy: &str, listen: &str) -> Self {
         let node = Node::start(policy).await;
         Self { records: Records::of(&node), node, listener: TcpListener::bind(listen).unwrap() }
+    }
+
+    /// Another daemon in the place of this one.
+    pub(crate) async fn restarted(self) -> Self {
+        self.stopped().await.started().await
+    }
+
+    /// Without a daemon.
+    pub(crate) async fn stopped(self) -> Stopped {
+        let Self { node, listener, records } = self;
+        drop(records);
+        Stopped { dir: node.stopped().await, listener }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

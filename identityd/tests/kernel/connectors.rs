@@ -1,6 +1,7 @@
 //! Who connected? Ordinary programs, asked of both sources; and those that lend their sockets.
 
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -42,8 +43,20 @@ impl Obedient {
 
     /// With another server.
     pub(crate) fn dial(command: &mut Command, server: SocketAddr) -> Self {
+        Self::start_as(command, server, None)
+    }
+
+    /// Run by this user.
+    pub(crate) fn run_as(command: &mut Command, front: &Front, user: u32) -> Self {
+        Self::start_as(command, front.address(), Some(user))
+    }
+
+    fn start_as(command: &mut Command, server: SocketAddr, user: Option<u32>) -> Self {
         let mut command = Command::new(command.get_program());
         command.args(["-c", OBEYS]).arg(server.to_string()).env("PYTHONHOME", "/usr");
+        if let Some(user) = user {
+            command.uid(user).gid(user);
+        }
         Self(Program::start(command.stdin(Stdio::piped())))
     }
 

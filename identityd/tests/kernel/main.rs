@@ -16,3 +16,4 @@ mod node;
 mod records;
 mod stopped;
 mod strangers;
+mod unwitnessed;

@@ -2,6 +2,9 @@
  * Programs that do odd things with system calls, then connect to ADDRESS:PORT, say "connected" and wait.
  *
  *   odd forge FILE ADDRESS:PORT   in a user namespace of its own it has /proc/PID/exe name FILE (PR_SET_MM_MAP)
+ *   odd share FILE                the same, done by a child that shares its memory; it is in no such namespace itself.
+ *                                 It says "forged", reads ADDRESS:PORT, and connects
+ *   odd later FILE                the same, but it says "begun", and reads a line before it does so
  *   odd ring ADDRESS:PORT         its socket is a direct descriptor of io_uring, in no table of open files
  *   odd number PID ADDRESS:PORT   its process has this number, which must be free
  *
@@ -113,7 +116,8 @@ static void replace_mappings(const char *exe)
 	}
 }
 
-static void forge(const char *file, const char *to)
+/* Needs CAP_CHECKPOINT_RESTORE in whatever user namespace this is. */
+static void rename_exe(const char *file)
 {
 	struct prctl_mm_map map = { 0 };
 	unsigned long long field[53] = { 0 };
@@ -121,7 +125,6 @@ static void forge(const char *file, const char *to)
 	int fd;
 
 	MUST(readlink("/proc/self/exe", exe, sizeof(exe) - 1));
-	MUST(unshare(CLONE_NEWUSER));
 	fd = MUST(open("/proc/self/stat", O_RDONLY));
 	MUST(read(fd, stat, sizeof(stat) - 1));
 	close(fd);
@@ -142,7 +145,47 @@ static void forge(const char *file, const char *to)
 	map.exe_fd = MUST(open(file, O_RDONLY));
 	replace_mappings(exe);
 	MUST(prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof(map), 0));
+}
+
+static void forge(const char *file, const char *to)
+{
+	MUST(unshare(CLONE_NEWUSER));
+	rename_exe(file);
 	dial(to);
+}
+
+static int rename_ours(void *file)
+{
+	rename_exe(file);
+	return 0;
+}
+
+static void share(char *file)
+{
+	static char stack[1 << 18] __attribute__((aligned(16)));
+	char to[64] = { 0 };
+	int status;
+	pid_t child = MUST(clone(rename_ours, stack + sizeof(stack), CLONE_VM | CLONE_NEWUSER | SIGCHLD, file));
+
+	MUST(waitpid(child, &status, 0));
+	if (status)
+		exit(1);
+	puts("forged");
+	fflush(stdout);
+	if (!fgets(to, sizeof(to), stdin))
+		exit(1);
+	dial(to);
+}
+
+static void later(char *file)
+{
+	char line[8];
+
+	puts("begun");
+	fflush(stdout);
+	if (!fgets(line, sizeof(line), stdin))
+		exit(1);
+	share(file);
 }
 
 static void submit(int ring, struct io_uring_params *params, char *queue, struct io_uring_sqe *slots,
@@ -269,6 +312,10 @@ int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "forge"))
 		forge(argv[2], argv[3]);
+	else if (argc == 3 && !strcmp(argv[1], "share"))
+		share(argv[2]);
+	else if (argc == 3 && !strcmp(argv[1], "later"))
+		later(argv[2]);
 	else if (argc == 3 && !strcmp(argv[1], "ring"))
 		ring(argv[2]);
 	else if (argc == 4 && !strcmp(argv[1], "number"))
