@@ -4,6 +4,7 @@ pub(crate) mod diag;
 pub(crate) mod executable;
 pub(crate) mod glance;
 pub(crate) mod hierarchy;
+pub(crate) mod lines;
 pub(crate) mod mounts;
 pub(crate) mod namespace;
 pub(crate) mod process;

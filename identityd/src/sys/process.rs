@@ -2,7 +2,7 @@
 //! with the same number, and a pidfd says whether it still lives.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, Read as _};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use bonafide_proto::fingerprint::{Execution, Root};
@@ -12,6 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 
 use super::executable::{Executable, FileId, Found, Kept, MountedFile};
+use super::lines::{self, Stopped};
 use super::namespace::{Home, Namespace};
 use crate::parse::stat::Stat;
 use crate::parse::status::{Owner, may_rewrite_exe, traced};
@@ -19,8 +20,6 @@ use crate::refuse::{refuse, shown, unread};
 
 /// The longest `stat`, `status` or `cgroup` file that is read, in bytes.
 const FILE_MAX: u64 = 64 << 10;
-/// Read at once of a file with many lines, in bytes.
-const LINES_AT_ONCE: usize = 64 << 10;
 
 /// All cheap evidence about a process at one moment. Two equal looks frame whatever was read between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -255,26 +254,17 @@ impl Process {
         name: &str,
         max: u64,
         line_max: usize,
-        mut each: impl FnMut(&[u8]) -> Result<(), AttestRefusal>,
+        each: impl FnMut(&[u8]) -> Result<(), AttestRefusal>,
     ) -> Result<bool, AttestRefusal> {
         let file = open(self.dir.as_fd(), name).map_err(|e| self.unread(name, &e))?;
-        let mut lines = io::BufReader::with_capacity(LINES_AT_ONCE, file.take(max));
-        let (mut line, mut total) = (Vec::new(), 0_u64);
-        loop {
-            line.clear();
-            let limit = u64::try_from(line_max).unwrap_or(u64::MAX);
-            let read = lines.by_ref().take(limit).read_until(b'\n', &mut line).map_err(|e| self.unread(name, &e))?;
-            total = total.saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
-            match line.strip_suffix(b"\n") {
-                Some(line) => each(line)?,
-                None if line.is_empty() => return Ok(total < max),
-                None if total >= max => return Ok(false),
-                None => {
-                    let detail = format!("{name} of process {} has an endless line", self.execution.pid);
-                    return refuse(AttestReason::Unreadable, detail);
-                }
+        lines::each(file, max, line_max, each).map_err(|stopped| match stopped {
+            Stopped::Unread(e) => self.unread(name, &e),
+            Stopped::Endless => {
+                let detail = format!("{name} of process {} has an endless line", self.execution.pid);
+                AttestRefusal::new(AttestReason::Unreadable, detail)
             }
-        }
+            Stopped::By(refusal) => refusal,
+        })
     }
 
     /// Where one of its links leads (`exe`, `root`, `cwd`, `fd/7`).
