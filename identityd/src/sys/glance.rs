@@ -102,10 +102,15 @@ pub(crate) fn children(pid: u32) -> io::Result<Vec<Child>> {
     for task in Dir::read_from(&tasks)?.filter_map(Result::ok).filter(is_number).take(THREADS_MAX) {
         let name = format!("{}/children", task.file_name().to_string_lossy());
         let Ok(listed) = content(&tasks, &name) else { continue };
-        let pids = listed.split(|b| *b == b' ').filter_map(|pid| std::str::from_utf8(pid).ok()?.parse().ok());
-        children.extend(pids.filter_map(|pid| child(pid).ok().flatten()));
+        children.extend(pids(&listed).filter_map(|pid| child(pid).ok().flatten()));
     }
     Ok(children)
+}
+
+/// Numbers of processes. One without a space behind it was cut off, and is another's.
+pub(crate) fn pids(listed: &[u8]) -> impl Iterator<Item = u32> {
+    let whole = listed.split_inclusive(|b| *b == b' ').filter_map(|pid| pid.strip_suffix(b" "));
+    whole.filter_map(|pid| std::str::from_utf8(pid).ok()?.parse().ok())
 }
 
 fn is_number(entry: &rustix::fs::DirEntry) -> bool {
