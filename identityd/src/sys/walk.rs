@@ -189,7 +189,8 @@ fn table(dir: &OwnedFd, pid: u32, name: &str, sought: &HashSet<u64>, seen: &mut 
 /// The inode in `socket:[123]`.
 pub(crate) fn socket_inode(target: &[u8]) -> Option<u64> {
     let digits = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
-    std::str::from_utf8(digits).ok()?.parse().ok()
+    let number = digits.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(digits).ok().filter(|_| number)?.parse().ok()
 }
 
 fn open_dir(at: impl std::os::fd::AsFd, path: &str) -> Result<OwnedFd, Errno> {
@@ -250,7 +251,9 @@ mod tests {
     #[test]
     fn only_the_name_of_a_socket_has_a_socket_inode() {
         assert_eq!(socket_inode(b"socket:[77]"), Some(77));
-        for other in [b"pipe:[77]".as_slice(), b"socket:[77", b"socket:[]", b"socket:[-1]", b"/tmp/socket:[77]"] {
+        for other in
+            [b"pipe:[77]".as_slice(), b"socket:[77", b"socket:[]", b"socket:[-1]", b"socket:[+1]", b"/tmp/socket:[77]"]
+        {
             assert_eq!(socket_inode(other), None);
         }
     }
