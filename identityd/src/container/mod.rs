@@ -17,7 +17,7 @@ mod http;
 mod image;
 mod lookup;
 mod remembered;
-mod rootless;
+pub(crate) mod rootless;
 mod runtime;
 mod wire;
 

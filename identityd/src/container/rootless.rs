@@ -20,25 +20,27 @@ pub(crate) fn is_of(pid: u32, user: u32) -> bool {
     uids.iter().all(|uid| *uid == user || ranges.iter().any(|(first, count)| within(*uid, *first, *count)))
 }
 
-fn within(uid: u32, first: u32, count: u32) -> bool {
+pub(crate) fn within(uid: u32, first: u32, count: u32) -> bool {
     uid.checked_sub(first).is_some_and(|place| place < count)
 }
 
 fn text(file: &str) -> String {
     let mut text = String::new();
     let read = std::fs::File::open(file).and_then(|file| file.take(FILE_MAX).read_to_string(&mut text));
-    if read.is_ok() { text } else { String::new() }
+    // What is cut off in the middle of a line would say something else.
+    if read.is_ok_and(|read| !matches!(u64::try_from(read), Ok(FILE_MAX))) { text } else { String::new() }
 }
 
 /// Real, effective, saved, file system.
-fn uids(status: &[u8]) -> Option<Vec<u32>> {
+pub(crate) fn uids(status: &[u8]) -> Option<Vec<u32>> {
     let mut lines = status.split(|b| *b == b'\n').filter_map(|line| line.strip_prefix(b"Uid:"));
     let (Some(line), None) = (lines.next(), lines.next()) else { return None };
-    let uids: Vec<u32> = std::str::from_utf8(line).ok()?.split_ascii_whitespace().flat_map(str::parse).collect();
+    let uids = std::str::from_utf8(line).ok()?.split_ascii_whitespace().map(str::parse);
+    let uids: Vec<u32> = uids.collect::<Result<_, _>>().ok()?;
     (uids.len() == 4).then_some(uids)
 }
 
-fn name(passwd: &str, user: u32) -> Option<String> {
+pub(crate) fn name(passwd: &str, user: u32) -> Option<String> {
     let fields = |line: &str| {
         let mut fields = line.split(':');
         Some((fields.next()?.to_owned(), fields.nth(1)?.parse::<u32>().ok()?))
@@ -47,7 +49,7 @@ fn name(passwd: &str, user: u32) -> Option<String> {
 }
 
 /// First uid and count of each range of a user, who is named or numbered.
-fn ranges(subuid: &str, user: u32, name: Option<&str>) -> Vec<(u32, u32)> {
+pub(crate) fn ranges(subuid: &str, user: u32, name: Option<&str>) -> Vec<(u32, u32)> {
     let number = user.to_string();
     let range = |line: &str| {
         let mut fields = line.split(':');
@@ -78,6 +80,7 @@ mod tests {
     fn every_uid_counts() {
         assert_eq!(uids(b"Name:\tx\nUid:\t1\t2\t3\t4\n"), Some(vec![1, 2, 3, 4]));
         assert_eq!(uids(b"Uid:\t1\t2\t3\n"), None);
+        assert_eq!(uids(b"Uid:\t1\t-2\t2\t3\t4\n"), None);
         assert_eq!(uids(b"Uid:\t1\t2\t3\t4\nUid:\t1\t2\t3\t4\n"), None);
     }
 
