@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use bonafide_proto::fingerprint::Evidence;
 use bonafide_proto::taint::Taint;
 
-use crate::container::bounded;
+use crate::container::{bounded, rootless};
 use crate::parse::cgroup::{Placement, Tree, seats};
 use crate::parse::cmdline::arguments;
 use crate::parse::container_id::candidates;
@@ -16,11 +16,14 @@ use crate::parse::interpreter::{Named, interpreter};
 use crate::parse::layout::{Layout, Signs};
 use crate::parse::maps::Mapping;
 use crate::parse::stat::Stat;
-use crate::parse::status::{Owner, may_rewrite_exe};
+use crate::parse::status::{Owner, may_rewrite_exe, traced};
 use crate::parse::{cgroup_mounts, mountinfo};
 use crate::refuse::shown;
 use crate::script::printable;
+use crate::sys::glance::pids;
+use crate::sys::lines::{self, Stopped};
 use crate::sys::regular::inside;
+use crate::sys::walk::socket_inode;
 
 /// A seed with a piece of it replaced.
 fn spliced(seeds: &[&[u8]], (which, at, cut, noise): &(u8, u16, u16, Vec<u8>)) -> Vec<u8> {
@@ -157,15 +160,24 @@ fn status() {
             b"Name:\tnginx\nUmask:\t0022\nState:\tS (sleeping)\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n",
             b"Name:\tCapEff:\t0\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000200000\n",
             b"Name:\tUid:\t0\t0\t0\t0\nUid:\t1\t4294967295\t3\t4\nGid:\t5\t6\t7\t8\n",
+            b"Name:\tTracerPid:\t0\nTracerPid:\t4711\nUid:\t0\t0\t0\t0\nVmExe:\t       8 kB\nVmLib:\t    1640 kB\n",
         ],
         |status| {
-            let _ = (Owner::parse(status), Signs::parse(status), may_rewrite_exe(status));
+            let _ = (Signs::parse(status), may_rewrite_exe(status));
+            if let (Some(uids), Some(owner)) = (rootless::uids(status), Owner::parse(status)) {
+                assert!(uids.len() == 4 && uids[1] == owner.uid, "{uids:?}");
+            }
+            if let (Some(traced), Some(signs)) = (traced(status), Signs::parse(status)) {
+                assert_eq!(traced, signs.tracer != 0);
+            }
             // The kernel escapes newlines in a name.
             let name: Vec<u8> = status.iter().copied().filter(|b| *b != b'\n').collect();
             let file = [b"Name:\t".as_slice(), &name, b"\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n"].concat();
             assert_eq!(Owner::parse(&file), Some(Owner { uid: 2, gid: 6 }));
+            assert_eq!(rootless::uids(&file), Some(vec![1, 2, 3, 4]));
             let file = [b"Name:\t".as_slice(), &name, b"\nTracerPid:\t7\nVmExe:\t    12 kB\n"].concat();
             assert_eq!(Signs::parse(&file), Some(Signs { tracer: 7, code: [Some(12), None] }));
+            assert_eq!(traced(&file), Some(true));
             let file = [b"Name:\t".as_slice(), &name, b"\nCapEff:\t0000010000000000\n"].concat();
             assert_eq!(may_rewrite_exe(&file), Some(true));
         }
@@ -181,9 +193,21 @@ const CMDLINES: &[&[u8]] = &[
     b"bash\0-euo\0pipefail\0run.sh\0",
     b"perl\0-Ilib\0-e\0print 1\0",
     b"ruby\0--\0-x\0",
+    b"ruby\0-W0\0-Ku\0--disable=gems\0-e\0001\0",
+    b"zsh\0-eo\0pipefail\0-c\0exit\0x\0",
+    b"lua5.4\0-W\0app.lua\0-l\0",
+    b"lua\0-e\0x=1\0",
+    b"tclsh\0-encoding\0utf-8\0app.tcl\0x\0",
+    b"busybox\0sh\0-c\0--\0exit\0",
+    b"deno\0run\0-A\0app.ts\0",
+    b"php8.2\0-d\0a=1\0-f\0app.php\0",
+    b"gawk\0-v\0a=b\0--file=app.awk\0",
     b"\0\0\0",
     b"no end",
 ];
+
+const INTERPRETERS: [&str; 14] =
+    ["python3", "bash", "zsh", "sh", "perl", "ruby", "node", "java", "awk", "busybox", "deno", "php", "lua", "tclsh"];
 
 #[test]
 fn command_lines() {
@@ -194,8 +218,8 @@ fn command_lines() {
         assert!(whole.iter().all(|argument| !argument.contains(&0)));
         let cut = arguments(bytes, false);
         assert!(whole.starts_with(&cut) && whole.len() - cut.len() <= 1, "{whole:?} cut to {cut:?}");
-        for program in [b"python3".as_slice(), b"bash", b"perl", b"node", b"java", b"awk", b"busybox", b"deno", b"php"]
-        {
+        for program in INTERPRETERS {
+            let program = program.as_bytes();
             let known = interpreter(program, &whole, true).map(|i| i.code);
             if let Some(Named::Script(code) | Named::Inline(code)) = &known {
                 assert!(whole.iter().any(|argument| argument.ends_with(code)), "{known:?}");
@@ -207,6 +231,91 @@ fn command_lines() {
                 assert_eq!(interpreter(program, &cut, false).map(|i| i.code), known);
             }
         }
+    });
+}
+
+/// Names that links below `fd` have, and a list of children.
+const NUMBERS: &[&[u8]] = &[
+    b"socket:[4026531840]",
+    b"socket:[18446744073709551615]",
+    b"socket:[18446744073709551616]",
+    b"/tmp/socket:[7] (deleted)",
+    b"4711 4712 4194304 ",
+    b"4711 4712 41943",
+];
+
+/// A number that was read stands there, in the one spelling that the kernel has.
+#[test]
+fn numbers() {
+    fuzz!(NUMBERS, |text| {
+        if let Some(inode) = socket_inode(text) {
+            let digits = text[b"socket:[".len()..].trim_ascii_start();
+            assert!(digits.ends_with(format!("{inode}]").as_bytes()), "{inode}");
+            assert!(digits[..digits.len() - 1].iter().all(u8::is_ascii_digit), "{inode}");
+        }
+        let children: Vec<u32> = pids(text).collect();
+        let listed: Vec<&[u8]> = text.split(|b| *b == b' ').collect();
+        assert!(children.len() < listed.len(), "{children:?}");
+        // What comes behind the last space changes nothing.
+        let more = [text, b"7".as_slice()].concat();
+        assert_eq!(pids(&more).collect::<Vec<_>>(), children);
+        let written: String = children.iter().map(|pid| format!("{pid} ")).collect();
+        assert_eq!(pids(written.as_bytes()).collect::<Vec<_>>(), children);
+    });
+}
+
+const LINES: &[&[u8]] = &[b"one\ntwo\n\nthree\n", b"\n\n\n\n", b"0123456789abcdef\n", b"no end", b""];
+
+#[test]
+fn bounded_lines() {
+    const LINE_MAX: usize = 16;
+    fuzz!(LINES, |file| {
+        for max in [0, 8, 17, 64, 1 << 20] {
+            let mut seen = Vec::new();
+            let answer = lines::each(file, max, LINE_MAX, |line| {
+                assert!(line.len() < LINE_MAX && !line.contains(&b'\n'), "{line:?}");
+                seen.extend_from_slice(&[line, b"\n"].concat());
+                Ok::<_, ()>(())
+            });
+            assert!(file.starts_with(&seen) && seen.len() as u64 <= max, "{seen:?}");
+            match answer {
+                Ok(true) => assert_eq!(seen, file),
+                Ok(false) => assert!(file.len() as u64 >= max),
+                Err(Stopped::Endless) => assert!(file[seen.len()..].iter().take(LINE_MAX).all(|b| *b != b'\n')),
+                Err(Stopped::Unread(_) | Stopped::By(())) => unreachable!("nothing refuses here"),
+            }
+        }
+        let refused = lines::each(file, 1 << 20, LINE_MAX, |_| Err("no"));
+        let begins = file.iter().take(LINE_MAX).any(|b| *b == b'\n');
+        assert_eq!(begins, matches!(refused, Err(Stopped::By("no"))));
+    });
+}
+
+const ACCOUNTS: &[&[u8]] = &[
+    b"root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\nbob:x:1001:1001::/:/bin/sh\n",
+    b"ann:100000:65536\nbob:165536:65536\n1000:300000:5\nann:broken\n",
+    b"1000:4294967295:4294967295\n1000::\n1000:1:2:3\n",
+    b":x:1000:\nann:x:01000:\n",
+];
+
+/// `/etc/passwd` and `/etc/subuid`: nobody is given what no line of theirs gives.
+#[test]
+fn users() {
+    fuzz!(ACCOUNTS, |file| {
+        let Ok(text) = std::str::from_utf8(file) else { return };
+        if let Some(name) = rootless::name(text, 1000) {
+            assert!(text.lines().any(|line| line.split(':').next() == Some(name.as_str())), "{name:?}");
+        }
+        let ranges = rootless::ranges(text, 1000, Some("ann"));
+        let owned = |line: &&str| ["ann", "1000"].contains(&line.split(':').next().unwrap());
+        assert!(ranges.len() <= text.lines().filter(owned).count(), "{ranges:?}");
+        for (first, count) in ranges {
+            let (from, end) = (u64::from(first), u64::from(first) + u64::from(count));
+            for uid in [0, first.saturating_sub(1), first, first.saturating_add(count), u32::MAX] {
+                assert_eq!(rootless::within(uid, first, count), (from..end).contains(&u64::from(uid)));
+            }
+        }
+        assert_eq!(rootless::ranges(text, 7777, None), rootless::ranges(text, 7777, Some("\n")));
     });
 }
 
