@@ -38,7 +38,7 @@ pub(crate) struct Containerd {
 }
 
 /// A container as the CRI knows it.
-struct OfPod {
+pub(crate) struct OfPod {
     name: Option<String>,
     labels: std::collections::HashMap<String, String>,
     image_ref: String,
@@ -118,42 +118,48 @@ impl Containerd {
             // The sandbox's image is no image of the pod's.
             None => self.images.pinned(channel, namespace, &record).await?,
         };
-        Ok(self.answer(record, pinned, of_pod.name, Some(of_pod.labels), Some(of_pod.pod)))
+        Ok(self.answer(record, pinned, Some(of_pod)))
     }
 
     async fn native(&self, channel: &Channel, namespace: &str, record: Record) -> Result<Answer, AskError> {
         let pinned = self.images.pinned(channel, namespace, &record).await?;
-        Ok(self.answer(record, pinned, None, None, None))
+        Ok(self.answer(record, pinned, None))
     }
 
-    fn answer(
-        &self,
-        record: Record,
-        pinned: Result<Pinned, String>,
-        name: Option<String>,
-        labels: Option<std::collections::HashMap<String, String>>,
-        pod: Option<Pod>,
-    ) -> Answer {
+    fn answer(&self, record: Record, pinned: Result<Pinned, String>, of_pod: Option<OfPod>) -> Answer {
         match pinned {
-            Ok(pinned) => Answer::Holds(Box::new(Container {
-                runtime: self.runtime.clone(),
-                name,
-                image: pinned.config,
-                image_name: bounded::text(&record.image),
-                manifests: pinned.manifests,
-                labels: bounded::labels(labels.unwrap_or(record.labels)),
-                pod,
-                id: record.id,
-            })),
+            Ok(pinned) => Answer::Holds(Box::new(described(&self.runtime, record, pinned, of_pod))),
             Err(why) => Answer::Nameless(why),
         }
     }
 
     async fn sandbox(&self, channel: &Channel, id: &str) -> Result<OfPod, AskError> {
         let pod = pod(channel, id, self.service_account.as_deref()).await?;
-        let (image_ref, image_id) = (String::new(), String::new());
-        Ok(OfPod { name: Some(SANDBOX.to_owned()), labels: Default::default(), image_ref, image_id, pod })
+        Ok(sandbox(pod))
     }
+}
+
+/// What is kept of a container.
+pub(crate) fn described(runtime: &str, record: Record, pinned: Pinned, of_pod: Option<OfPod>) -> Container {
+    let (name, labels, pod) = match of_pod {
+        Some(OfPod { name, labels, pod, .. }) => (name, labels, Some(pod)),
+        None => (None, record.labels, None),
+    };
+    Container {
+        runtime: runtime.to_owned(),
+        name,
+        image: pinned.config,
+        image_name: bounded::text(&record.image),
+        manifests: pinned.manifests,
+        labels: bounded::labels(labels),
+        pod,
+        id: record.id,
+    }
+}
+
+fn sandbox(pod: Pod) -> OfPod {
+    let (image_ref, image_id) = (String::new(), String::new());
+    OfPod { name: Some(SANDBOX.to_owned()), labels: Default::default(), image_ref, image_id, pod }
 }
 
 /// A request in one of containerd's namespaces.
@@ -178,19 +184,33 @@ async fn of_pod(channel: &Channel, id: &str, service_account: Option<&str>) -> R
     let Some(container) = containers.into_iter().find(|container| container.id == id) else {
         return Err(AskError::garbage(format!("its CRI does not know {id}, which is labelled as the CRI's own")));
     };
-    Ok(OfPod {
+    let pod = pod(channel, &container.pod_sandbox_id, service_account).await?;
+    Ok(in_pod(container, pod))
+}
+
+/// What the CRI says of a container in this pod.
+pub(crate) fn in_pod(container: cri::Container, pod: Pod) -> OfPod {
+    OfPod {
         name: container.metadata.and_then(|metadata| bounded::text(&metadata.name)),
         labels: container.labels,
         image_ref: container.image_ref,
         image_id: container.image_id,
-        pod: pod(channel, &container.pod_sandbox_id, service_account).await?,
-    })
+        pod,
+    }
 }
 
 async fn pod(channel: &Channel, sandbox: &str, service_account: Option<&str>) -> Result<Pod, AskError> {
     let request = cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned() };
     let status = answered(RuntimeServiceClient::new(channel.clone()).pod_sandbox_status(request).await)?;
-    let status = status.and_then(|status| status.status);
+    pod_of(sandbox, status.and_then(|status| status.status), service_account)
+}
+
+/// What the CRI says of a pod. Where it does not say which one it is, there is none.
+pub(crate) fn pod_of(
+    sandbox: &str,
+    status: Option<cri::PodSandboxStatus>,
+    service_account: Option<&str>,
+) -> Result<Pod, AskError> {
     let Some((metadata, status)) = status.and_then(|status| Some((status.metadata.clone()?, status))) else {
         return Err(AskError::garbage(format!("its CRI does not know the sandbox {sandbox}")));
     };
@@ -211,7 +231,11 @@ async fn pod(channel: &Channel, sandbox: &str, service_account: Option<&str>) ->
 async fn repo_digests(channel: &Channel, config: &Digest, image_ref: &str) -> Result<Vec<Digest>, AskError> {
     let image = Some(ImageSpec { image: config.to_string() });
     let status = ImageServiceClient::new(channel.clone()).image_status(ImageStatusRequest { image }).await;
-    let image = answered(status)?.and_then(|status| status.image);
+    Ok(leading_to(config, answered(status)?.and_then(|status| status.image), image_ref))
+}
+
+/// The manifests in what the CRI says of this config's image.
+pub(crate) fn leading_to(config: &Digest, image: Option<cri::Image>, image_ref: &str) -> Vec<Digest> {
     let names = image.filter(|image| image.id == config.to_string()).map(|image| image.repo_digests);
-    Ok(bounded::manifests(names.unwrap_or_default().into_iter().chain([image_ref.to_owned()])))
+    bounded::manifests(names.unwrap_or_default().into_iter().chain([image_ref.to_owned()]))
 }

@@ -37,7 +37,7 @@ pub(crate) struct Docker {
 /// `GET /containers/ID/json`. Whatever else it says, environments among it, is not kept.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Inspected {
+pub(crate) struct Inspected {
     id: String,
     #[serde(default)]
     name: String,
@@ -65,7 +65,7 @@ struct Config {
 /// `GET /info`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct System {
+pub(crate) struct System {
     #[serde(default)]
     driver_status: Option<Vec<Vec<String>>>,
 }
@@ -73,9 +73,49 @@ struct System {
 /// `GET /images/ID/json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Image {
+pub(crate) struct Image {
     #[serde(default)]
     repo_digests: Option<Vec<String>>,
+}
+
+impl Inspected {
+    /// The digest of the image's config, where that is what it was started from.
+    pub(crate) fn image(&self) -> Option<Digest> {
+        self.image.strip_prefix("sha256:")?.parse().ok()
+    }
+
+    /// What is kept of it.
+    pub(crate) fn container(self, runtime: &str, image: Digest, manifests: Vec<Digest>) -> Container {
+        Container {
+            runtime: runtime.to_owned(),
+            id: self.id,
+            name: bounded::text(self.name.trim_start_matches('/')),
+            image,
+            image_name: bounded::text(&self.config.image),
+            manifests,
+            labels: bounded::labels(self.config.labels.unwrap_or_default()),
+            pod: None,
+        }
+    }
+}
+
+impl System {
+    /// Whether an image's ID is another digest there than that of its config.
+    pub(crate) fn names_no_configs(&self) -> bool {
+        self.driver_status.iter().flatten().flatten().any(|value| value == CONTAINERD_STORE)
+    }
+}
+
+impl Image {
+    /// The manifests that lead to it.
+    pub(crate) fn manifests(self) -> Vec<Digest> {
+        bounded::manifests(self.repo_digests.unwrap_or_default())
+    }
+}
+
+/// What a body says, if it is JSON of this kind.
+pub(crate) fn decoded<T: DeserializeOwned>(body: &[u8]) -> Result<T, AskError> {
+    serde_json::from_slice(body).map_err(|e| AskError::garbage(e.to_string()))
 }
 
 impl Docker {
@@ -124,7 +164,7 @@ impl Docker {
     }
 
     async fn container(&self, inspected: Inspected) -> Result<Answer, AskError> {
-        let Some(image) = inspected.image.strip_prefix("sha256:").and_then(|image| image.parse::<Digest>().ok()) else {
+        let Some(image) = inspected.image() else {
             return Ok(Answer::Nameless("its container was not started from an image".to_owned()));
         };
         if self.names_no_configs().await? {
@@ -132,32 +172,22 @@ impl Docker {
                 format!("{} keeps images in containerd's store, and tells no digest of their configs", self.runtime);
             return Ok(Answer::Nameless(why));
         }
-        Ok(Answer::Holds(Box::new(Container {
-            runtime: self.runtime.clone(),
-            id: inspected.id,
-            name: bounded::text(inspected.name.trim_start_matches('/')),
-            image,
-            image_name: bounded::text(&inspected.config.image),
-            manifests: self.manifests(&inspected.image).await?,
-            labels: bounded::labels(inspected.config.labels.unwrap_or_default()),
-            pod: None,
-        })))
+        let manifests = self.manifests(&inspected.image).await?;
+        Ok(Answer::Holds(Box::new(inspected.container(&self.runtime, image, manifests))))
     }
 
     async fn names_no_configs(&self) -> Result<bool, AskError> {
         let system: Option<System> = self.get("/info").await?;
-        let status = system.and_then(|system| system.driver_status).unwrap_or_default();
-        Ok(status.iter().flatten().any(|value| value == CONTAINERD_STORE))
+        Ok(system.is_some_and(|system| system.names_no_configs()))
     }
 
     async fn manifests(&self, image: &str) -> Result<Vec<Digest>, AskError> {
         let image: Option<Image> = self.get(&format!("/images/{image}/json")).await?;
-        Ok(bounded::manifests(image.and_then(|image| image.repo_digests).unwrap_or_default()))
+        Ok(image.map(Image::manifests).unwrap_or_default())
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, AskError> {
-        let Some(body) = self.http.get(path).await? else { return Ok(None) };
-        serde_json::from_slice(&body).map(Some).map_err(|e| AskError::garbage(e.to_string()))
+        self.http.get(path).await?.map(|body| decoded(&body)).transpose()
     }
 }
 

@@ -8,12 +8,13 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::circuit::{AT_ONCE, AskError};
 use super::dial::Dial;
 
 /// The largest answer, in bytes.
-const BODY_MAX: usize = 1 << 20;
+pub(crate) const BODY_MAX: usize = 1 << 20;
 /// The largest head of an answer, in bytes.
 const HEAD_MAX: usize = 64 << 10;
 /// Connections that are kept for later: as many as there are questions at once.
@@ -59,25 +60,52 @@ impl Http {
 
     async fn fresh(&self) -> Result<Sender, AskError> {
         let connection = self.dial.connect().await?;
-        let handshake = http1::Builder::new().max_buf_size(HEAD_MAX).handshake(TokioIo::new(connection));
-        let (sender, driver) = handshake.await.map_err(spoken)?;
-        // It ends when the server closes the connection, or when the sender is dropped.
-        tokio::spawn(driver);
-        Ok(sender)
+        greeted(connection).await
     }
 
     async fn read(&self, sender: Sender, response: Response<Incoming>) -> Result<Option<Bytes>, AskError> {
-        let status = response.status();
-        let body = Limited::new(response.into_body(), BODY_MAX).collect().await.map_err(|e| cut(e.as_ref()))?;
+        let (status, body) = whole(response).await?;
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE_MAX {
             idle.push(sender);
         }
-        match status {
-            StatusCode::OK => Ok(Some(body.to_bytes())),
-            StatusCode::NOT_FOUND => Ok(None),
-            other => Err(AskError::failed(other.as_str())),
-        }
+        meant(status, body)
+    }
+}
+
+/// The answer of whoever is at the other end; what they say before they are asked is none.
+#[cfg(test)]
+pub(crate) async fn asked<S>(connection: S, path: &str) -> Result<Option<Bytes>, AskError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut sender = greeted(connection).await?;
+    let (status, body) = whole(sender.send_request(request(path)?).await.map_err(spoken)?).await?;
+    meant(status, body)
+}
+
+async fn greeted<S>(connection: S) -> Result<Sender, AskError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let handshake = http1::Builder::new().max_buf_size(HEAD_MAX).handshake(TokioIo::new(connection));
+    let (sender, driver) = handshake.await.map_err(spoken)?;
+    // It ends when the server closes the connection, or when the sender is dropped.
+    tokio::spawn(driver);
+    Ok(sender)
+}
+
+async fn whole(response: Response<Incoming>) -> Result<(StatusCode, Bytes), AskError> {
+    let status = response.status();
+    let body = Limited::new(response.into_body(), BODY_MAX).collect().await.map_err(|e| cut(e.as_ref()))?;
+    Ok((status, body.to_bytes()))
+}
+
+fn meant(status: StatusCode, body: Bytes) -> Result<Option<Bytes>, AskError> {
+    match status {
+        StatusCode::OK => Ok(Some(body)),
+        StatusCode::NOT_FOUND => Ok(None),
+        other => Err(AskError::failed(other.as_str())),
     }
 }
 

@@ -23,7 +23,7 @@ use super::wire::snapshots::StatSnapshotRequest;
 use super::wire::snapshots::snapshots_client::SnapshotsClient;
 
 /// Where the CRI keeps what it knows about a container, and does not tell.
-const METADATA: &str = "io.cri-containerd.container.metadata";
+pub(crate) const METADATA: &str = "io.cri-containerd.container.metadata";
 
 /// The largest index, manifest or config that is read, in bytes.
 const CONTENT_MAX: usize = 1 << 20;
@@ -66,7 +66,7 @@ struct Versioned {
 
 /// An index, or a manifest.
 #[derive(Deserialize)]
-struct Manifest {
+pub(crate) struct Manifest {
     #[serde(default)]
     manifests: Vec<Descriptor>,
     config: Option<Descriptor>,
@@ -78,8 +78,34 @@ struct Descriptor {
 }
 
 #[derive(Deserialize)]
-struct Config {
+pub(crate) struct Config {
     rootfs: RootFs,
+}
+
+impl Manifest {
+    /// Where it leads: to the config of a manifest, or to the manifests of an index.
+    pub(crate) fn leads(self) -> Leads {
+        match self.config {
+            Some(config) => Leads::ToConfig(config.digest),
+            None => Leads::ToManifests(self.manifests.into_iter().take(VARIANTS_MAX).map(|m| m.digest).collect()),
+        }
+    }
+}
+
+/// Names of contents, not yet known to be digests.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Leads {
+    /// Of a config.
+    ToConfig(String),
+    /// Of manifests, [`VARIANTS_MAX`] at most.
+    ToManifests(Vec<String>),
+}
+
+impl Config {
+    /// The layers of the image, by their chain ID.
+    pub(crate) fn layers(&self) -> Option<String> {
+        chain(&self.rootfs.diff_ids)
+    }
 }
 
 #[derive(Deserialize)]
@@ -151,7 +177,7 @@ async fn find(store: &Store<'_>, record: &Record, image: Image) -> Result<Result
     };
     let mut found: Vec<Pinned> = Vec::new();
     for (manifest, config, above) in store.variants(&target.digest).await? {
-        let chain = store.content::<Config>(&config).await?.and_then(|config| chain(&config.rootfs.diff_ids));
+        let chain = store.content::<Config>(&config).await?.and_then(|config| config.layers());
         if chain.as_ref() == Some(&layers)
             && let Ok(config) = config.parse()
             && found.iter().all(|known| known.config != config)
@@ -187,15 +213,16 @@ impl Store<'_> {
 
     async fn variants(&self, target: &str) -> Result<Vec<Variant>, AskError> {
         let Some(top) = self.content::<Manifest>(target).await? else { return Ok(Vec::new()) };
-        if let Some(config) = top.config {
-            return Ok(vec![(target.to_owned(), config.digest, None)]);
-        }
+        let manifests = match top.leads() {
+            Leads::ToConfig(config) => return Ok(vec![(target.to_owned(), config, None)]),
+            Leads::ToManifests(manifests) => manifests,
+        };
         let mut variants = Vec::new();
-        for below in top.manifests.into_iter().take(VARIANTS_MAX) {
+        for below in manifests {
             // Only the variant for this machine need be there.
-            let manifest = self.content::<Manifest>(&below.digest).await?;
-            if let Some(config) = manifest.and_then(|manifest| manifest.config) {
-                variants.push((below.digest, config.digest, Some(target.to_owned())));
+            let manifest = self.content::<Manifest>(&below).await?;
+            if let Some(Leads::ToConfig(config)) = manifest.map(Manifest::leads) {
+                variants.push((below, config, Some(target.to_owned())));
             }
         }
         Ok(variants)
@@ -203,11 +230,7 @@ impl Store<'_> {
 
     /// Stored JSON; `None` if it is not there.
     async fn content<T: for<'de> Deserialize<'de>>(&self, digest: &str) -> Result<Option<T>, AskError> {
-        let Some(bytes) = self.bytes(digest).await? else { return Ok(None) };
-        if digest.parse() != Ok(Digest::of(&bytes)) {
-            return Err(AskError::garbage(format!("its content {digest} has another digest")));
-        }
-        serde_json::from_slice(&bytes).map(Some).map_err(|e| AskError::garbage(format!("its content {digest}: {e}")))
+        self.bytes(digest).await?.map(|bytes| stored(digest, &bytes)).transpose()
     }
 
     async fn bytes(&self, digest: &str) -> Result<Option<Vec<u8>>, AskError> {
@@ -231,8 +254,16 @@ impl Store<'_> {
     }
 }
 
+/// What a content says, if it is the one of this digest.
+pub(crate) fn stored<T: for<'de> Deserialize<'de>>(digest: &str, bytes: &[u8]) -> Result<T, AskError> {
+    if digest.parse() != Ok(Digest::of(bytes)) {
+        return Err(AskError::garbage(format!("its content {digest} has another digest")));
+    }
+    serde_json::from_slice(bytes).map_err(|e| AskError::garbage(format!("its content {digest}: {e}")))
+}
+
 /// The chain ID of layers (OCI image specification, "Layer ChainID").
-fn chain(diff_ids: &[String]) -> Option<String> {
+pub(crate) fn chain(diff_ids: &[String]) -> Option<String> {
     let (first, rest) = diff_ids.split_first()?;
     if diff_ids.len() > LAYERS_MAX || diff_ids.iter().any(|id| id.len() > 71) {
         return None;

@@ -9,17 +9,17 @@ pub(crate) mod config;
 
 pub(crate) mod bounded;
 mod channel;
-mod circuit;
-mod containerd;
+pub(crate) mod circuit;
+pub(crate) mod containerd;
 mod dial;
-mod docker;
-mod http;
-mod image;
+pub(crate) mod docker;
+pub(crate) mod http;
+pub(crate) mod image;
 mod lookup;
 mod remembered;
 pub(crate) mod rootless;
 mod runtime;
-mod wire;
+pub(crate) mod wire;
 
 use std::sync::Arc;
 
