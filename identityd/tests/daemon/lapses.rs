@@ -84,8 +84,16 @@ impl Attested {
         assert_eq!(self.program.line(), "done");
     }
 
+    /// What it hears next that is about this program, or all. The daemon hears of other tests' sockets, too.
     async fn next(&mut self) -> wire::Lapse {
-        heard(&mut self.lapses).await
+        let own = [Some(self.local.into()), Some(self.remote.into())];
+        loop {
+            let lapse = heard(&mut self.lapses).await;
+            match &lapse.of {
+                Some(Of::Flow(flow)) if [flow.local.clone(), flow.remote.clone()] != own => {}
+                _ => return lapse,
+            }
+        }
     }
 
     /// The next thing that is heard: this execution lapsed. Returns what changed.
