@@ -211,7 +211,7 @@ pub(crate) fn why_denied(denied: Denied) -> Why {
         }
         (None, None) => (Reason::NoRule, "no rule allows it".to_owned()),
     };
-    Why { reason, detail, rule: denied.rule, nearest: denied.nearest }
+    Why { rule: denied.rule, nearest: denied.nearest, ..Why::new(reason, detail) }
 }
 
 /// A tunnel error in the words of the record.

@@ -236,7 +236,7 @@ impl Known {
             .map_err(|why| changed(format!("looked at again, the listener is in doubt: {}", why.detail)))?;
         match before.changed(&now.attestation) {
             None => Ok(()),
-            Some(how) => Err(changed(format!("the port changed hands during the handshake: {how}"))),
+            Some(now) => Err(changed(format!("the port changed hands during the handshake: {}", now.how))),
         }
     }
 

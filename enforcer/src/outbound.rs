@@ -22,7 +22,8 @@ use crate::live::{Judged, Peer, Program, Question, Seat};
 use crate::record::{Account, Why, describe_peer};
 use crate::relay::{self, Beside};
 use crate::sys::dial::{self, Reserved};
-use crate::tunnel::frame::{EndCode, Open};
+use crate::tunnel::ending::Cause;
+use crate::tunnel::frame::Open;
 use crate::tunnel::{self, Tunnel};
 use crate::{inbound, sys};
 
@@ -260,7 +261,7 @@ impl Attributed {
             Ok((grant, seat)) => Ok(Authorized { tunnel, grant, seat }),
             Err(why) => {
                 let (_, mut writer) = tunnel.into_split();
-                let _ = timeout(HANDSHAKE_TIMEOUT, writer.reset(EndCode::Policy)).await;
+                let _ = timeout(HANDSHAKE_TIMEOUT, writer.reset(Cause::Refused.into())).await;
                 Err(why)
             }
         }

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::flow::Abort;
 use crate::record::{Counters, Why};
-use crate::tunnel::frame::EndCode;
+use crate::tunnel::ending::{Cause, Ending};
 use crate::tunnel::{Incoming, Tunnel, TunnelError, TunnelReader, TunnelWriter};
 
 /// Bytes taken from a program at once; one frame carries them.
@@ -65,12 +65,12 @@ impl Beside {
     }
 
     /// How a broken relay ended, and what to tell the other enforcer if it does not know.
-    fn broken(self, broken: Broken) -> (Option<EndCode>, End) {
+    fn broken(self, broken: Broken) -> (Option<Ending>, End) {
         match broken {
-            Broken::App => (Some(EndCode::ApplicationReset), End::by(self.reset_here())),
-            Broken::Peer(EndCode::ApplicationReset) => (None, End::by(self.reset_there())),
-            Broken::Peer(code) => {
-                let why = Why::new(Reason::EndedByPeer, format!("the other enforcer ended it: {code}"));
+            Broken::App => (Some(Cause::ApplicationReset.into()), End::by(self.reset_here())),
+            Broken::Peer(Ending { cause: Cause::ApplicationReset, .. }) => (None, End::by(self.reset_there())),
+            Broken::Peer(said) => {
+                let why = Why::new(Reason::EndedByPeer, format!("the other enforcer ended it: {said}"));
                 (None, End { by: EndedBy::Peer, why: Some(why) })
             }
             Broken::Tunnel(e) => {
@@ -96,7 +96,7 @@ enum Broken {
     /// The tunnel.
     Tunnel(TunnelError),
     /// The other enforcer said that the flow ends.
-    Peer(EndCode),
+    Peer(Ending),
 }
 
 /// Relays between the program beside us and a tunnel.
@@ -146,7 +146,7 @@ where
             why = &mut *ended => Err(why),
         }
     };
-    let (code, end) = match outcome {
+    let (farewell, end) = match outcome {
         Ok(Ok(())) => {
             // Both ends have said FIN: nothing is lost if the farewell fails.
             let _ = tokio::time::timeout(FAREWELL, writer.shutdown()).await;
@@ -154,26 +154,16 @@ where
             return End::by(EndedBy::Closed);
         }
         Ok(Err(broken)) => beside.broken(broken),
-        Err(Ok(why)) => (Some(end_code(why.reason)), End { by: EndedBy::Enforcer, why: Some(why) }),
+        Err(Ok(why)) => (Some(Ending::of(why.reason, why.changed)), End { by: EndedBy::Enforcer, why: Some(why) }),
         // The table of live flows never drops its sender without a word, unless we are torn down.
-        Err(Err(_)) => (Some(EndCode::Internal), End { by: EndedBy::Enforcer, why: None }),
+        Err(Err(_)) => (Some(Cause::Internal.into()), End { by: EndedBy::Enforcer, why: None }),
     };
     app.abort();
-    if let Some(code) = code {
+    if let Some(farewell) = farewell {
         // The other end learns why if it still listens; if not, the closed connection tells enough.
-        let _ = writer.cut(reader, code, FAREWELL).await;
+        let _ = writer.cut(reader, farewell, FAREWELL).await;
     }
     end
-}
-
-/// What the other enforcer may learn about why a live flow was ended.
-fn end_code(reason: Reason) -> EndCode {
-    match reason {
-        Reason::PolicyChanged | Reason::Quarantined => EndCode::Policy,
-        Reason::IdentityChanged => EndCode::Identity,
-        Reason::EnforcerStopped => EndCode::Stopping,
-        _ => EndCode::Internal,
-    }
 }
 
 async fn upload<S>(
@@ -211,7 +201,7 @@ where
                 count.fetch_add(data.len() as u64, Ordering::Relaxed);
             }
             Incoming::Fin => return shutdown(app).await.map_err(|_| Broken::App),
-            Incoming::Reset(code) => return Err(Broken::Peer(code)),
+            Incoming::Reset(said) => return Err(Broken::Peer(said)),
         }
     }
 }
@@ -222,7 +212,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     match tunnel.next().await {
-        Ok(Incoming::Reset(code)) => Broken::Peer(code),
+        Ok(Incoming::Reset(said)) => Broken::Peer(said),
         // The far end closed after its FIN: what we still send will say so.
         Ok(_) => std::future::pending().await,
         Err(e) => Broken::Tunnel(e),

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use bonafide_enforcer::tunnel::ending::{Cause, Ending, Kind};
 use bonafide_enforcer::tunnel::frame::{Accept, FlowId, Frame, FrameError, Open};
 use bytes::{Bytes, BytesMut};
 
@@ -34,6 +35,8 @@ fn whole() -> Vec<u8> {
         Frame::Accept(Accept { port: 443 }),
         Frame::Data(Bytes::from_static(b"some bytes")),
         Frame::Fin,
+        Frame::Reset(Cause::Quarantined.into()),
+        Frame::Reset(Ending { cause: Cause::IdentityChanged, changed: Some(Kind::Script) }),
     ] {
         frame.encode(&mut bytes);
     }

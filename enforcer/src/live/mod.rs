@@ -21,6 +21,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::identity::{AsOf, Lapse, Lapsed, Memory, Quarantine};
 use crate::record::Why;
+use crate::tunnel::ending::Kind;
 pub(crate) use doubt::Doubt;
 use doubt::{Doubts, Stake, Stakes};
 pub use question::{Judged, Peer, Program, Question};
@@ -100,7 +101,7 @@ impl Live {
         }
         let lapsed = question.as_ref().map(|question| self.lapsed(question)).unwrap_or_default();
         if let Some((_, lapse)) = lapsed.iter().find(|(_, lapse)| matches!(lapse.what, Lapsed::Socket(..))) {
-            return Err(why_changed(&lapse.why));
+            return Err(why_changed(Some(Kind::Socket), &lapse.why));
         }
         let (end, ended) = oneshot::channel();
         let key = table.insert(Entry { question, end: Some(end) });
@@ -195,7 +196,10 @@ impl Live {
                 used.retain(|stake| {
                     table.program(*stake).is_none_or(|program| lapse.ends(socket, &program.attestation.executions))
                 });
-                return used.into_iter().filter(|stake| table.end(stake.flow, why_changed(&lapse.why))).count();
+                return used
+                    .into_iter()
+                    .filter(|stake| table.end(stake.flow, why_changed(Some(Kind::Socket), &lapse.why)))
+                    .count();
             }
             Lapsed::Socket(..) => {}
         }
@@ -247,10 +251,12 @@ impl Live {
             Err(refusal) if refusal.reason == AttestReason::Quarantined => {
                 return Some(Why::new(Reason::Quarantined, refusal.detail.clone()));
             }
-            Err(refusal) => return Some(why_changed(&format!("{doubt}; asked again: {refusal}"))),
+            Err(refusal) => {
+                return Some(why_changed(kind_in_doubt(refusal.reason), &format!("{doubt}; asked again: {refusal}")));
+            }
         };
         if let Some(changed) = program.changed(now) {
-            return Some(why_changed(&format!("{doubt}; asked again: {changed}")));
+            return Some(why_changed(changed.of, &format!("{doubt}; asked again: {}", changed.how)));
         }
         table.update(stake, now, asked);
         self.objection(table.entries.get(&stake.flow)?.question.as_ref())
@@ -262,8 +268,18 @@ impl Live {
     }
 }
 
-fn why_changed(detail: &str) -> Why {
-    Why::new(Reason::IdentityChanged, detail)
+fn why_changed(changed: Option<Kind>, detail: &str) -> Why {
+    Why { changed, ..Why::new(Reason::IdentityChanged, detail) }
+}
+
+/// What changed of a program about which there is a doubt of this name, where the name tells.
+fn kind_in_doubt(doubt: AttestReason) -> Option<Kind> {
+    use AttestReason as R;
+    match doubt {
+        R::GenerationGone | R::ExeUnwitnessed | R::ExeReplaced => Some(Kind::Executable),
+        R::TwoPrograms | R::ConnectorDiffers | R::HolderUnseen => Some(Kind::Socket),
+        _ => None,
+    }
 }
 
 /// Refusals that say nothing about a program: it ended, or nobody could be asked.

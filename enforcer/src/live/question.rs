@@ -8,12 +8,22 @@ use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::{Digest, Execution};
 use bonafide_proto::name::{NodeName, WorkloadName};
 use bonafide_proto::program::CertifiedProgram;
-use bonafide_proto::record::Reason;
+use bonafide_proto::record::{NearMiss, Reason};
 use bonafide_proto::svid::PeerSvid;
 
 use crate::flow::why_denied;
 use crate::identity::{About, AsOf, Attested, Quarantine, Socket};
 use crate::record::Why;
+use crate::tunnel::ending::Kind;
+
+/// How a program differs from what it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Difference {
+    /// Of which kind the evidence is that changed, where that can be told.
+    pub(crate) of: Option<Kind>,
+    /// In words, for a person.
+    pub(crate) how: String,
+}
 
 /// A program of this host that earned a workload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,19 +53,28 @@ impl Program {
         Judged::Here(Box::new(self.clone()))
     }
 
-    /// How another look at it differs: the first difference, in words.
-    pub(crate) fn changed(&self, now: &Attestation) -> Option<String> {
+    /// How another look at it differs: the first difference.
+    pub(crate) fn changed(&self, now: &Attestation) -> Option<Difference> {
         let (a, b) = (&self.attestation.fingerprint, &now.fingerprint);
+        let differs = |of, how| Some(Difference { of, how });
         if a.exe != b.exe {
-            return Some(format!("it was {} ({}), and is {} ({})", a.exe.path, a.exe.digest, b.exe.path, b.exe.digest));
+            let how = format!("it was {} ({}), and is {} ({})", a.exe.path, a.exe.digest, b.exe.path, b.exe.digest);
+            return differs(Some(Kind::Executable), how);
         }
         if a.script != b.script {
-            return Some(format!("{} runs another script than it did", b.exe.path));
+            return differs(Some(Kind::Script), format!("{} runs another script than it did", b.exe.path));
         }
         match &now.workload {
             Some(workload) if *workload == self.workload => None,
-            Some(workload) => Some(format!("{} was {}, and is {workload}", b.exe.path, self.workload)),
-            None => Some(format!("{} does not earn {} any more", b.exe.path, self.workload)),
+            Some(workload) => differs(None, format!("{} was {}, and is {workload}", b.exe.path, self.workload)),
+            None => {
+                let miss = now.near_misses.iter().find(|miss| miss.of == self.workload.as_str());
+                let wants =
+                    |miss: &NearMiss| format!(", whose {} wants {} and not {}", miss.field, miss.expected, miss.seen);
+                let why = miss.map(wants).unwrap_or_default();
+                let how = format!("{} does not earn {} any more{why}", b.exe.path, self.workload);
+                differs(miss.and_then(|miss| Kind::of_field(&miss.field)), how)
+            }
         }
     }
 

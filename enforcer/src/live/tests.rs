@@ -1,9 +1,10 @@
 use std::net::SocketAddr;
 
-use bonafide_proto::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host};
+use bonafide_proto::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Script};
 use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::program::CertifiedProgram;
+use bonafide_proto::record::NearMiss;
 use bonafide_proto::taint::Taints;
 
 use super::*;
@@ -254,6 +255,42 @@ fn only_another_program_or_a_doubt_ends_a_flow() {
 }
 
 #[test]
+fn the_kind_of_evidence_that_changed_is_told() {
+    let missed = |now: &mut Attestation| {
+        now.workload = None;
+        let miss = |of: &str, field: &str| NearMiss {
+            of: of.into(),
+            field: field.into(),
+            expected: "another".into(),
+            seen: "this".into(),
+        };
+        now.near_misses = vec![miss("b", "uid"), miss("a", "libraries")];
+    };
+    let stdin = |now: &mut Attestation| now.fingerprint.script = Evidence::Known(Script::Stdin);
+    let answers = [
+        (Ok(attestation(1, |now| now.fingerprint.exe.digest = Digest::of(b"new"))), Some(Kind::Executable)),
+        (Ok(attestation(1, stdin)), Some(Kind::Script)),
+        (Ok(attestation(1, missed)), Some(Kind::Libraries)),
+        (Ok(attestation(1, |now| now.workload = Some(name("b")))), None),
+        (Err(AttestReason::GenerationGone), Some(Kind::Executable)),
+        (Err(AttestReason::TwoPrograms), Some(Kind::Socket)),
+        (Err(AttestReason::Unreadable), None),
+    ];
+    for (answer, changed) in answers {
+        let world = world(&allowing());
+        let mut seat = world.enter(1);
+        world.lapse(Lapsed::Process(process(1)));
+        let doubt = world.live.next_doubt().unwrap();
+        assert_eq!(world.settle(&doubt, answer.clone()), 1, "{answer:?}");
+        let why = seat.ended.try_recv().unwrap();
+        assert_eq!((why.reason, why.changed), (Reason::IdentityChanged, changed), "{why:?}");
+        let names_what =
+            why.detail.ends_with("/a does not earn a any more, whose libraries wants another and not this");
+        assert_eq!(names_what, changed == Some(Kind::Libraries), "{why:?}");
+    }
+}
+
+#[test]
 fn a_doubt_that_comes_from_a_quarantine_says_so() {
     let world = world(&allowing());
     let mut seat = world.enter(1);
@@ -281,7 +318,8 @@ fn a_socket_that_another_program_used_ends_its_flow_alone() {
     let world = world(&allowing());
     let (mut used, mut other) = (world.enter(1), world.enter(2));
     assert_eq!(world.lapse(Lapsed::Socket(socket(1), None)), 1);
-    assert_eq!(used.ended.try_recv().unwrap().reason, Reason::IdentityChanged);
+    let why = used.ended.try_recv().unwrap();
+    assert_eq!((why.reason, why.changed), (Reason::IdentityChanged, Some(Kind::Socket)));
     assert!(lives(&mut other));
     assert!(world.live.next_doubt().is_none());
 }

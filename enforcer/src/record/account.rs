@@ -15,6 +15,7 @@ use bonafide_proto::record::{
 use bonafide_proto::svid::PeerSvid;
 
 use super::{Records, rfc3339};
+use crate::tunnel::ending::Kind;
 use crate::tunnel::frame::FlowId;
 
 /// Why a flow was refused, would have been, or was ended.
@@ -28,12 +29,14 @@ pub struct Why {
     pub rule: Option<String>,
     /// What came nearest to allowing it.
     pub nearest: Option<NearMiss>,
+    /// Which kind of evidence changed; the other end learns that, too.
+    pub changed: Option<Kind>,
 }
 
 impl Why {
     /// A reason with its detail.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into(), rule: None, nearest: None }
+        Self { reason, detail: detail.into(), rule: None, nearest: None, changed: None }
     }
 }
 

@@ -14,11 +14,11 @@
 //! | 3 REFUSE | [`RefuseCode`] (1) |
 //! | 4 DATA | 1 to [`MAX_PAYLOAD`] bytes of the application |
 //! | 5 FIN | nothing |
-//! | 6 RESET | [`EndCode`] (1) |
+//! | 6 RESET | [`Cause`](super::ending::Cause) (1), the [`Kind`](super::ending::Kind) of evidence that changed (1), or 0 |
 //!
 //! An address is its family (4 or 6), 4 or 16 bytes, and the port (2); IPv4-mapped addresses and port 0 are
 //! refused, so that one connection has one spelling. No flag is defined: any that is set is an error, as are an
-//! unknown type, an unknown code, a length that does not fit the type, and DATA without data.
+//! unknown type, an unknown code of REFUSE, a RESET without a cause, a length that does not fit the type, and DATA without data.
 //!
 //! Each stream walks through these states; the client opens, then both ways live on their own:
 //!
@@ -40,6 +40,8 @@ use std::net::{IpAddr, SocketAddr};
 use bonafide_proto::flow::canonical;
 use bonafide_proto::record::Reason;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+
+use super::ending::{self, Cause, Ending};
 
 /// Bytes before each payload.
 pub const HEADER: usize = 8;
@@ -141,24 +143,6 @@ codes! {
     }
 }
 
-codes! {
-    /// Why an open stream was cut, carried by RESET.
-    pub enum EndCode {
-        /// The application itself reset its connection.
-        ApplicationReset = 1 "the application reset it",
-        /// The policy no longer allows it.
-        Policy = 2 "the policy no longer allows it",
-        /// A certificate expired or was revoked.
-        Expired = 3 "a certificate is no longer valid",
-        /// The enforcer is being stopped.
-        Stopping = 4 "the enforcer is being stopped",
-        /// Something inside the enforcer failed.
-        Internal = 5 "something inside the enforcer failed",
-        /// A program at its end is no longer what it was.
-        Identity = 6 "its program is no longer what it was",
-    }
-}
-
 impl From<Reason> for RefuseCode {
     /// The one place that decides what a refused peer learns.
     fn from(reason: Reason) -> Self {
@@ -203,7 +187,7 @@ pub enum Frame {
     /// This direction has ended in order.
     Fin,
     /// The stream was cut.
-    Reset(EndCode),
+    Reset(Ending),
 }
 
 impl Frame {
@@ -223,7 +207,7 @@ impl Frame {
             Self::Refuse(code) => out.put_u8(code.code()),
             Self::Data(data) => out.put_slice(data),
             Self::Fin => {}
-            Self::Reset(code) => out.put_u8(code.code()),
+            Self::Reset(ending) => put_ending(out, *ending),
         }
         let length = out.len() - at - HEADER;
         if let Some(header) = out.get_mut(at..at + HEADER) {
@@ -338,8 +322,8 @@ impl Kind {
     fn lengths(self) -> std::ops::RangeInclusive<usize> {
         match self {
             Self::Open => 16 + 2 * 7..=16 + 2 * 19,
-            Self::Accept => 2..=2,
-            Self::Refuse | Self::Reset => 1..=1,
+            Self::Accept | Self::Reset => 2..=2,
+            Self::Refuse => 1..=1,
             Self::Data => 1..=MAX_PAYLOAD,
             Self::Fin => 0..=0,
         }
@@ -379,11 +363,19 @@ fn parse(kind: Kind, mut payload: Bytes) -> Result<Frame, FrameError> {
         }
         Kind::Data => Ok(Frame::Data(payload)),
         Kind::Fin => Ok(Frame::Fin),
-        Kind::Reset => {
-            let code = payload.try_get_u8().unwrap_or(0);
-            EndCode::from_code(code).map(Frame::Reset).ok_or(FrameError::Code(name, code))
-        }
+        Kind::Reset => take_ending(&mut payload).map(Frame::Reset).ok_or(FrameError::Code(name, 0)),
     }
+}
+
+fn put_ending(out: &mut BytesMut, ending: Ending) {
+    out.put_u8(ending.cause.code());
+    out.put_u8(ending.changed.map_or(0, ending::Kind::code));
+}
+
+fn take_ending(payload: &mut Bytes) -> Option<Ending> {
+    let cause = Cause::from_code(payload.try_get_u8().ok()?)?;
+    let changed = ending::Kind::from_code(payload.try_get_u8().ok()?);
+    Some(Ending { cause, changed })
 }
 
 fn put_open(out: &mut BytesMut, open: &Open) {
@@ -432,6 +424,12 @@ mod tests {
         (any::<IpAddr>(), 1..=u16::MAX).prop_map(|(ip, port)| canonical(SocketAddr::new(ip, port)))
     }
 
+    fn ending() -> impl Strategy<Value = Ending> {
+        let causes = 1..=u8::MAX;
+        let ending = |(cause, changed)| Some(Ending { cause: Cause::from_code(cause)?, changed });
+        (causes, any::<u8>().prop_map(ending::Kind::from_code)).prop_filter_map("0 is no cause", ending)
+    }
+
     fn frame() -> impl Strategy<Value = Frame> {
         prop_oneof![
             (any::<[u8; 16]>(), address(), address()).prop_map(|(id, client, asked)| Frame::Open(Open {
@@ -443,7 +441,7 @@ mod tests {
             proptest::sample::select(RefuseCode::ALL).prop_map(Frame::Refuse),
             proptest::collection::vec(any::<u8>(), 1..2000).prop_map(|v| Frame::Data(v.into())),
             Just(Frame::Fin),
-            proptest::sample::select(EndCode::ALL).prop_map(Frame::Reset),
+            ending().prop_map(Frame::Reset),
         ]
     }
 
@@ -509,6 +507,22 @@ mod tests {
         assert_eq!(refused(&[4, 0, 0, 0, 0, 0, 0, 0]), FrameError::Length { kind: "DATA", length: 0 });
         assert_eq!(refused(&[5, 0, 0, 0, 0, 0, 0, 1]), FrameError::Length { kind: "FIN", length: 1 });
         assert_eq!(Frame::decode(&mut BytesMut::from(&[4, 0, 0, 0, 0, 1, 0, 0][..])), Ok(None), "64 KiB is allowed");
+    }
+
+    #[test]
+    fn a_reset_has_a_cause_and_says_what_it_is_though_it_be_unknown() {
+        assert_eq!(refused(&[6, 0, 0, 0, 0, 0, 0, 1, 1]), FrameError::Length { kind: "RESET", length: 1 });
+        assert_eq!(refused(&[6, 0, 0, 0, 0, 0, 0, 3, 1, 0, 0]), FrameError::Length { kind: "RESET", length: 3 });
+        assert_eq!(refused(&[6, 0, 0, 0, 0, 0, 0, 2, 0, 1]), FrameError::Code("RESET", 0));
+        let read = |bytes: [u8; 2]| {
+            let mut wire = BytesMut::from(&[&[6, 0, 0, 0, 0, 0, 0, 2], &bytes[..]].concat()[..]);
+            Frame::decode(&mut wire).unwrap().unwrap()
+        };
+        let script = Ending { cause: Cause::IdentityChanged, changed: Some(ending::Kind::Script) };
+        assert_eq!(read([4, 2]), Frame::Reset(script));
+        assert_eq!(read([5, 0]), Frame::Reset(Cause::Quarantined.into()));
+        let later = Ending { cause: Cause::Unknown(200), changed: Some(ending::Kind::Unknown(201)) };
+        assert_eq!(read([200, 201]), Frame::Reset(later));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! (handshake and opening), [`stream`] (the open flow), [`sniff`] (who is knocking).
 
 pub mod client;
+pub mod ending;
 mod error;
 pub mod frame;
 mod leaf;

@@ -7,8 +7,9 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::time::timeout;
 
+use super::ending::Ending;
 use super::error::TunnelError;
-use super::frame::{BEST_PAYLOAD, EndCode, Frame, HEADER, MAX_PAYLOAD, data_header};
+use super::frame::{BEST_PAYLOAD, Frame, HEADER, MAX_PAYLOAD, data_header};
 use super::session::Session;
 
 /// An open flow.
@@ -50,7 +51,7 @@ pub enum Incoming {
     /// The peer's direction has ended in order.
     Fin,
     /// The peer cut the stream.
-    Reset(EndCode),
+    Reset(Ending),
 }
 
 /// How far one direction has come.
@@ -58,7 +59,7 @@ pub enum Incoming {
 enum State {
     Open,
     Finished,
-    Reset(EndCode),
+    Reset(Ending),
 }
 
 /// What the peer sends.
@@ -91,7 +92,7 @@ where
                 Some(frame @ Frame::Reset(_)) => self.take(frame),
                 Some(other) => Err(TunnelError::Protocol(format!("{} after FIN", other.name()))),
             },
-            State::Reset(code) => Ok(Incoming::Reset(code)),
+            State::Reset(why) => Ok(Incoming::Reset(why)),
         }
     }
 
@@ -102,9 +103,9 @@ where
                 self.state = State::Finished;
                 Ok(Incoming::Fin)
             }
-            Frame::Reset(code) => {
-                self.state = State::Reset(code);
-                Ok(Incoming::Reset(code))
+            Frame::Reset(why) => {
+                self.state = State::Reset(why);
+                Ok(Incoming::Reset(why))
             }
             other => Err(TunnelError::Protocol(format!("{} in an open stream", other.name()))),
         }
@@ -162,10 +163,10 @@ where
     ///
     /// # Errors
     /// The connection failed.
-    pub async fn reset(&mut self, code: EndCode) -> Result<(), TunnelError> {
+    pub async fn reset(&mut self, why: Ending) -> Result<(), TunnelError> {
         if !matches!(self.state, State::Reset(_)) {
-            self.state = State::Reset(code);
-            Frame::Reset(code).encode(&mut self.unsent);
+            self.state = State::Reset(why);
+            Frame::Reset(why).encode(&mut self.unsent);
         }
         self.flush().await
     }
@@ -186,9 +187,9 @@ where
     ///
     /// # Errors
     /// The connection failed, or the peer did not take our RESET within `patience`.
-    pub async fn cut(mut self, reader: TunnelReader<S>, code: EndCode, patience: Duration) -> Result<(), TunnelError> {
+    pub async fn cut(mut self, reader: TunnelReader<S>, why: Ending, patience: Duration) -> Result<(), TunnelError> {
         timeout(patience, async {
-            self.reset(code).await?;
+            self.reset(why).await?;
             self.shutdown().await?;
             reader.discard().await;
             Ok(())

@@ -4,7 +4,8 @@ use bonafide_proto::record::Reason;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncWriteExt as _, duplex};
 
-use super::super::frame::{BEST_PAYLOAD, EndCode, Frame, MAX_PAYLOAD};
+use super::super::ending::{Cause, Ending, Kind};
+use super::super::frame::{BEST_PAYLOAD, Frame, MAX_PAYLOAD};
 use super::super::stream::write_frame;
 use super::super::{Incoming, TunnelError, TunnelReader};
 use super::*;
@@ -89,19 +90,20 @@ async fn a_half_close_leaves_the_other_way_open() {
 }
 
 #[tokio::test]
-async fn a_reset_carries_its_code_also_after_a_half_close() {
-    for code in EndCode::ALL {
+async fn a_reset_carries_its_cause_also_after_a_half_close() {
+    for cause in Cause::ALL {
+        let why = Ending { cause: *cause, changed: Some(Kind::Script) };
         let (near, far) = wire();
         let (c, s) = tunnels(near, far).await;
         let ((mut cr, mut cw), (mut sr, mut sw)) = (c.into_split(), s.into_split());
         cw.data(b"x").await.unwrap();
         cw.fin().await.unwrap();
         assert_eq!(all(&mut sr).await.unwrap(), b"x");
-        cw.reset(*code).await.unwrap();
-        assert_eq!(sr.next().await.unwrap(), Incoming::Reset(*code));
-        assert_eq!(sr.next().await.unwrap(), Incoming::Reset(*code), "it stays reset");
-        sw.reset(*code).await.unwrap();
-        assert_eq!(cr.next().await.unwrap(), Incoming::Reset(*code));
+        cw.reset(why).await.unwrap();
+        assert_eq!(sr.next().await.unwrap(), Incoming::Reset(why));
+        assert_eq!(sr.next().await.unwrap(), Incoming::Reset(why), "it stays reset");
+        sw.reset(why).await.unwrap();
+        assert_eq!(cr.next().await.unwrap(), Incoming::Reset(why));
     }
 }
 
@@ -114,12 +116,15 @@ async fn a_cut_is_heard_although_unread_bytes_are_on_their_way() {
         // The server floods; the client never reads it, and cuts.
         let flood = tokio::spawn(async move { while sw.data(&[7; 60_000]).await.is_ok() {} });
         tokio::time::timeout(Duration::from_secs(10), async {
-            tokio::join!(async { cw.cut(cr, EndCode::Policy, Duration::from_secs(5)).await.unwrap() }, async {
-                assert_eq!(sr.next().await.unwrap(), Incoming::Reset(EndCode::Policy));
-                flood.abort();
-                let _ = flood.await;
-                drop(sr);
-            })
+            tokio::join!(
+                async { cw.cut(cr, Cause::PolicyChanged.into(), Duration::from_secs(5)).await.unwrap() },
+                async {
+                    assert_eq!(sr.next().await.unwrap(), Incoming::Reset(Cause::PolicyChanged.into()));
+                    flood.abort();
+                    let _ = flood.await;
+                    drop(sr);
+                }
+            )
         })
         .await
         .unwrap();
@@ -142,7 +147,7 @@ async fn a_cancelled_send_leaves_the_frames_whole() {
         }
     }
     assert!(sends < 20, "some send was cancelled");
-    let reset = async { cw.reset(EndCode::Policy).await.unwrap() };
+    let reset = async { cw.reset(Cause::PolicyChanged.into()).await.unwrap() };
     let read = async {
         let mut seen = Vec::new();
         loop {
@@ -154,7 +159,7 @@ async fn a_cancelled_send_leaves_the_frames_whole() {
         }
     };
     let ((), (seen, code)) = tokio::join!(reset, read);
-    assert_eq!(code, EndCode::Policy);
+    assert_eq!(code, Cause::PolicyChanged.into());
     assert!(!seen.is_empty() && seen.iter().all(|data| *data == payload), "frames of {} bytes", seen.len());
 }
 
@@ -218,9 +223,10 @@ async fn an_end_without_fin_is_a_broken_tunnel() {
 async fn hostile_frames_end_the_stream_by_name() {
     let oversized: &[u8] = &[4, 0, 0, 0, 0, 1, 0, 1];
     let unknown: &[u8] = &[9, 0, 0, 0, 0, 0, 0, 0];
+    let causeless: &[u8] = &[6, 0, 0, 0, 0, 0, 0, 2, 0, 0];
     let second_accept: &[u8] = &[2, 0, 0, 0, 0, 0, 0, 2, 0, 80];
     let data_after_fin: &[u8] = &[5, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 1, 0];
-    for bytes in [oversized, unknown, second_accept, data_after_fin] {
+    for bytes in [oversized, unknown, causeless, second_accept, data_after_fin] {
         let (near, far) = wire();
         let (mut c, s) = tunnels(near, far).await;
         let (mut sr, _sw) = s.into_split();
