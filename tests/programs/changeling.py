@@ -10,6 +10,7 @@ spawn WORD...  forks a child that does so, and keeps the connection itself
 fork           forks a child that sends and receives a byte, and keeps the connection itself
 hand SOCKET    hands the connection to whoever listens there, and keeps it itself
 user ID        becomes another user
+load LIBRARY   loads a library (dlopen(3))
 nothing        does nothing
 """
 
@@ -48,11 +49,17 @@ def user(_connection, words):
     os.setuid(int(words[0]))
 
 
+def load(_connection, words):
+    import ctypes
+
+    ctypes.CDLL(words[0])
+
+
 def nothing(_connection, _words):
     pass
 
 
-CHANGES = {"exec": become, "spawn": spawn, "fork": fork, "hand": hand, "user": user, "nothing": nothing}
+CHANGES = {"exec": become, "spawn": spawn, "fork": fork, "hand": hand, "user": user, "load": load, "nothing": nothing}
 
 
 def say(connection):

@@ -75,24 +75,26 @@ impl Ends {
         self
     }
 
-    /// Asserts that it was let through and lived, until one end ended it for this reason and told the other; returns
+    /// Asserts that it was let through and lived, until one end ended it for this reason and told the other which; returns
     /// what that end wrote.
     ///
     /// # Panics
     /// If not.
     #[track_caller]
-    pub fn assert_ended_at(&self, end: End, reason: Reason) -> &FlowRecord {
+    pub fn assert_ended_at(&self, end: End, ended_for: Reason) -> &FlowRecord {
         assert_eq!(self.source.id, self.destination.id, "the two ends do not tell of one flow: {self:#?}");
         let (ending, told) = match end {
             End::Source => (&self.source, &self.destination),
             End::Destination => (&self.destination, &self.source),
         };
         for (record, reason, ended_by) in
-            [(ending, reason, EndedBy::Enforcer), (told, Reason::EndedByPeer, EndedBy::Peer)]
+            [(ending, ended_for, EndedBy::Enforcer), (told, Reason::EndedByPeer, EndedBy::Peer)]
         {
             let expected = (Outcome::Allowed, Some(reason), ended_by);
             assert_eq!((record.verdict, record.reason, record.ended_by), expected, "{record:#?}");
         }
+        let said = told.detail.as_deref().unwrap_or_default();
+        assert!(said.contains(ended_for.as_str()), "it was not told why: {told:#?}");
         ending
     }
 

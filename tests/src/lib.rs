@@ -19,6 +19,7 @@ pub mod capture;
 pub mod ends;
 pub mod hybrid_tls;
 mod leftovers;
+pub mod libraries;
 pub mod netns;
 pub mod node;
 pub mod operator;
@@ -30,6 +31,7 @@ pub mod records;
 pub mod rpc;
 pub mod stranger;
 pub mod topology;
+pub mod unit;
 pub mod wait;
 pub mod world;
 

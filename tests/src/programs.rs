@@ -111,8 +111,22 @@ pub fn interpret(netns: &Netns, script: &Path, args: &[&str]) -> Command {
 /// A server script, listening on this port.
 #[must_use]
 pub fn script_server(world: &BareWorld, netns: &Netns, script: &Path, args: &[&str], port: u16) -> Program {
+    script_server_by(world, netns, &python(), script, args, port)
+}
+
+/// The same, by a Python interpreter of its own.
+#[must_use]
+pub fn script_server_by(
+    world: &BareWorld,
+    netns: &Netns,
+    interpreter: &Path,
+    script: &Path,
+    args: &[&str],
+    port: u16,
+) -> Program {
     let name = script.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut command = interpret(netns, script, args);
+    let mut command = netns.command(&interpreter.to_string_lossy());
+    command.arg(script).args(args);
     serving(Program::start(&name, &mut command, &log(world, &name)), port)
 }
 

@@ -38,6 +38,7 @@ mod quarantine;
 mod run;
 mod same_host;
 mod scripts;
+mod served;
 mod shadow;
 mod stop;
 mod strangers;

@@ -79,7 +79,10 @@ fn ended_by_quarantine(record: &FlowRecord) -> bool {
     assert_eq!(record.verdict, Outcome::Allowed, "{record:#?}");
     match (record.reason, record.ended_by) {
         (Some(Reason::Quarantined), EndedBy::Enforcer) => true,
-        (Some(Reason::EndedByPeer), EndedBy::Peer) => false,
+        (Some(Reason::EndedByPeer), EndedBy::Peer) => {
+            assert_eq!(record.detail.as_deref(), Some("the other enforcer ended it: quarantined"), "{record:#?}");
+            false
+        }
         _ => panic!("{record:#?}"),
     }
 }

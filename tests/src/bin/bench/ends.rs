@@ -1,7 +1,6 @@
 //! How long an idle connection outlives what justified it: from the cause to the reset, as its own program sees it, with
 //! all daemons at work. The programs' words pass through a pipe, which counts against the claim.
 
-use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -10,13 +9,14 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use bonafide_proto::fingerprint::Digest;
-use bonafide_tests::ends::digest_of;
+use bonafide_tests::libraries::libraries_of;
 use bonafide_tests::node::Backend;
 use bonafide_tests::operator::bonafide;
 use bonafide_tests::policy::Policy;
 use bonafide_tests::process::{must_run, must_write};
 use bonafide_tests::programs::python;
 use bonafide_tests::topology::{Family, Site};
+use bonafide_tests::unit::UnitCgroups;
 use bonafide_tests::wait::wait_until;
 use bonafide_tests::world::{BareWorld, World};
 
@@ -131,7 +131,7 @@ impl Stage {
             replace(&dir.join(name), &distinct(&native, n))?;
         }
         must_write(&dir.join("script.py"), SCRIPT);
-        let unit = UnitCgroups::create()?;
+        let unit = UnitCgroups::create(bare.instance());
         let path = |name: &str| dir.join(name);
         let names = ["peer", "native", "fresh", "unit", "script"].map(|name| format!("\"bench/{name}\"")).join(", ");
         let policy = Policy::enforce()
@@ -140,7 +140,7 @@ impl Stage {
             .lines(&format!("uid = 0\nlibraries = \"{}\"", libraries(&path("native"))?))
             .program("bench/fresh", &path("fresh"))
             .program("bench/unit", &path("unit"))
-            .lines(&format!("unit = \"{}\"", unit.name))
+            .lines(&format!("unit = \"{}\"", unit.name()))
             .script("bench/script", &path("script.py"))
             .lines("[[rule]]\nname = \"all\"\naction = \"allow\"")
             .lines(&format!("from = [{names}]\nto = [{names}]"));
@@ -167,7 +167,7 @@ impl Stage {
         let mut client = self.idle(Site::A, "connect", source, Site::B.ip(family).to_string())?;
         let subject = if site == Site::A { &client } else { &server };
         if cause == Cause::Cgroup {
-            self.unit.enter(subject.child.id())?;
+            self.unit.enter(subject.child.id());
         }
         server.go("listening")?;
         client.go("open")?;
@@ -223,7 +223,7 @@ impl Stage {
                 command.args(["trace", &to.child.id().to_string()]);
                 return Idle::start(command).map(Some);
             }
-            Cause::Cgroup => self.unit.leave(to.child.id())?,
+            Cause::Cgroup => self.unit.leave(to.child.id()),
             Cause::Quarantine => {
                 let digest = Digest::of(&distinct(&self.native, self.round));
                 self.quarantine(&digest);
@@ -319,59 +319,12 @@ fn libraries(program: &Path) -> Result<Digest, String> {
     let mut command = Command::new(program);
     command.args(["connect", "::1", "1", "nothing", ""]);
     let idle = Idle::start(command)?;
-    let maps = PathBuf::from(format!("/proc/{}/maps", idle.child.id()));
-    let mut found = BTreeSet::new();
+    let mut found = None;
     // It is loading them.
     wait_until("a program to have its libraries", READY, || {
-        let text = std::fs::read_to_string(&maps).unwrap_or_default();
-        let code = text.lines().filter(|line| line.contains("r-xp")).filter_map(|line| Some(&line[line.find('/')?..]));
-        found = code.filter(|path| Path::new(path) != program).map(|path| digest_of(Path::new(path)).0).collect();
-        found.len() >= 2
+        let (digest, count) = libraries_of(idle.child.id());
+        found = (count >= 2).then_some(digest);
+        found.is_some()
     });
-    Ok(Digest::of(&found.into_iter().flatten().collect::<Vec<u8>>()))
-}
-
-/// The cgroup of a unit of its own, in each hierarchy that can tell units.
-struct UnitCgroups {
-    name: String,
-    /// The roots of the hierarchies.
-    roots: Vec<PathBuf>,
-}
-
-impl UnitCgroups {
-    fn create() -> Result<Self, String> {
-        let mounts = std::fs::read_to_string("/proc/self/mounts").map_err(|e| format!("/proc/self/mounts: {e}"))?;
-        let mut roots = Vec::new();
-        for line in mounts.lines() {
-            let mut fields = line.split(' ').skip(1);
-            let (Some(at), Some(kind), Some(options)) = (fields.next(), fields.next(), fields.next()) else { continue };
-            if kind == "cgroup2" || kind == "cgroup" && options.split(',').any(|option| option == "name=systemd") {
-                roots.push(PathBuf::from(at));
-            }
-        }
-        let unit = Self { name: format!("bonafide-bench-{}.service", std::process::id()), roots };
-        unit.roots.iter().try_for_each(|root| std::fs::create_dir(root.join(&unit.name))).map_err(|e| e.to_string())?;
-        Ok(unit)
-    }
-
-    fn enter(&self, pid: u32) -> Result<(), String> {
-        self.roots.iter().try_for_each(|root| join(&root.join(&self.name), pid))
-    }
-
-    fn leave(&self, pid: u32) -> Result<(), String> {
-        self.roots.iter().try_for_each(|root| join(root, pid))
-    }
-}
-
-fn join(cgroup: &Path, pid: u32) -> Result<(), String> {
-    let procs = cgroup.join("cgroup.procs");
-    std::fs::write(&procs, pid.to_string()).map_err(|e| format!("{}: {e}", procs.display()))
-}
-
-impl Drop for UnitCgroups {
-    fn drop(&mut self) {
-        for root in &self.roots {
-            let _ = std::fs::remove_dir(root.join(&self.name));
-        }
-    }
+    found.ok_or_else(|| format!("{} has no libraries", program.display()))
 }
