@@ -12,84 +12,84 @@ use crate::sys::executable::FileId;
 const TICK_NS: u64 = 10_000_000;
 
 /// Argument bytes that an [`Image`] holds itself.
-pub(super) const SHORT_ARGUMENTS: usize = 352;
+pub(crate) const SHORT_ARGUMENTS: usize = 352;
 /// Argument bytes at most.
-pub(super) const LONG_ARGUMENTS: usize = 1984;
+pub(crate) const LONG_ARGUMENTS: usize = 1984;
 
 /// `PRELOADED` and `AUDITED`.
 const LOADED: [(u8, Taint); 2] = [(1, Taint::Preload), (2, Taint::Audit)];
 
 /// `struct process`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Process {
-    pub(super) start_ns: u64,
-    pub(super) image: u64,
+pub(crate) struct Process {
+    pub(crate) start_ns: u64,
+    pub(crate) image: u64,
 }
 
 /// `struct image`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Image {
+pub(crate) struct Image {
     /// As the kernel names it, which on some file systems is not as stat(2) does.
-    pub(super) file: FileId,
-    pub(super) directory: FileId,
-    pub(super) size: u64,
-    pub(super) modified: i128,
-    pub(super) executed_ns: u64,
-    pub(super) execs: u64,
-    pub(super) witnessed: bool,
-    pub(super) arguments_whole: bool,
-    pub(super) arguments_length: usize,
-    pub(super) loaded: Taints,
-    pub(super) arguments: Vec<u8>,
+    pub(crate) file: FileId,
+    pub(crate) directory: FileId,
+    pub(crate) size: u64,
+    pub(crate) modified: i128,
+    pub(crate) executed_ns: u64,
+    pub(crate) execs: u64,
+    pub(crate) witnessed: bool,
+    pub(crate) arguments_whole: bool,
+    pub(crate) arguments_length: usize,
+    pub(crate) loaded: Taints,
+    pub(crate) arguments: Vec<u8>,
 }
 
 /// `struct holder`: a descriptor of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Holder {
-    pub(super) cookie: u64,
-    pub(super) table: u64,
-    pub(super) execution: Execution,
-    pub(super) fd: u32,
-    pub(super) references: u32,
-    pub(super) threads: u32,
-    pub(super) uses_io_uring: bool,
+pub(crate) struct Holder {
+    pub(crate) cookie: u64,
+    pub(crate) table: u64,
+    pub(crate) execution: Execution,
+    pub(crate) fd: u32,
+    pub(crate) references: u32,
+    pub(crate) threads: u32,
+    pub(crate) uses_io_uring: bool,
 }
 
 /// `struct counters`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Counters {
-    pub(super) next_image: u64,
+    pub(crate) next_image: u64,
     pub(crate) lost: u64,
-    pub(super) full: u64,
+    pub(crate) full: u64,
 }
 
 /// `struct event`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Event {
-    pub(super) kind: u32,
-    pub(super) change: u32,
-    pub(super) now: u64,
-    pub(super) of: Execution,
-    pub(super) by: Execution,
-    pub(super) parent: u32,
-    pub(super) local: SocketAddr,
-    pub(super) remote: SocketAddr,
+pub(crate) struct Event {
+    pub(crate) kind: u32,
+    pub(crate) change: u32,
+    pub(crate) now: u64,
+    pub(crate) of: Execution,
+    pub(crate) by: Execution,
+    pub(crate) parent: u32,
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
 }
 
 impl Process {
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         Some(Self { start_ns: fields.u64()?, image: fields.u64()? })
     }
 
     /// Clock ticks since boot, as in `/proc/PID/stat`.
-    pub(super) fn start_ticks(self) -> u64 {
+    pub(crate) fn start_ticks(self) -> u64 {
         self.start_ns / TICK_NS
     }
 }
 
 impl Image {
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let (file, directory) = (fields.file()?, fields.file()?);
         let (size, modified_sec) = (fields.u64()?, fields.u64()?);
@@ -118,9 +118,9 @@ impl Image {
 
 impl Holder {
     /// Its length in bytes.
-    pub(super) const SIZE: usize = 56;
+    pub(crate) const SIZE: usize = 56;
 
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let (cookie, table) = (fields.u64()?, fields.u64()?);
         let execution = fields.execution()?;
@@ -144,7 +144,7 @@ impl Counters {
 }
 
 impl Event {
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let _at_ns = fields.u64()?;
         let (kind, change, now) = (fields.u32()?, fields.u32()?, fields.u64()?);
@@ -159,7 +159,7 @@ impl Event {
 }
 
 /// `struct watched` before it is seen.
-pub(super) fn unseen(start_ns: u64, image: u64) -> [u8; 64] {
+pub(crate) fn unseen(start_ns: u64, image: u64) -> [u8; 64] {
     let mut bytes = [0; 64];
     let numbers = start_ns.to_ne_bytes().into_iter().chain(image.to_ne_bytes());
     bytes.iter_mut().zip(numbers).for_each(|(to, byte)| *to = byte);
@@ -167,7 +167,7 @@ pub(super) fn unseen(start_ns: u64, image: u64) -> [u8; 64] {
 }
 
 /// The image in a `struct watched`.
-pub(super) fn watched_image(bytes: &[u8]) -> Option<u64> {
+pub(crate) fn watched_image(bytes: &[u8]) -> Option<u64> {
     let mut fields = Fields(bytes);
     let _start_ns = fields.u64()?;
     fields.u64()

@@ -17,13 +17,13 @@ use crate::execs::Execs;
 mod events;
 mod execs;
 mod handover;
-mod layout;
+pub(crate) mod layout;
 mod load;
 mod source;
 mod sweep;
 #[cfg(test)]
 mod tests;
-mod walk;
+pub(crate) mod walk;
 
 pub(crate) use events::Outlet;
 pub(crate) use handover::Handover;

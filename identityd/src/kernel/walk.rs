@@ -107,7 +107,17 @@ pub(super) fn walk(programs: &Arc<Programs>, sought: &HashSet<u64>) -> Result<Se
         // It was entered above.
         let _ = programs.sought.delete(&cookie.to_ne_bytes());
     }
-    Ok(Seen(said?.chunks_exact(Holder::SIZE).filter_map(Holder::read).collect()))
+    Ok(Seen(rows(&said?)?))
+}
+
+/// What it said.
+///
+/// # Errors
+/// It ends in the middle of a row: nobody knows what else was in it.
+pub(crate) fn rows(said: &[u8]) -> Result<Vec<Holder>, String> {
+    let whole = said.len().is_multiple_of(Holder::SIZE);
+    let rows = said.chunks(Holder::SIZE).map(Holder::read).collect::<Option<_>>();
+    rows.filter(|_| whole).ok_or_else(|| "the kernel's walk was cut off".to_owned())
 }
 
 #[cfg(test)]
