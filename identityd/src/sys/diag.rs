@@ -164,7 +164,7 @@ fn connected() -> StateFlags {
 }
 
 /// Reads the messages of one datagram; whether the answer is complete.
-fn datagram(mut bytes: &[u8], into: &mut Vec<Found>) -> io::Result<bool> {
+pub(crate) fn datagram(mut bytes: &[u8], into: &mut Vec<Found>) -> io::Result<bool> {
     let malformed = |e: String| io::Error::new(io::ErrorKind::InvalidData, e);
     while !bytes.is_empty() {
         let message = NetlinkMessage::<SockDiagMessage>::deserialize(bytes).map_err(|e| malformed(e.to_string()))?;
@@ -177,7 +177,8 @@ fn datagram(mut bytes: &[u8], into: &mut Vec<Found>) -> io::Result<bool> {
                 // An acknowledgement, or "no such socket".
                 None => {}
                 Some(code) if code.get() == -ENOENT => return Ok(true),
-                Some(_) => return Err(e.to_io()),
+                // The crate's own conversion panics over the lowest number, which no kernel says.
+                Some(code) => return Err(io::Error::from_raw_os_error(code.get().saturating_neg())),
             },
             NetlinkPayload::Overrun(_) => return Err(malformed("the kernel's answer overran".into())),
             _ => {}
