@@ -52,7 +52,7 @@ struct Kept {
 
 /// What was witnessed of one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Memory {
+pub(crate) struct Memory {
     start_ticks: u64,
     execs: u64,
     file: FileId,
@@ -180,7 +180,8 @@ impl Execs for Earlier {
 }
 
 impl Memory {
-    fn of(execution: Execution, seen: &AtExec, taints: &Taints) -> Self {
+    /// What is kept of what was seen.
+    pub(crate) fn of(execution: Execution, seen: &AtExec, taints: &Taints) -> Self {
         let (arguments, arguments_length, arguments_whole) = match &seen.arguments {
             Arguments::Recorded { bytes, whole } => (Digest::of(bytes), bytes.len(), *whole),
             Arguments::Remembered { digest, length, whole } => (*digest, *length, *whole),
@@ -249,7 +250,8 @@ fn born(pid: u32) -> Born {
 }
 
 /// None for what is no record.
-fn record(key: &[u8], content: &[u8]) -> Option<(u32, Memory)> {
+/// One of the store, if it is one.
+pub(crate) fn record(key: &[u8], content: &[u8]) -> Option<(u32, Memory)> {
     Some((u32::from_be_bytes(key.try_into().ok()?), serde_json::from_slice(content).ok()?))
 }
 

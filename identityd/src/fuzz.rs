@@ -47,6 +47,7 @@ macro_rules! fuzz {
     }};
 }
 
+mod kernel;
 mod runtimes;
 
 const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";

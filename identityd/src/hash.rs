@@ -12,7 +12,7 @@
 //! | one that is read too slowly, or never | refused, and its thread left behind, counted |
 
 mod allowance;
-mod kept;
+pub(crate) mod kept;
 mod reading;
 mod slots;
 

@@ -121,8 +121,7 @@ impl Store {
 
     /// Keeps one more, or something else under this key.
     pub(crate) fn add(&self, key: &[u8], content: &[u8]) {
-        let value = [content, &check(key, content)].concat();
-        if let Err(e) = self.records.insert(key, value) {
+        if let Err(e) = self.records.insert(key, sealed(key, content)) {
             tracing::warn!(error = %e, "one of the {} is not kept", self.name);
         }
     }
@@ -179,12 +178,17 @@ fn tree_name(format: &str) -> io::Result<String> {
     Ok(format!("boot {} format {format}", boot.trim()))
 }
 
+/// With a checksum behind it.
+pub(crate) fn sealed(key: &[u8], content: &[u8]) -> Vec<u8> {
+    [content, &check(key, content)].concat()
+}
+
 fn check(key: &[u8], content: &[u8]) -> [u8; 32] {
     Digest::of(&[content, key].concat()).0
 }
 
-/// None if it is damaged.
-fn content<'v>(key: &[u8], value: &'v [u8]) -> Option<&'v [u8]> {
+/// What was sealed; none if it is damaged.
+pub(crate) fn content<'v>(key: &[u8], value: &'v [u8]) -> Option<&'v [u8]> {
     let (content, found) = value.split_at_checked(value.len().checked_sub(32)?)?;
     let whole = key.len() <= RECORD_MAX && content.len() <= RECORD_MAX && found == check(key, content);
     whole.then_some(content)

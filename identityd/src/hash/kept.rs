@@ -39,11 +39,13 @@ impl Kept {
     }
 }
 
-fn key(version: &FileVersion) -> Option<Vec<u8>> {
+/// What it is kept under.
+pub(crate) fn key(version: &FileVersion) -> Option<Vec<u8>> {
     serde_json::to_vec(version).ok()
 }
 
-fn record(key: &[u8], digest: &[u8]) -> Option<(FileVersion, Digest)> {
+/// One of the store, if it is one.
+pub(crate) fn record(key: &[u8], digest: &[u8]) -> Option<(FileVersion, Digest)> {
     Some((serde_json::from_slice(key).ok()?, Digest::try_from(digest).ok()?))
 }
 

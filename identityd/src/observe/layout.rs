@@ -13,7 +13,7 @@ const UDP: u8 = 17;
 
 /// `enum step`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     Opened,
     Established,
     Taken,
@@ -24,48 +24,48 @@ pub(super) enum Step {
 
 /// `struct step_event`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct StepEvent {
-    pub(super) at_ns: u64,
-    pub(super) began_ns: u64,
-    pub(super) cookie: u64,
-    pub(super) sent: u64,
-    pub(super) received: u64,
-    pub(super) who: Option<Execution>,
-    pub(super) local: SocketAddr,
-    pub(super) remote: SocketAddr,
-    pub(super) step: Step,
-    pub(super) error: u32,
-    pub(super) datagrams: bool,
-    pub(super) source: bool,
-    pub(super) state: u8,
-    pub(super) established: bool,
+pub(crate) struct StepEvent {
+    pub(crate) at_ns: u64,
+    pub(crate) began_ns: u64,
+    pub(crate) cookie: u64,
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    pub(crate) who: Option<Execution>,
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) step: Step,
+    pub(crate) error: u32,
+    pub(crate) datagrams: bool,
+    pub(crate) source: bool,
+    pub(crate) state: u8,
+    pub(crate) established: bool,
     /// The remote as the kernel has it: with the cookie, the key of a [`Tally`].
-    pub(super) talk: Talk,
+    pub(crate) talk: Talk,
 }
 
 /// `sizeof(struct talk)`.
-pub(super) const TALK: usize = 32;
+pub(crate) const TALK: usize = 32;
 /// `sizeof(struct tally)`.
-pub(super) const TALLY: usize = 88;
+pub(crate) const TALLY: usize = 88;
 
 /// `struct talk`, as it is.
-pub(super) type Talk = [u8; TALK];
+pub(crate) type Talk = [u8; TALK];
 
 /// `struct tally`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tally {
-    pub(super) began_ns: u64,
-    pub(super) last_ns: u64,
-    pub(super) sent: u64,
-    pub(super) received: u64,
-    pub(super) who: Option<Execution>,
-    pub(super) local: SocketAddr,
-    pub(super) source: bool,
-    pub(super) refused: bool,
+pub(crate) struct Tally {
+    pub(crate) began_ns: u64,
+    pub(crate) last_ns: u64,
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    pub(crate) who: Option<Execution>,
+    pub(crate) local: SocketAddr,
+    pub(crate) source: bool,
+    pub(crate) refused: bool,
 }
 
 impl StepEvent {
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let (at_ns, began_ns, cookie) = (fields.u64()?, fields.u64()?, fields.u64()?);
         let (sent, received, who) = (fields.u64()?, fields.u64()?, fields.execution()?);
@@ -93,7 +93,7 @@ impl StepEvent {
 }
 
 impl Tally {
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let (began_ns, last_ns, sent, received) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
         let (who, local) = (fields.execution()?, fields.end()?);
@@ -103,7 +103,7 @@ impl Tally {
 }
 
 /// The remote in the key of a [`Tally`].
-pub(super) fn remote_of(talk: &[u8]) -> Option<SocketAddr> {
+pub(crate) fn remote_of(talk: &[u8]) -> Option<SocketAddr> {
     Fields(talk.get(8..)?).end()
 }
 

@@ -24,7 +24,7 @@
 mod acquaintances;
 mod flow;
 mod joining;
-mod layout;
+pub(crate) mod layout;
 mod living;
 mod programs;
 mod sharing;
