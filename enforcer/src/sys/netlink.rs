@@ -3,6 +3,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::net::IpAddr;
+use std::num::NonZeroI32;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -67,8 +68,11 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
                 }
                 match part.payload {
                     NetlinkPayload::InnerMessage(answer) => answers.push(answer),
-                    NetlinkPayload::Error(e) if e.code.is_none() => return Ok(answers),
-                    NetlinkPayload::Error(e) => return Err(e.to_io()),
+                    NetlinkPayload::Error(e) => {
+                        // The crate's own conversion panics over the lowest number, which no kernel says.
+                        let refused = |code: NonZeroI32| io::Error::from_raw_os_error(code.get().saturating_neg());
+                        return e.code.map_or(Ok(answers), |code| Err(refused(code)));
+                    }
                     NetlinkPayload::Done(_) => return Ok(answers),
                     _ => {}
                 }
