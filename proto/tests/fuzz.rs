@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use bonafide_proto::container::{Container, Pod};
@@ -20,10 +21,17 @@ use bonafide_proto::observed::{Ending, ObservedFlow, Protocol, There};
 use bonafide_proto::program::CertifiedProgram;
 use bonafide_proto::record::{End, EndedBy, FlowRecord, NearMiss, Outcome, Party, RECORD_VERSION, Reason, Transport};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::svid::{Expect, FINGERPRINT_OID, PeerSvid, SvidError, TrustBundle};
 use bonafide_proto::taint::Taint;
 use bonafide_proto::token::{JoinToken, Secret};
 use bonafide_proto::wire::node as wire;
 use prost::Message;
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType, SigningKey as _,
+};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// A seed with a piece of it replaced.
 fn spliced(seeds: &[Vec<u8>], (which, at, cut, noise): &(u8, u16, u16, Vec<u8>)) -> Vec<u8> {
@@ -309,4 +317,93 @@ fn flow_records() {
         let written = serde_json::to_vec(&record).unwrap();
         assert_eq!(serde_json::from_slice::<FlowRecord>(&written).unwrap(), record);
     });
+}
+
+/// What signs in a small mesh, and what an honest workload of it shows.
+struct Mesh {
+    bundle: TrustBundle,
+    node_key: KeyPair,
+    chain: [CertificateDer<'static>; 2],
+    shown: PeerSvid,
+}
+
+static MESH: LazyLock<Mesh> = LazyLock::new(mesh);
+
+fn mesh() -> Mesh {
+    let signs = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params
+    };
+    let [root_key, node_key, key] = [(); 3].map(|()| KeyPair::generate().unwrap());
+    let root = signs("root").self_signed(&root_key).unwrap().der().clone();
+    let of_root = Issuer::new(signs("root"), root_key);
+    let intermediate = signs("node-a").signed_by(&node_key, &of_root).unwrap().der().clone();
+    let mut leaf = CertificateParams::default();
+    leaf.distinguished_name = DistinguishedName::new();
+    leaf.is_ca = IsCa::ExplicitNoCa;
+    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    leaf.subject_alt_names = vec![SanType::URI("spiffe://example.org/web/api".try_into().unwrap())];
+    let program = [element(4, &[1; 32]), element(12, b"/bin/a"), element(2, &[33]), element(0x30, &[])].concat();
+    leaf.custom_extensions = vec![CustomExtension::from_oid_content(&FINGERPRINT_OID, element(0x30, &program))];
+    let params = signs("node-a");
+    let leaf = leaf.signed_by(&key, &Issuer::from_params(&params, &node_key)).unwrap().der().clone();
+    let (bundle, chain) = (TrustBundle::new("example.org".parse().unwrap(), vec![root]).unwrap(), [leaf, intermediate]);
+    let shown = verify(&bundle, &chain).unwrap();
+    Mesh { bundle, node_key, chain, shown }
+}
+
+fn verify(bundle: &TrustBundle, chain: &[CertificateDer<'_>]) -> Result<PeerSvid, SvidError> {
+    bundle.verify(chain, UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000)), Expect::Workload)
+}
+
+/// What the node makes a certificate of, whatever it is.
+fn signed(content: &[u8]) -> CertificateDer<'static> {
+    let signature = MESH.node_key.sign(content).unwrap();
+    // ecdsa-with-SHA256 (RFC 5758)
+    let algorithm = element(0x30, &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02]);
+    let signature = element(3, &[&[0], signature.as_slice()].concat());
+    element(0x30, &[content, &algorithm, &signature].concat()).into()
+}
+
+fn content(certificate: &[u8]) -> Vec<u8> {
+    let (_, certificate) = X509Certificate::from_der(certificate).unwrap();
+    certificate.tbs_certificate.as_ref().to_vec()
+}
+
+/// A chain that was changed on the way is refused, or as good as it was. And a node that signs what it likes gets no
+/// further than to workloads of its own trust domain, in words that can be shown.
+#[test]
+fn peer_certificates() {
+    let [leaf, intermediate] = &MESH.chain;
+    assert_eq!(verify(&MESH.bundle, &[signed(&content(leaf)), intermediate.clone()]).unwrap(), MESH.shown);
+    fuzz!(vec![content(leaf), leaf.to_vec(), intermediate.to_vec()], |bytes| {
+        let [leaf, intermediate] = MESH.chain.each_ref().map(|certificate| CertificateDer::from(certificate.as_ref()));
+        let changed = CertificateDer::from(bytes);
+        for chain in [[changed.clone(), intermediate.clone()], [leaf, changed]] {
+            match verify(&MESH.bundle, &chain) {
+                Ok(peer) => assert_eq!(peer, MESH.shown),
+                Err(refusal) => shown(&refusal.to_string()),
+            }
+        }
+        match verify(&MESH.bundle, &[signed(bytes), intermediate]) {
+            Ok(peer) => {
+                assert_eq!(peer.id().trust_domain().as_str(), "example.org");
+                assert_eq!(peer.node(), MESH.shown.node());
+                assert!(peer.id().workload_name().is_some() && peer.not_after() >= 1_800_000_000);
+                assert!(peer.serial().len() <= 64, "{}", peer.serial());
+                shown(&peer.program().unwrap().program);
+            }
+            Err(refusal) => shown(&refusal.to_string()),
+        }
+    });
+}
+
+/// It can be a line of a log.
+fn shown(text: &str) {
+    assert!(text.len() <= 9000 && !text.chars().any(char::is_control), "{text:?}");
 }
