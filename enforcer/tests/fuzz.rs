@@ -1,11 +1,17 @@
-//! A fuzz target for the frames that another enforcer sends: the same bytes are the same frames, however they arrive, and
-//! each is written as it was read. `cargo test` gives it two seconds; ARCHITECTURE.md says how to give it longer.
+//! Fuzz targets for the frames that another enforcer sends, and for the journal that a killed one left: the same bytes are
+//! the same frames, however they arrive, and a flow is accounted for once. `cargo test` gives each two seconds;
+//! ARCHITECTURE.md says how to give one longer.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "this is a test")]
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bonafide_enforcer::record::{Account, Records};
 use bonafide_enforcer::tunnel::ending::{Cause, Ending, Kind};
 use bonafide_enforcer::tunnel::frame::{Accept, FlowId, Frame, FrameError, Open};
+use bonafide_proto::clock::SystemClock;
+use bonafide_proto::record::{End, FlowRecord, Reason};
 use bytes::{Bytes, BytesMut};
 
 /// What is read, and whether it ended with a mistake.
@@ -62,5 +68,49 @@ fn tunnel_frames() {
             read.iter().for_each(|frame| frame.encode(&mut written));
             assert!(bytes.starts_with(&written), "{read:?}");
             assert!(mistake.is_some() || written.len() + rest.len() == bytes.len());
+        });
+}
+
+fn open(dir: &Path) -> Arc<Records> {
+    Records::open(&dir.join("flows.jsonl"), dir, Arc::new(SystemClock)).unwrap()
+}
+
+/// The journal of three flows, one of which has ended.
+fn journal() -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let records = open(dir.path());
+    for end in [End::Source, End::Destination] {
+        let mut killed = Account::open(&records, end, "enforce");
+        killed.addresses("10.0.0.1:1".parse().unwrap(), "[fd77::2]:2".parse().unwrap(), None);
+        std::mem::forget(killed);
+    }
+    drop(Account::open(&records, End::Source, "enforce"));
+    std::fs::read(dir.path().join("live.jsonl")).unwrap()
+}
+
+/// However the journal is damaged, what is written of it are whole records of flows that were cut off, and once.
+#[test]
+fn journals() {
+    let (seed, dir) = (journal(), tempfile::tempdir().unwrap());
+    let [records, live] = ["flows.jsonl", "live.jsonl"].map(|name| dir.path().join(name));
+    bolero::check!()
+        .with_type::<(u16, u16, Vec<u8>)>()
+        .with_iterations(1_000_000)
+        .with_test_time(Duration::from_secs(2))
+        .for_each(|(at, cut, noise)| {
+            let at = usize::from(*at) % (seed.len() + 1);
+            let cut = usize::from(*cut) % (seed.len() - at + 1);
+            let bytes = [&seed[..at], noise, &seed[at + cut..]].concat();
+            std::fs::write(&records, "").unwrap();
+            std::fs::write(&live, &bytes).unwrap();
+            drop(open(dir.path()));
+            let written = std::fs::read_to_string(&records).unwrap();
+            let ended: Vec<FlowRecord> = written.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            assert!(ended.len() <= 2 * bytes.split(|b| *b == b'\n').count(), "{written}");
+            assert!(ended.iter().all(|record| record.reason == Some(Reason::EnforcerKilled)), "{written}");
+            assert_eq!(std::fs::read(&live).unwrap(), b"");
+            std::fs::write(&live, &bytes).unwrap();
+            drop(open(dir.path()));
+            assert_eq!(std::fs::read_to_string(&records).unwrap(), written);
         });
 }
