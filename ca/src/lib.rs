@@ -13,6 +13,8 @@ pub mod daemon;
 mod draft;
 pub mod followers;
 pub mod founding;
+#[cfg(test)]
+mod fuzz;
 pub mod key;
 mod known;
 pub mod link;

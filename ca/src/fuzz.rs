@@ -1,0 +1,178 @@
+//! Fuzz targets for what the authority and its nodes are sent: no panic, no endless loop, and nothing is certified or
+//! believed but what was ordered or written. `cargo test` gives each two seconds; ARCHITECTURE.md says how to give one
+//! longer.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use bonafide_proto::svid::{Expect, TrustBundle};
+use bonafide_proto::wire::authority as wire;
+use prost::Message as _;
+use rcgen::{PublicKeyData as _, SigningKey as _};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::certify;
+use crate::checker::{self, SignedBy};
+use crate::csr::{self, CsrError, PublicKey};
+use crate::key::Key;
+use crate::mesh::{MeshState, QUARANTINE_MAX};
+use crate::order::{Holder, Order, Validity};
+use crate::{mint, template};
+
+const NOW: i64 = 1_800_000_000;
+
+/// A seed with a piece of it replaced.
+fn spliced(seeds: &[Vec<u8>], (which, at, cut, noise): &(u8, u16, u16, Vec<u8>)) -> Vec<u8> {
+    let seed = &seeds[usize::from(*which) % seeds.len()];
+    let at = usize::from(*at) % (seed.len() + 1);
+    let cut = usize::from(*cut) % (seed.len() - at + 1);
+    [&seed[..at], noise, &seed[at + cut..]].concat()
+}
+
+fn fuzz(seeds: &[Vec<u8>], property: fn(&[u8])) {
+    seeds.iter().for_each(|seed| property(seed));
+    bolero::check!()
+        .with_type::<(u8, u16, u16, Vec<u8>)>()
+        .with_iterations(1_000_000)
+        .with_test_time(Duration::from_secs(2))
+        .for_each(|edit| property(&spliced(seeds, edit)));
+}
+
+/// A DER element with a short or a two-byte length.
+fn element(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = content.len();
+    let header = match u8::try_from(length) {
+        Ok(short @ 0..0x80) => vec![tag, short],
+        Ok(byte) => vec![tag, 0x81, byte],
+        Err(_) => [&[tag, 0x82], &u16::try_from(length).unwrap().to_be_bytes()[..]].concat(),
+    };
+    [header, content.to_vec()].concat()
+}
+
+/// What this key signs, whatever it is.
+fn signed(content: &[u8], key: &Key) -> Vec<u8> {
+    let signature = key.sign(content).unwrap();
+    // ecdsa-with-SHA256 (RFC 5758)
+    let algorithm = element(0x30, &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02]);
+    let signature = element(3, &[&[0], signature.as_slice()].concat());
+    element(0x30, &[content, &algorithm, &signature].concat())
+}
+
+/// It can be a line of a log.
+fn shown(refusal: &impl std::fmt::Display) {
+    let text = refusal.to_string();
+    assert!(text.len() <= 20_000 && !text.chars().any(char::is_control), "{text:?}");
+}
+
+static KEY: LazyLock<Key> = LazyLock::new(|| Key::generate().unwrap());
+
+/// Whoever asks holds the key that is certified, even where the request says what it likes.
+#[test]
+fn requests() {
+    let whole = csr::request(&KEY).unwrap();
+    let (_, read) = X509CertificationRequest::from_der(&whole).unwrap();
+    let content = read.certification_request_info.raw.to_vec();
+    assert!(PublicKey::of_csr(&signed(&content, &KEY)).is_ok());
+    fuzz(&[content, whole.clone()], |bytes| {
+        let own = KEY.subject_public_key_info();
+        for request in [bytes.to_vec(), signed(bytes, &KEY)] {
+            match PublicKey::of_csr(&request) {
+                Ok(key) => {
+                    assert_eq!((key.spki(), rcgen::PublicKeyData::der_bytes(&key)), (own.as_slice(), KEY.der_bytes()))
+                }
+                Err(refusal) => shown(&refusal),
+            }
+        }
+        let long = [bytes, &[0; csr::CSR_MAX + 1]].concat();
+        assert_eq!(PublicKey::of_csr(&long), Err(CsrError::TooLarge(long.len())));
+    });
+}
+
+/// A root, and the certificate of a node that it issued.
+struct Issued {
+    root: Key,
+    certificate: CertificateDer<'static>,
+    order: Order,
+    node: Vec<u8>,
+}
+
+static ISSUED: LazyLock<Issued> = LazyLock::new(|| {
+    let root = Key::generate().unwrap();
+    let order = |holder, ttl| Order {
+        trust_domain: "example.org".parse().unwrap(),
+        holder,
+        validity: Validity { from: NOW - 60, until: NOW + ttl },
+    };
+    let certificate = certify::found(&order(Holder::Root, 6000), &root).unwrap().der().clone();
+    let order = order(Holder::Node("a".parse().unwrap()), 600);
+    let draft = mint::sign(&template::template(&order).unwrap(), &*KEY, &Holder::Root, &root).unwrap();
+    Issued { root, certificate, order, node: draft.der().to_vec() }
+});
+
+/// What the checker passes says what was ordered to whoever verifies it, though its issuer signs anything.
+#[test]
+fn certificates() {
+    let Issued { root, certificate, order, node } = &*ISSUED;
+    let (_, read) = X509Certificate::from_der(node).unwrap();
+    let content = read.tbs_certificate.as_ref().to_vec();
+    let roots = [certificate.clone()];
+    let check = |der: &[u8]| {
+        let holder = order.holder.clone();
+        checker::received(der, &order.trust_domain, holder, &KEY.subject_public_key_info(), &roots)
+    };
+    assert_eq!((check(node), check(&signed(&content, root))), (Ok(order.validity), Ok(order.validity)));
+    fuzz(&[content, node.clone(), certificate.to_vec()], |bytes| {
+        let Issued { root, certificate, order, node } = &*ISSUED;
+        let spki = KEY.subject_public_key_info();
+        let by = SignedBy::Issuer(certificate);
+        match checker::check(&crate::draft::Draft::of(bytes.to_vec()), order, &spki, by) {
+            Ok(_) => assert_eq!(bytes, node),
+            Err(refusal) => shown(&refusal),
+        }
+        if let Err(refusal) = checker::read_root(bytes) {
+            shown(&refusal);
+        } else {
+            assert_eq!(bytes, &**certificate);
+        }
+        let der = signed(bytes, root);
+        match checker::check(&crate::draft::Draft::of(der.clone()), order, &spki, by) {
+            Ok(checked) => {
+                let bundle = TrustBundle::new(order.trust_domain.clone(), vec![certificate.clone()]).unwrap();
+                let now = UnixTime::since_unix_epoch(Duration::from_secs(NOW.unsigned_abs()));
+                let peer = bundle.verify(&[CertificateDer::from(der)], now, Expect::Node).unwrap();
+                assert_eq!(peer.id().to_string(), "spiffe://example.org/bonafide/node/a");
+                assert_eq!((peer.serial(), peer.not_after()), (checked.serial(), order.validity.until));
+            }
+            Err(refusal) => shown(&refusal),
+        }
+    });
+}
+
+/// Digests in quarantine, as nodes hear of them: none is made up, and none is missed.
+#[test]
+fn mesh_states() {
+    let state = |digests: Vec<Vec<u8>>| wire::MeshState { sequence: 7, quarantine: digests }.encode_to_vec();
+    let seeds = [
+        state(vec![vec![1; 32], vec![2; 32], vec![1; 32]]),
+        state(vec![vec![1; 31]]),
+        state(vec![vec![]]),
+        state(vec![]),
+    ];
+    fuzz(&seeds, |bytes| {
+        let Ok(message) = wire::MeshState::decode(bytes) else { return };
+        match MeshState::try_from(message.clone()) {
+            Ok(state) => {
+                assert!(state.quarantine.len() <= QUARANTINE_MAX && state.sequence == message.sequence);
+                let told = |digest: &Vec<u8>| state.quarantine.iter().any(|kept| kept.0 == digest.as_slice());
+                assert!(message.quarantine.iter().all(told));
+                assert_eq!(MeshState::try_from(wire::MeshState::from(&state)), Ok(state));
+            }
+            Err(refusal) => {
+                shown(&refusal);
+                assert!(message.quarantine.len() > QUARANTINE_MAX || message.quarantine.iter().any(|d| d.len() != 32));
+            }
+        }
+    });
+}
