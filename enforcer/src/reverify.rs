@@ -9,14 +9,12 @@ use std::time::Duration;
 
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::Execution;
-use bonafide_proto::flow::SocketRole;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::flow::listener_now;
-use crate::identity::{About, Answer, AsOf, Identity, Quarantine};
+use crate::identity::{About, Answer, AsOf, Identity, Lapse, Lapsed, Quarantine, SOCKETS_MAX};
 use crate::live::{Doubt, Live, is_no_answer, is_no_doubt};
 use room::Room;
 use unsaid::Unsaid;
@@ -25,6 +23,8 @@ use unsaid::Unsaid;
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// The longest such pause.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The least time between two searches for whoever holds any socket.
+const SEARCH_PAUSE: Duration = Duration::from_secs(1);
 
 /// Hears every lapse from now on; runs as long as the enforcer.
 pub(crate) fn run(live: Arc<Live>, identity: Identity) -> impl Future<Output = ()> + Send {
@@ -42,13 +42,15 @@ async fn follow(
 ) {
     let (memory, policy) = (asking.identity.memory(), asking.identity.policy());
     let live = Arc::clone(&asking.live);
+    let mut searches = Searches::default();
     loop {
         let ended = tokio::select! {
             changed = heard.changed() => {
                 let (now, lapses) = memory.since(seen);
                 seen = now;
-                changed.map(|()| lapses.iter().map(|lapse| live.hear(lapse)).sum())
+                changed.map(|()| lapses.iter().map(|lapse| searches.hear(&live, lapse)).sum())
             }
+            () = searches.due() => Ok(searches.begin(&live)),
             changed = quarantine.changed() => {
                 let policy = policy.borrow().clone();
                 changed.map(|()| policy.map_or(0, |policy| live.judge_again(&policy)))
@@ -64,6 +66,42 @@ async fn follow(
         while let Some(doubt) = live.next_doubt() {
             asking.ask(doubt);
         }
+    }
+}
+
+/// Searches for whoever holds any live flow's socket: identityd looks through every process for it.
+#[derive(Default)]
+struct Searches {
+    last: Option<Instant>,
+    /// What was heard too early for the next.
+    waiting: Option<Arc<Lapse>>,
+}
+
+impl Searches {
+    fn hear(&mut self, live: &Live, lapse: &Arc<Lapse>) -> usize {
+        if lapse.what == Lapsed::Everything {
+            if self.last.is_some_and(|last| last.elapsed() < SEARCH_PAUSE) {
+                self.waiting = Some(Arc::clone(lapse));
+                live.hear_in_haste(&lapse.why);
+                return 0;
+            }
+            self.last = Some(Instant::now());
+            self.waiting = None;
+        }
+        live.hear(lapse)
+    }
+
+    /// Returns when it is time for the one that waits; never if none does.
+    async fn due(&self) {
+        match (&self.waiting, self.last) {
+            (Some(_), Some(last)) => sleep_until(last + SEARCH_PAUSE).await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    fn begin(&mut self, live: &Live) -> usize {
+        self.last = Some(Instant::now());
+        self.waiting.take().map_or(0, |lapse| live.hear(&lapse))
     }
 }
 
@@ -170,7 +208,7 @@ impl Asker {
             } else if unsaid.too_often(began, Instant::now()) {
                 settled.iter_mut().for_each(Settled::conclude);
             }
-            if !settled.iter().any(Settled::is_open) || self.live.doubted_program(&doubt).is_none() {
+            if !settled.iter().any(Settled::is_open) || self.live.doubted_sockets(&doubt).is_empty() {
                 return Answered { executions: doubt.executions, settled };
             }
             sleep(pause).await;
@@ -179,54 +217,74 @@ impl Asker {
     }
 
     async fn attempt(&self, doubt: &Doubt) -> Vec<Settled> {
-        let asked = self.identity.memory().as_of();
-        let answer = {
-            let _room = self.room.enter(self.user(doubt)).await;
-            self.identity.reattest(&doubt.executions).await
-        };
-        match &answer.result {
-            Err(refusal) if doubt.executions.len() > 1 && !is_no_doubt(refusal.reason) => {
-                self.socket_by_socket(doubt, refusal).await
-            }
-            _ => vec![Settled { doubt: doubt.clone(), asked, answer }],
+        if doubt.of_holders {
+            return self.by_sockets(doubt).await;
+        }
+        let asked = self.reattest(doubt.clone(), &[]).await;
+        match &asked.answer.result {
+            // Who has its sockets now, if anybody?
+            Err(refusal) if refusal.reason == AttestReason::ProcessGone => self.by_sockets(doubt).await,
+            // One of several executions is another now. It may have been a child between fork and exec, which had the
+            // socket in common with its parent for that moment: whoever has it now is whom it is about.
+            Err(refusal) if doubt.executions.len() > 1 && !is_no_answer(refusal.reason) => self.by_sockets(doubt).await,
+            _ => vec![asked],
         }
     }
 
-    /// One of several executions is another now. It may have been a child between fork and exec, which had the socket
-    /// in common with its parent for that moment: whoever has it now is whom it is about.
-    async fn socket_by_socket(&self, doubt: &Doubt, refusal: &AttestRefusal) -> Vec<Settled> {
+    /// Asks about many sockets at once, and about each half where their holders do not agree. None are asked about for
+    /// which no flow waits any more.
+    async fn by_sockets(&self, doubt: &Doubt) -> Vec<Settled> {
         let mut settled = Vec::new();
-        for part in doubt.split() {
-            let Some(program) = self.live.doubted_program(&part) else { continue };
-            let _room = self.room.enter(program.attestation.fingerprint.uid).await;
-            let asked = self.identity.memory().as_of();
-            let answer = if program.as_of.is_of_another_session(asked) {
-                // Nor does another identityd know the kernel's record of that socket.
-                Answer { result: Err(refusal.clone()), reached: true }
-            } else {
-                self.who_has(program.about).await
-            };
-            settled.push(Settled { doubt: part, asked, answer });
+        let mut parts = doubt.split(SOCKETS_MAX);
+        while let Some(part) = parts.pop() {
+            let sockets = self.live.doubted_sockets(&part);
+            if sockets.is_empty() {
+                continue;
+            }
+            let asked = self.reattest(part, &sockets).await;
+            match &asked.answer.result {
+                Err(refusal) if asked.doubt.flows() > 1 && !is_no_doubt(refusal.reason) => {
+                    parts.extend(asked.doubt.split(asked.doubt.flows().div_ceil(2)));
+                }
+                _ => settled.push(asked),
+            }
         }
         settled
     }
 
-    async fn who_has(&self, about: About) -> Answer<Arc<Attestation>> {
-        let attested = match about.key.role {
-            SocketRole::Connector => self.identity.asked(about).await,
-            SocketRole::Listener => match listener_now(about.key) {
-                Ok((_spare, key)) => self.identity.asked(About::key(key)).await,
-                Err(e) => {
-                    let refusal = AttestRefusal::new(AttestReason::Unavailable, format!("no port to ask from: {e}"));
-                    Answer { result: Err(refusal), reached: true }
-                }
-            },
-        };
-        attested.map(|attested| attested.attestation)
+    async fn reattest(&self, doubt: Doubt, sockets: &[About]) -> Settled {
+        let _room = self.room.enter(self.live.doubted_user(&doubt)).await;
+        let asked = self.identity.memory().as_of();
+        let answer = self.identity.reattest(&doubt.executions, sockets).await;
+        Settled { doubt, asked, answer }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Memory;
+
+    fn searches(last: Option<Instant>) -> Searches {
+        Searches { last, waiting: None }
     }
 
-    /// Whose program the doubt is about.
-    fn user(&self, doubt: &Doubt) -> u32 {
-        self.live.doubted_program(doubt).map_or(0, |program| program.attestation.fingerprint.uid)
+    #[tokio::test]
+    async fn a_search_follows_another_after_a_pause() {
+        let (_policy, policies) = watch::channel(None);
+        let (_quarantine, quarantined) = watch::channel(Arc::default());
+        let live = Live::new(policies, quarantined, Arc::new(Memory::default()));
+        let lost = Arc::new(Lapse { what: Lapsed::Everything, why: "lost".into() });
+        let just_now = Some(Instant::now() + Duration::from_secs(3600));
+        for (last, waits) in [(None, false), (Instant::now().checked_sub(SEARCH_PAUSE), false), (just_now, true)] {
+            let mut searches = searches(last);
+            searches.hear(&live, &lost);
+            assert_eq!(searches.waiting.is_some(), waits, "{last:?}");
+        }
+        let mut searches = searches(Instant::now().checked_sub(SEARCH_PAUSE));
+        searches.waiting = Some(lost);
+        searches.due().await;
+        searches.begin(&live);
+        assert!(searches.waiting.is_none() && searches.last.is_some_and(|last| last.elapsed() < SEARCH_PAUSE));
     }
 }

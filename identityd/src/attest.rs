@@ -17,7 +17,7 @@ use crate::lookup;
 use crate::observe::{Asked, Attests};
 use crate::policy_file::InForce;
 use crate::refuse::refuse;
-use crate::source::{Held as _, SocketSource};
+use crate::source::{Held as _, Known, SocketSource};
 use crate::sys::process::Process;
 use crate::watch::Watch;
 use crate::witness::{Witness, Witnessed};
@@ -90,17 +90,28 @@ impl<S: SocketSource> Attestor<S> {
         let mut retries = RETRIES.iter();
         loop {
             match (self.holders_now(key, record).await, retries.next()) {
-                (Err(refusal), Some(wait)) if may_heal(refusal.reason) => tokio::time::sleep(*wait).await,
+                (Err(refusal), Some(wait)) if may_heal(refusal.reason) && !self.is_over(&refusal, record) => {
+                    tokio::time::sleep(*wait).await;
+                }
                 (answer, _) => return answer,
             }
         }
     }
 
+    /// Whether that connection has nobody any more, and never will.
+    fn is_over(&self, refusal: &AttestRefusal, record: Option<ConnectRecord>) -> bool {
+        refusal.reason == AttestReason::ProcessGone && record.is_some_and(|record| self.source.is_over(&record))
+    }
+
     async fn holders_now(&self, key: FlowKey, record: Option<ConnectRecord>) -> Result<Attestation, AttestRefusal> {
         let held = self.source.holders(key, record).await?;
+        self.of(held, key.role).await
+    }
+
+    async fn of(&self, held: S::Held, role: SocketRole) -> Result<Attestation, AttestRefusal> {
         let witnessed = self.witness.examine(held.executions()).await?;
         self.source.still_held(&held).await?;
-        one_program(&witnessed, key.role)?;
+        one_program(&witnessed, role)?;
         self.watch.attested(&witnessed)?;
         self.attestation(witnessed)
     }
@@ -203,6 +214,30 @@ impl<S: SocketSource> Attestor<S> {
         self.attestation(witnessed)
     }
 
+    /// Whoever holds these sockets by now, of programs that were attested before.
+    ///
+    /// # Errors
+    /// `process-gone` if nobody holds any of them, else any doubt, by name.
+    pub(crate) async fn holders_again(&self, sockets: &[Known]) -> Result<Attestation, AttestRefusal> {
+        self.policy.get()?;
+        let mut retries = RETRIES.iter();
+        loop {
+            match (self.holders_by_now(sockets).await, retries.next()) {
+                (Err(refusal), Some(wait)) if may_heal(refusal.reason) => tokio::time::sleep(*wait).await,
+                (Ok(None), _) => return refuse(AttestReason::ProcessGone, "nobody has the sockets any more"),
+                (Ok(Some(attestation)), _) => return Ok(attestation),
+                (Err(refusal), _) => return Err(refusal),
+            }
+        }
+    }
+
+    async fn holders_by_now(&self, sockets: &[Known]) -> Result<Option<Attestation>, AttestRefusal> {
+        match self.source.holders_by_now(sockets).await? {
+            Some(held) => self.of(held, SocketRole::Connector).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// The evidence about executions. A program that has just begun is still loading its libraries, and one that has
     /// just forked may be dropping privileges.
     async fn examined(&self, executions: &[Execution]) -> Result<Vec<Witnessed>, AttestRefusal> {
@@ -248,10 +283,16 @@ fn same_program(a: &Attestation, b: &Attestation) -> bool {
 
 /// A child between fork and exec holds all its parent's sockets, and for an instant it does so as its new program:
 /// close-on-exec comes after the executable has changed (`begin_new_exec`, fs/exec.c). And some other process of the
-/// host that is just ending or changing its user can be unreadable for an instant.
+/// host that is just ending or changing its user can be unreadable for an instant. One that is ending has its files open a
+/// moment longer than its record (`do_exit`, kernel/exit.c).
 fn may_heal(reason: AttestReason) -> bool {
-    use AttestReason::{AmbiguousListener, GenerationGone, HolderUnseen, ProcessGone, TwoPrograms, Unreadable};
-    matches!(reason, HolderUnseen | ProcessGone | GenerationGone | TwoPrograms | AmbiguousListener | Unreadable)
+    use AttestReason::{
+        AmbiguousListener, ExeUnwitnessed, GenerationGone, HolderUnseen, ProcessGone, TwoPrograms, Unreadable,
+    };
+    matches!(
+        reason,
+        HolderUnseen | ProcessGone | ExeUnwitnessed | GenerationGone | TwoPrograms | AmbiguousListener | Unreadable
+    )
 }
 
 /// All holders run the same program, or it is not known who speaks.

@@ -174,6 +174,10 @@ impl Execs for Earlier {
         self.execs.witnesses()
     }
 
+    fn is_run(&self, image: u64) -> bool {
+        self.execs.is_run(image)
+    }
+
     fn is_still(&self, image: u64, last: &AtExec) -> bool {
         self.execs.is_still(image, last)
     }

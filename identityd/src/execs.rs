@@ -79,6 +79,11 @@ pub(crate) trait Execs: Debug + Send + Sync {
     /// Whether there is such knowledge at all. Where there is, a process that is not known is refused.
     fn witnesses(&self) -> bool;
 
+    /// Whether a process runs this image, as children of the one that executed it do; true where nobody knows.
+    fn is_run(&self, _image: u64) -> bool {
+        true
+    }
+
     /// Whether an execution that was attested before, as this image, is what the process executed last.
     fn is_still(&self, image: u64, last: &AtExec) -> bool {
         image == last.image

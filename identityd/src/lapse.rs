@@ -31,6 +31,8 @@ pub(crate) enum Lapsed {
         /// Who used it.
         used_by: Execution,
     },
+    /// Others may hold the sockets of this execution by now, as the same program.
+    Holders(Execution),
     /// Events were lost.
     Everything,
     /// These digests are in quarantine now: all that are, sorted.
@@ -133,6 +135,7 @@ impl From<Lapse> for wire::Lapse {
             Lapsed::Flow { local, remote, used_by } => {
                 Of::Flow(Flow { local: Some(local.into()), remote: Some(remote.into()), used_by: Some(used_by.into()) })
             }
+            Lapsed::Holders(execution) => Of::Holders(execution.into()),
             Lapsed::Everything => Of::Everything(true),
             Lapsed::Quarantine(digests) => {
                 Of::Quarantine(wire::Quarantine { sha256: digests.iter().map(|digest| digest.0.to_vec()).collect() })

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::io;
 
 use bonafide_proto::fingerprint::Execution;
-use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
+use bonafide_proto::flow::{FlowKey, NetNs};
 use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
 use crate::refuse::refuse;
 use crate::sockets::{Sockets, same};
-use crate::source::{HOLDERS_MAX, Held, SocketSource};
+use crate::source::{HOLDERS_MAX, Held, Known, SocketSource, too_many};
 use crate::sys::diag::Found;
 use crate::sys::namespace::Namespace;
 use crate::sys::process::Process;
@@ -29,7 +29,8 @@ pub(crate) struct ProcSource {
 /// What sock_diag and one walk said.
 #[derive(Debug)]
 pub(crate) struct ProcHeld {
-    key: FlowKey,
+    /// The question; none if it was about several sockets, which were found before.
+    key: Option<FlowKey>,
     sockets: Vec<Found>,
     links: Vec<(Execution, Vec<(String, u64)>)>,
     executions: Vec<Execution>,
@@ -51,12 +52,22 @@ impl ProcSource {
         Ok(Self { netns, sockets: Sockets::open()?, walks: Walks::start(), reason })
     }
 
+    fn is_here(&self, key: FlowKey) -> Result<(), AttestRefusal> {
+        if key.netns == self.netns {
+            return Ok(());
+        }
+        let detail = format!("the flow is in network namespace {}, this daemon in {}", key.netns.0, self.netns.0);
+        refuse(AttestReason::OtherNetns, detail)
+    }
+
     async fn once(&self, key: FlowKey) -> Result<ProcHeld, AttestRefusal> {
         let sockets = self.sockets.of(key).await?;
+        self.of(sockets, Some(key)).await
+    }
+
+    async fn of(&self, sockets: Vec<Found>, key: Option<FlowKey>) -> Result<ProcHeld, AttestRefusal> {
         let seen = self.walks.seek(sockets.iter().map(|s| s.inode).collect()).await?;
-        if key.role == SocketRole::Connector {
-            no_twin(&sockets, &seen.device_bound)?;
-        }
+        no_twin(sockets.iter().filter(|socket| !socket.listens), &seen.device_bound)?;
         if let Some(pid) = seen.sightings.blind() {
             let detail = format!("the open files of process {pid} cannot be listed, and it might hold the socket");
             return refuse(AttestReason::Unreadable, detail);
@@ -82,15 +93,29 @@ impl SocketSource for ProcSource {
     }
 
     async fn holders(&self, key: FlowKey, _: Option<ConnectRecord>) -> Result<ProcHeld, AttestRefusal> {
-        if key.netns != self.netns {
-            let detail = format!("the flow is in network namespace {}, this daemon in {}", key.netns.0, self.netns.0);
-            return refuse(AttestReason::OtherNetns, detail);
-        }
+        self.is_here(key)?;
         self.once(key).await
     }
 
+    async fn holders_by_now(&self, sockets: &[Known]) -> Result<Option<ProcHeld>, AttestRefusal> {
+        let keys: Vec<FlowKey> = sockets.iter().map(|known| known.key).collect();
+        keys.iter().try_for_each(|key| self.is_here(*key))?;
+        let left = self.sockets.left(keys).await?;
+        if left.is_empty() {
+            return Ok(None);
+        }
+        self.of(left, None).await.map(Some)
+    }
+
+    fn is_over(&self, _: &ConnectRecord) -> bool {
+        // Nobody recorded who has what of whom.
+        false
+    }
+
     async fn still_held(&self, held: &ProcHeld) -> Result<(), AttestRefusal> {
-        if self.sockets.of(held.key).await? != held.sockets {
+        if let Some(key) = held.key
+            && self.sockets.of(key).await? != held.sockets
+        {
             return refuse(AttestReason::GenerationGone, "another socket took the place of the one that was attested");
         }
         let links = held.links.clone();
@@ -101,9 +126,10 @@ impl SocketSource for ProcSource {
 
 /// The kernel lets a socket bound to a device and one bound to none have the same four addresses. Which of them sent
 /// the segment that was captured cannot be told here.
-fn no_twin(sockets: &[Found], device_bound: &[Found]) -> Result<(), AttestRefusal> {
+fn no_twin<'a>(mut connections: impl Iterator<Item = &'a Found>, device_bound: &[Found]) -> Result<(), AttestRefusal> {
     let twin_of = |a: &Found, b: &Found| a.cookie != b.cookie && same(a.local, b.local) && same(a.remote, b.remote);
-    match device_bound.iter().find(|bound| sockets.iter().any(|socket| twin_of(bound, socket))) {
+    let twin = connections.find_map(|socket| device_bound.iter().find(|bound| twin_of(bound, socket)));
+    match twin {
         None => Ok(()),
         Some(twin) => {
             let detail = format!("another socket with the same addresses is bound to device {}", twin.interface);
@@ -113,7 +139,7 @@ fn no_twin(sockets: &[Found], device_bound: &[Found]) -> Result<(), AttestRefusa
 }
 
 /// Pins each holder and checks through the pin that it holds the socket, whoever had that PID during the walk.
-fn pin(key: FlowKey, sockets: Vec<Found>, seen: &Sightings) -> Result<ProcHeld, AttestRefusal> {
+fn pin(key: Option<FlowKey>, sockets: Vec<Found>, seen: &Sightings) -> Result<ProcHeld, AttestRefusal> {
     let mut by_pid: BTreeMap<u32, Vec<(String, u64)>> = BTreeMap::new();
     for socket in &sockets {
         let sightings = seen.of(socket.inode);
@@ -126,7 +152,7 @@ fn pin(key: FlowKey, sockets: Vec<Found>, seen: &Sightings) -> Result<ProcHeld, 
         }
     }
     if by_pid.len() > HOLDERS_MAX {
-        return refuse(AttestReason::Unavailable, format!("more than {HOLDERS_MAX} processes hold the socket"));
+        return refuse(AttestReason::HolderUnseen, too_many(by_pid.len()));
     }
     let mut links = Vec::with_capacity(by_pid.len());
     for (pid, held) in by_pid {

@@ -21,8 +21,10 @@ use crate::lapse::Lapses;
 use crate::observe::{Observatory, Wish};
 use crate::policy_file::{InForce, Loaded, State};
 use crate::refuse::refuse;
-use crate::source::{HOLDERS_MAX, SocketSource};
+use crate::source::{HOLDERS_MAX, Known, SocketSource};
 
+/// The most sockets that are asked about at once.
+const SOCKETS_MAX: usize = 512;
 /// The largest certificate request, in bytes.
 const CSR_MAX: usize = 4 << 10;
 
@@ -106,6 +108,13 @@ fn record(wire: &[u8]) -> Result<Option<ConnectRecord>, Malformed> {
         return Ok(None);
     }
     ConnectRecord::parse(wire).map(Some).map_err(|e| Malformed(e.to_string()))
+}
+
+fn sockets(wire: Vec<wire::AttestFlowRequest>) -> Result<Vec<Known>, Malformed> {
+    if wire.len() > SOCKETS_MAX {
+        return Err(Malformed(format!("{} sockets; at most {SOCKETS_MAX} are read", wire.len())));
+    }
+    wire.into_iter().map(|known| Ok(Known { record: record(&known.kernel)?, key: known.try_into()? })).collect()
 }
 
 fn executions(wire: Vec<wire::Execution>) -> Result<Vec<Execution>, Malformed> {
@@ -196,8 +205,13 @@ impl<S: SocketSource> Attestation for Service<S> {
         &self,
         request: Request<wire::ReattestRequest>,
     ) -> Result<Response<wire::AttestResponse>, Status> {
-        let executions = executions(request.into_inner().executions)?;
-        Ok(Response::new((&self.attestor.again(&executions).await).into()))
+        let wire::ReattestRequest { executions: named, sockets: known } = request.into_inner();
+        let (executions, sockets) = (executions(named)?, sockets(known)?);
+        let answer = match sockets.is_empty() {
+            true => self.attestor.again(&executions).await,
+            false => self.attestor.holders_again(&sockets).await,
+        };
+        Ok(Response::new((&answer).into()))
     }
 
     async fn watch_flows(

@@ -4,6 +4,7 @@
 //! member of an `SO_REUSEPORT` group. But a member may steer the group by a BPF program of its own, which sock_diag does not
 //! run; so every listener that could be picked is held to the same program.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,18 +35,69 @@ impl Sockets {
     /// # Errors
     /// `no-socket`; `holder-unseen` if no file refers to one any more; `unavailable`.
     pub(crate) async fn of(&self, key: FlowKey) -> Result<Vec<Found>, AttestRefusal> {
+        self.ask(move |diag| match key.role {
+            SocketRole::Connector => connector(diag, key).map(|found| vec![found]),
+            SocketRole::Listener => listeners(diag, key),
+        })
+        .await
+    }
+
+    /// What is left of the sockets that these questions were about, each once: a connection, or as long as nobody has
+    /// accepted it, every listener that could. Such as no file refers to are left out: nobody can use them.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub(crate) async fn left(&self, keys: Vec<FlowKey>) -> Result<Vec<Found>, AttestRefusal> {
+        let mut all: Vec<Found> = self
+            .ask(move |diag| {
+                let each: Result<Vec<Vec<Found>>, _> = keys.into_iter().map(|key| left(diag, key)).collect();
+                Ok(each?.concat())
+            })
+            .await?;
+        all.sort_by_key(|found| found.cookie);
+        all.dedup_by_key(|found| found.cookie);
+        Ok(all)
+    }
+
+    /// One of the connections with these cookies, if a file refers to any.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub(crate) async fn open_among(&self, cookies: HashSet<[u8; 8]>) -> Result<Option<Found>, AttestRefusal> {
+        self.ask(move |diag| {
+            let all = diag.connections(0).map_err(|e| unavailable(&e))?;
+            Ok(all.into_iter().find(|found| found.inode != 0 && cookies.contains(&found.cookie)))
+        })
+        .await
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Diag) -> Result<T, AttestRefusal> + Send + 'static,
+    ) -> Result<T, AttestRefusal> {
         let diag = Arc::clone(&self.diag);
-        let asked = move || {
-            let mut diag = diag.lock().unwrap_or_else(PoisonError::into_inner);
-            match key.role {
-                SocketRole::Connector => connector(&mut diag, key).map(|found| vec![found]),
-                SocketRole::Listener => listeners(&mut diag, key),
-            }
-        };
+        let asked = move || question(&mut diag.lock().unwrap_or_else(PoisonError::into_inner));
         match tokio::task::spawn_blocking(asked).await {
             Ok(answer) => answer,
             Err(e) => refuse(AttestReason::Unavailable, format!("sock_diag: {e}")),
         }
+    }
+}
+
+fn left(diag: &mut Diag, key: FlowKey) -> Result<Vec<Found>, AttestRefusal> {
+    let found = match (key.role, connector(diag, key)) {
+        (SocketRole::Connector, connected) => connected.map(|found| vec![found]),
+        (SocketRole::Listener, Ok(accepted)) => Ok(vec![accepted]),
+        // Nobody has accepted it, or nobody has it any more. No connection has the port 0.
+        (SocketRole::Listener, Err(_)) => {
+            let mut remote = key.remote;
+            remote.set_port(0);
+            listeners(diag, FlowKey { remote, ..key })
+        }
+    };
+    match found {
+        Err(refusal) if refusal.reason == AttestReason::Unavailable => Err(refusal),
+        found => Ok(found.unwrap_or_default()),
     }
 }
 

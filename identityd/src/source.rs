@@ -11,6 +11,20 @@ use bonafide_proto::refusal::AttestRefusal;
 /// (A server that forks has hundreds: 256 workers and their parent by default in Apache's.)
 pub(crate) const HOLDERS_MAX: usize = 512;
 
+/// Why nobody looks at them.
+pub(crate) fn too_many(holders: usize) -> String {
+    format!("{holders} processes hold the socket, and more than {HOLDERS_MAX} are not looked at")
+}
+
+/// A socket that was asked about before.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known {
+    /// What was asked.
+    pub(crate) key: FlowKey,
+    /// The record of its connection, where there is one.
+    pub(crate) record: Option<ConnectRecord>,
+}
+
 /// Traces sockets to processes.
 pub(crate) trait SocketSource: Send + Sync + 'static {
     /// What was found, so that it can be looked at again.
@@ -35,6 +49,19 @@ pub(crate) trait SocketSource: Send + Sync + 'static {
         key: FlowKey,
         record: Option<ConnectRecord>,
     ) -> impl Future<Output = Result<Self::Held, AttestRefusal>> + Send;
+
+    /// Every execution that holds any of these sockets by now, whoever held them before; one search for all of them. A
+    /// listener's may be connected by now: then the connection is meant. None if nobody holds any.
+    ///
+    /// # Errors
+    /// As of [`SocketSource::holders`].
+    fn holders_by_now(
+        &self,
+        sockets: &[Known],
+    ) -> impl Future<Output = Result<Option<Self::Held>, AttestRefusal>> + Send;
+
+    /// Whether the process that connected has ended, and left nobody who could have the socket from it.
+    fn is_over(&self, record: &ConnectRecord) -> bool;
 
     /// Whether it is still so.
     ///

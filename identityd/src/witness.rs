@@ -251,6 +251,11 @@ impl Witness {
         }
     }
 
+    /// On whose account work about this execution is. Who is gone is nobody's, and costs nothing.
+    pub(crate) fn account(&self, execution: Execution) -> u32 {
+        self.eyes.account(execution).unwrap_or(0)
+    }
+
     /// Waits until there are descriptors for so many executions, on the accounts of these users.
     async fn enter(&self, users: &[u32]) -> Result<Vec<Share>, AttestRefusal> {
         if users.len() > self.room_max {

@@ -11,6 +11,7 @@ fork           forks a child that sends and receives a byte, and keeps the conne
 hand SOCKET    hands the connection to whoever listens there, and keeps it itself
 user ID        becomes another user
 load LIBRARY   loads a library (dlopen(3))
+leave HOW...   ends, and leaves the connection to a child that does HOW at the next SIGUSR1; the child prints "left" and its PID
 nothing        does nothing
 """
 
@@ -55,11 +56,28 @@ def load(_connection, words):
     ctypes.CDLL(words[0])
 
 
+def leave(connection, words):
+    if os.fork():
+        os._exit(0)
+    print("left", os.getpid(), flush=True)
+    signal.sigwait([signal.SIGUSR1])
+    CHANGES[words[0]](connection, words[1:])
+
+
 def nothing(_connection, _words):
     pass
 
 
-CHANGES = {"exec": become, "spawn": spawn, "fork": fork, "hand": hand, "user": user, "load": load, "nothing": nothing}
+CHANGES = {
+    "exec": become,
+    "spawn": spawn,
+    "fork": fork,
+    "hand": hand,
+    "user": user,
+    "load": load,
+    "leave": leave,
+    "nothing": nothing,
+}
 
 
 def say(connection):

@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use bonafide_proto::convert::{Attestation, Malformed};
 use bonafide_proto::fingerprint::Execution;
-use bonafide_proto::flow::FlowKey;
-use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node as wire;
@@ -14,6 +12,8 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status, Streaming};
 use wire::attestation_client::AttestationClient;
+
+use super::About;
 
 /// The longest an attestation may take.
 pub(super) const ATTEST_PATIENCE: Duration = Duration::from_secs(5);
@@ -55,9 +55,8 @@ impl Daemon {
     }
 
     /// Whose socket is it? With what the kernel wrote down when it connected, if it did.
-    pub(super) async fn attest(&self, key: FlowKey, record: Option<&ConnectRecord>) -> Answer<Attestation> {
-        let kernel = record.map(|record| record.to_bytes().to_vec()).unwrap_or_default();
-        let request = wire::AttestFlowRequest { kernel, ..key.into() };
+    pub(super) async fn attest(&self, about: &About) -> Answer<Attestation> {
+        let request = about.wire();
         let answer = twice(&self.client, move |mut daemon| {
             let request = request.clone();
             async move { daemon.attest_flow(request).await }
@@ -65,9 +64,10 @@ impl Daemon {
         attested(within(ATTEST_PATIENCE, answer).await)
     }
 
-    /// Who are these executions now?
-    pub(super) async fn reattest(&self, executions: &[Execution]) -> Answer<Attestation> {
-        let request = wire::ReattestRequest { executions: executions.iter().map(|e| (*e).into()).collect() };
+    /// Who are these executions now, or whoever holds these sockets?
+    pub(super) async fn reattest(&self, executions: &[Execution], sockets: &[About]) -> Answer<Attestation> {
+        let executions = executions.iter().map(|e| (*e).into()).collect();
+        let request = wire::ReattestRequest { executions, sockets: sockets.iter().map(About::wire).collect() };
         let answer = twice(&self.client, move |mut daemon| {
             let request = request.clone();
             async move { daemon.reattest(request).await }

@@ -47,6 +47,8 @@ pub(crate) enum Lapsed {
     Process(Process),
     /// This socket was used by another program than the one that was attested; by whom, where that is known for sure.
     Socket(Socket, Option<Execution>),
+    /// Others may hold the sockets of this process by now.
+    Holders(Process),
     /// All of it: nobody knows what changed.
     Everything,
 }
@@ -70,10 +72,17 @@ impl Lapse {
     /// is.
     pub(crate) fn concerns(&self, executions: &[Execution]) -> bool {
         match self.what {
-            Lapsed::Process(process) => executions.iter().any(|execution| process == (*execution).into()),
+            Lapsed::Process(process) | Lapsed::Holders(process) => {
+                executions.iter().any(|execution| process == (*execution).into())
+            }
             Lapsed::Socket(..) => false,
             Lapsed::Everything => true,
         }
+    }
+
+    /// Whether it is to be asked who holds the sockets, and not only who the holders are that are known.
+    pub(crate) fn concerns_holders(&self) -> bool {
+        matches!(self.what, Lapsed::Holders(_) | Lapsed::Everything)
     }
 
     /// Whether a flow of these executions through this socket must end: somebody else used it.
@@ -112,6 +121,7 @@ impl From<wire::Lapse> for Told {
                 // Without its number it may have been another program when it was attested.
                 socket(flow).map(|socket| Lapsed::Socket(socket, by.filter(|by| by.image != 0)))
             }
+            Some(Of::Holders(execution)) => Execution::try_from(execution).ok().map(|e| Lapsed::Holders(e.into())),
             Some(Of::Everything(_)) => Some(Lapsed::Everything),
             None => None,
         };
@@ -160,6 +170,7 @@ mod tests {
         };
         let why = "generation-gone: it ran /x".to_owned();
         assert_eq!(what(told(Some(Of::Execution(execution.into())))), (Lapsed::Process(execution.into()), why.clone()));
+        assert_eq!(what(told(Some(Of::Holders(execution.into())))), (Lapsed::Holders(execution.into()), why.clone()));
         assert_eq!(what(told(Some(Of::Everything(true)))), (Lapsed::Everything, why.clone()));
         let (local, remote): (SocketAddr, SocketAddr) =
             ("[::ffff:10.0.0.1]:4000".parse().unwrap(), "10.0.0.2:80".parse().unwrap());

@@ -108,7 +108,7 @@ impl Memory {
         let heard = {
             let mut known = self.known();
             match lapse.what {
-                Lapsed::Process(process) => known.answers.forget(process),
+                Lapsed::Process(process) | Lapsed::Holders(process) => known.answers.forget(process),
                 Lapsed::Everything => known.answers = Answers::default(),
                 Lapsed::Socket(..) => {}
             }

@@ -30,6 +30,7 @@ use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::name::NodeName;
 use bonafide_proto::observed::ObservedFlow;
 use bonafide_proto::refusal::AttestRefusal;
+use bonafide_proto::wire::node as wire;
 use tokio::sync::watch::{Receiver, channel};
 use tokio::task::JoinSet;
 
@@ -73,6 +74,9 @@ pub struct Attested {
     pub(crate) about: About,
 }
 
+/// The most sockets that may be asked about at once.
+pub(crate) const SOCKETS_MAX: usize = 512;
+
 /// A socket that was asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct About {
@@ -83,6 +87,12 @@ pub(crate) struct About {
 }
 
 impl About {
+    /// The question, as it is put.
+    fn wire(&self) -> wire::AttestFlowRequest {
+        let kernel = self.record.map(|record| record.to_bytes().to_vec()).unwrap_or_default();
+        wire::AttestFlowRequest { kernel, ..self.key.into() }
+    }
+
     /// A socket without a record.
     pub(crate) fn key(key: FlowKey) -> Self {
         Self { key, record: None }
@@ -161,19 +171,20 @@ impl Identity {
     pub(crate) async fn asked(&self, about: About) -> Answer<Attested> {
         let Shared { daemon, memory, .. } = &*self.shared;
         let (as_of, record) = (memory.as_of(), about.record.as_ref());
-        let answer = daemon.attest(about.key, record).await.map(Arc::new);
+        let answer = daemon.attest(&about).await.map(Arc::new);
         if let Ok(attestation) = &answer.result {
             memory.remember(as_of, record, attestation);
         }
         answer.map(|attestation| Attested { attestation, as_of, about })
     }
 
-    /// Who are these executions now, that were attested before? Those that ended are left out.
+    /// Who are these executions now, that were attested before? Those that ended are left out. With sockets: who holds
+    /// those by now? At most [`SOCKETS_MAX`] of them.
     ///
     /// # Errors
-    /// As [`Identity::attest`]; `process-gone` if all of them ended.
-    pub(crate) async fn reattest(&self, executions: &[Execution]) -> Answer<Arc<Attestation>> {
-        self.shared.daemon.reattest(executions).await.map(Arc::new)
+    /// As [`Identity::attest`]; `process-gone` if nobody is left.
+    pub(crate) async fn reattest(&self, executions: &[Execution], sockets: &[About]) -> Answer<Arc<Attestation>> {
+        self.shared.daemon.reattest(executions, sockets).await.map(Arc::new)
     }
 
     /// Takes every flow that nobody stands in, when it is over; for ever.

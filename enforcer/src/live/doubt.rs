@@ -1,5 +1,6 @@
 //! What live flows depend on, and which of them are in doubt until identityd has been asked again.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
 
@@ -67,6 +68,8 @@ pub(crate) struct Doubt {
     pub(crate) executions: Vec<Execution>,
     /// When it arose.
     pub(crate) raised: AsOf,
+    /// Whether others may have the sockets: then it is asked who holds them, and not only who they were.
+    pub(crate) of_holders: bool,
     pub(super) stakes: BTreeSet<Stake>,
     /// What raised it, in words.
     pub(super) why: String,
@@ -76,17 +79,24 @@ impl Doubt {
     /// One question for both.
     pub(crate) fn join(&mut self, other: Self) {
         self.stakes.extend(other.stakes);
+        self.of_holders |= other.of_holders;
     }
 
-    /// A question for each flow.
-    pub(crate) fn split(&self) -> Vec<Self> {
-        let of = |stake: &Stake| Self {
+    /// How many flows it is about.
+    pub(crate) fn flows(&self) -> usize {
+        self.stakes.len()
+    }
+
+    /// Questions about at most so many flows each.
+    pub(crate) fn split(&self, most: usize) -> Vec<Self> {
+        let stakes: Vec<Stake> = self.stakes.iter().copied().collect();
+        let of = |some: &[Stake]| Self {
             executions: self.executions.clone(),
-            stakes: [*stake].into(),
+            stakes: some.iter().copied().collect(),
             why: self.why.clone(),
             ..*self
         };
-        self.stakes.iter().map(of).collect()
+        stakes.chunks(most).map(of).collect()
     }
 }
 
@@ -98,14 +108,14 @@ pub(super) struct Doubts {
 }
 
 impl Doubts {
-    pub(super) fn raise(&mut self, stake: Stake, executions: Vec<Execution>, raised: AsOf, why: &str) {
-        if let Some(doubt) = self.about.get_mut(&executions) {
-            doubt.stakes.insert(stake);
-            return;
+    pub(super) fn raise(&mut self, doubt: Doubt) {
+        match self.about.entry(doubt.executions.clone()) {
+            Entry::Occupied(mut raised) => raised.get_mut().join(doubt),
+            Entry::Vacant(none) => {
+                self.order.push_back(doubt.executions.clone());
+                none.insert(doubt);
+            }
         }
-        self.order.push_back(executions.clone());
-        let doubt = Doubt { executions: executions.clone(), raised, stakes: [stake].into(), why: why.to_owned() };
-        self.about.insert(executions, doubt);
     }
 
     pub(super) fn pop(&mut self) -> Option<Doubt> {

@@ -19,7 +19,7 @@ use bonafide_proto::record::Reason;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::identity::{AsOf, Lapse, Lapsed, Memory, Quarantine};
+use crate::identity::{About, AsOf, Lapse, Lapsed, Memory, Quarantine};
 use crate::record::Why;
 use crate::tunnel::ending::Kind;
 pub(crate) use doubt::Doubt;
@@ -106,7 +106,7 @@ impl Live {
         let (end, ended) = oneshot::channel();
         let key = table.insert(Entry { question, end: Some(end) });
         for (side, lapse) in lapsed {
-            self.doubt(&mut table, Stake { flow: key, side }, &lapse.why);
+            self.doubt(&mut table, Stake { flow: key, side }, &lapse.why, lapse.concerns_holders());
         }
         Ok(Seat { live: Arc::clone(self), key, ended })
     }
@@ -136,11 +136,12 @@ impl Live {
         question.programs().flat_map(of).collect()
     }
 
-    fn doubt(&self, table: &mut Table, stake: Stake, why: &str) {
-        let now = self.memory.as_of();
+    fn doubt(&self, table: &mut Table, stake: Stake, why: &str, of_holders: bool) {
+        let raised = self.memory.as_of();
         if let Some(program) = table.program(stake) {
-            let executions = program.executions(now);
-            table.doubts.raise(stake, executions, now, why);
+            let executions = program.executions(raised);
+            let (stakes, why) = ([stake].into(), why.to_owned());
+            table.doubts.raise(Doubt { executions, raised, of_holders, stakes, why });
             self.doubted.notify_one();
         }
     }
@@ -170,27 +171,32 @@ impl Live {
         let before = table.mode.replace(policy.mode());
         if policy.mode() == Mode::Enforce && before.is_some_and(|before| before != Mode::Enforce) {
             // What lapsed under another mode ended nothing.
-            self.doubt_all(&mut table, "enforce mode began");
+            self.doubt_all(&mut table, "enforce mode began", true);
         }
         ended
     }
 
-    fn doubt_all(&self, table: &mut Table, why: &str) {
+    fn doubt_all(&self, table: &mut Table, why: &str, of_holders: bool) {
         for stake in table.all_stakes() {
-            self.doubt(table, stake, why);
+            self.doubt(table, stake, why, of_holders);
         }
+    }
+
+    /// Everything lapsed, but it is not the time to ask who holds the sockets: the holders that are known are asked about.
+    pub(crate) fn hear_in_haste(&self, why: &str) {
+        self.doubt_all(&mut self.table(), why, false);
     }
 
     /// Something lapsed: what depends on it is in doubt, and a socket that another program used is no doubt any more.
     pub(crate) fn hear(&self, lapse: &Lapse) -> usize {
         let mut table = self.table();
         match lapse.what {
-            Lapsed::Process(process) => {
+            Lapsed::Process(process) | Lapsed::Holders(process) => {
                 for stake in table.stakes.of_process(process) {
-                    self.doubt(&mut table, stake, &lapse.why);
+                    self.doubt(&mut table, stake, &lapse.why, lapse.concerns_holders());
                 }
             }
-            Lapsed::Everything => self.doubt_all(&mut table, &lapse.why),
+            Lapsed::Everything => self.doubt_all(&mut table, &lapse.why, true),
             Lapsed::Socket(socket, _) if self.enforces() => {
                 let mut used = table.stakes.of_socket(socket);
                 used.retain(|stake| {
@@ -216,16 +222,22 @@ impl Live {
         self.table().doubts.pop()
     }
 
-    /// A program that the doubt is about; none, if no flow waits for the answer any more.
-    pub(crate) fn doubted_program(&self, doubt: &Doubt) -> Option<Program> {
+    /// The sockets that the doubt is about; none, if no flow waits for the answer any more.
+    pub(crate) fn doubted_sockets(&self, doubt: &Doubt) -> Vec<About> {
         let table = self.table();
-        doubt.stakes.iter().find_map(|stake| table.program(*stake)).cloned()
+        doubt.stakes.iter().filter_map(|stake| Some(table.program(*stake)?.about)).collect()
+    }
+
+    /// Whose program the doubt is about.
+    pub(crate) fn doubted_user(&self, doubt: &Doubt) -> u32 {
+        let table = self.table();
+        let program = doubt.stakes.iter().find_map(|stake| table.program(*stake));
+        program.map_or(0, |program| program.attestation.fingerprint.uid)
     }
 
     /// Takes the answer to a doubt, which was asked for then, and ends the flows that it does not justify.
     ///
-    /// A process that ended is no reason to end a flow: its last bytes may still be on their way, and nobody else has
-    /// its socket, or that would have lapsed.
+    /// A socket that nobody holds any more is no reason to end a flow: its last bytes may still be on their way.
     pub(crate) fn settle(&self, doubt: &Doubt, asked: AsOf, answer: &Result<Arc<Attestation>, AttestRefusal>) -> usize {
         let mut table = self.table();
         let settled = |stake: &&Stake| {

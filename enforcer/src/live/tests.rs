@@ -224,6 +224,25 @@ fn a_lapse_is_one_question_about_all_flows_of_the_same_executions() {
 }
 
 #[test]
+fn whoever_else_may_have_a_socket_is_asked_about_by_the_socket() {
+    let world = world(&allowing());
+    let _seats = [1, 2].map(|pid| world.enter(pid));
+    world.lapse(Lapsed::Process(process(1)));
+    assert!(!world.live.next_doubt().unwrap().of_holders);
+    world.lapse(Lapsed::Process(process(1)));
+    world.lapse(Lapsed::Holders(process(1)));
+    let doubt = world.live.next_doubt().unwrap();
+    assert!(doubt.of_holders && world.live.next_doubt().is_none());
+    assert_eq!(world.live.doubted_sockets(&doubt), [world.program(1).about]);
+    world.lapse(Lapsed::Everything);
+    let lost: Vec<bool> = std::iter::from_fn(|| world.live.next_doubt()).map(|doubt| doubt.of_holders).collect();
+    assert_eq!(lost, [true; 2]);
+    world.live.hear_in_haste("again");
+    let hasty: Vec<bool> = std::iter::from_fn(|| world.live.next_doubt()).map(|doubt| doubt.of_holders).collect();
+    assert_eq!(hasty, [false; 2]);
+}
+
+#[test]
 fn only_another_program_or_a_doubt_ends_a_flow() {
     let keeps: [Result<Arc<Attestation>, AttestReason>; 5] = [
         Ok(attestation(1, |_| ())),
@@ -336,6 +355,13 @@ fn what_lapses_while_a_flow_is_on_its_way_reaches_it() {
     let _doubted = world.live.enter(Some(question(early.clone().judged()))).unwrap();
     assert!(world.live.next_doubt().is_some());
 
+    let before = world.program(1);
+    world.lapse(Lapsed::Holders(process(1)));
+    let _shared = world.live.enter(Some(question(before.judged()))).unwrap();
+    while let Some(doubt) = world.live.next_doubt() {
+        assert!(doubt.of_holders);
+    }
+
     let late = world.program(1);
     let _sure = world.live.enter(Some(question(late.clone().judged()))).unwrap();
     assert!(world.live.next_doubt().is_none());
@@ -383,9 +409,9 @@ fn nothing_is_kept_about_flows_that_are_gone() {
     let seat = world.enter(1);
     world.lapse(Lapsed::Everything);
     let doubt = world.live.next_doubt().unwrap();
-    assert!(world.live.doubted_program(&doubt).is_some());
+    assert!(world.live.doubted_sockets(&doubt) == [world.program(1).about]);
     drop(seat);
-    assert!(world.live.doubted_program(&doubt).is_none());
+    assert!(world.live.doubted_sockets(&doubt).is_empty());
     assert_eq!(world.settle(&doubt, Err(AttestReason::GenerationGone)), 0);
     assert!(world.live.table().stakes.is_empty());
 }

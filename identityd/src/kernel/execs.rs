@@ -101,6 +101,10 @@ impl Execs for KernelExecs {
         true
     }
 
+    fn is_run(&self, image: u64) -> bool {
+        look(&self.programs.images, &image.to_ne_bytes()).is_some()
+    }
+
     fn is_still(&self, image: u64, last: &AtExec) -> bool {
         self.is_same(image, last.image)
     }

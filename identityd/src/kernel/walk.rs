@@ -4,10 +4,11 @@
 //! descriptor explains are a copy in flight in a unix socket, or in the hands of io_uring, where no walk comes; or a
 //! thread that sits in a call on it, of which there is at most one for each thread of the holders.
 //!
-//! A thread that waits for a listener in poll(2) keeps a reference, too (`__pollwait`, fs/select.c), even if it is its
-//! process's only one. For listeners that is the rule, for sockets that connected the exception: there it is a doubt.
+//! A thread that waits for a socket in poll(2) keeps a reference, too (`__pollwait`, fs/select.c), even if it is its
+//! process's only one. For listeners that is the rule, and for connections that were attested before; where somebody
+//! else may have had a new one from the beginning it is a doubt.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use bonafide_proto::fingerprint::Execution;
@@ -17,7 +18,7 @@ use libbpf_rs::{MapCore as _, MapFlags};
 use super::layout::Holder;
 use super::load::{Programs, run};
 use crate::refuse::refuse;
-use crate::source::HOLDERS_MAX;
+use crate::source::{HOLDERS_MAX, too_many};
 
 /// What one walk saw.
 #[derive(Debug, Default)]
@@ -29,18 +30,26 @@ impl Seen {
     /// # Errors
     /// `holder-unseen` if nobody holds one of them, or somebody may whom the walk does not see.
     pub(super) fn holders(&self, cookies: &[u64], calls: Calls) -> Result<Vec<Execution>, AttestRefusal> {
+        let mut rows: HashMap<u64, Vec<&Holder>> = cookies.iter().map(|cookie| (*cookie, Vec::new())).collect();
+        for row in &self.0 {
+            rows.entry(row.cookie).and_modify(|rows| rows.push(row));
+        }
         let mut executions = BTreeMap::new();
         for cookie in cookies {
-            let rows: Vec<&Holder> = self.0.iter().filter(|row| row.cookie == *cookie).collect();
-            everybody(&rows, calls)?;
-            for row in rows {
-                executions.insert(row.execution.pid, row.execution);
-            }
+            let rows = rows.get(cookie).map(Vec::as_slice).unwrap_or_default();
+            everybody(rows, calls)?;
+            executions.extend(rows.iter().map(|row| (row.execution.pid, row.execution)));
         }
         if executions.len() > HOLDERS_MAX {
-            return refuse(AttestReason::Unavailable, format!("more than {HOLDERS_MAX} processes hold the socket"));
+            return refuse(AttestReason::HolderUnseen, too_many(executions.len()));
         }
         Ok(executions.into_values().collect())
+    }
+
+    /// Those of these sockets that somebody holds, and those that nobody does.
+    pub(super) fn parted(&self, cookies: &[u64]) -> (Vec<u64>, Vec<u64>) {
+        let held: HashSet<u64> = self.0.iter().map(|row| row.cookie).collect();
+        cookies.iter().partition(|cookie| held.contains(cookie))
     }
 }
 
@@ -69,7 +78,7 @@ pub(super) enum Calls {
     /// One of each thread, of processes that have several.
     OfThreads,
     /// One of each thread.
-    OfListeners,
+    OfPollers,
 }
 
 fn in_calls(rows: &[&Holder], believed: Calls) -> u32 {
@@ -83,7 +92,7 @@ fn in_calls(rows: &[&Holder], believed: Calls) -> u32 {
 /// A process with one thread takes no reference of its own for a call (`fdget`, fs/file.c), except by io_uring and to poll.
 fn calls(row: &Holder, believed: Calls) -> u32 {
     match (row.threads, row.uses_io_uring) {
-        (0 | 1, false) if believed == Calls::OfListeners => 1,
+        (0 | 1, false) if believed == Calls::OfPollers => 1,
         (0 | 1, false) => 0,
         (threads, false) => threads,
         (threads, true) => threads.saturating_add(IN_RING),
@@ -159,7 +168,7 @@ mod tests {
 
     #[test]
     fn who_polls_a_listener_keeps_a_reference_to_it() {
-        let polled = |references| Seen(vec![row(1, 1, 3, references)]).holders(&[7], Calls::OfListeners);
+        let polled = |references| Seen(vec![row(1, 1, 3, references)]).holders(&[7], Calls::OfPollers);
         assert!(polled(2).is_ok() && polled(3).is_ok());
         assert!(polled(4).is_err());
     }

@@ -4,16 +4,18 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::Eyes;
 use super::changes::Believed;
+use super::shares::{Limits, Shares, Ticket};
 use super::table::Program;
 use crate::refuse::refuse;
 use crate::sys::diag::{Diag, Found};
@@ -21,11 +23,9 @@ use crate::sys::glance::{Glimpse, glance};
 use crate::sys::walk;
 use crate::witness::Witnessed;
 
-/// Doubts that may wait.
-const WAITING_MAX: usize = 4096;
-/// Doubts that are looked into at once, with one list of the machine's connections for all of them.
-const AT_ONCE: usize = 64;
-/// A program that takes longer to be looked at is not known to be the same.
+/// Doubts that are looked into at once, and that may wait for it.
+const LIMITS: Limits = Limits { each: 16, all: 64, each_admitted: 1024, all_admitted: 4096 };
+/// A program that takes longer to be looked at is not known to be the same; nor is one whose turn does not come.
 const LOOK_MAX: Duration = Duration::from_secs(1);
 /// How long until one that changes is looked at again, and how often. It has the socket meanwhile.
 const BEGINS: Duration = Duration::from_millis(10);
@@ -40,6 +40,8 @@ pub(crate) enum Doubt {
         now: Execution,
         /// What ran before.
         program: Program,
+        /// Who had them.
+        owners: Vec<Execution>,
     },
     /// A socket was used by somebody else.
     Stranger {
@@ -56,52 +58,105 @@ pub(crate) enum Doubt {
     },
 }
 
+/// Whose socket, and who used it.
+type Stranger = (SocketAddr, SocketAddr, Execution);
+
 /// Doubts, until they are looked into.
 #[derive(Debug)]
 pub(crate) struct Heirs {
-    to: mpsc::Sender<Doubt>,
-    doubts: Mutex<Option<mpsc::Receiver<Doubt>>>,
+    shares: Arc<Shares>,
+    /// Who waits to be looked at.
+    strangers: Mutex<HashSet<Stranger>>,
+    to: mpsc::Sender<(Ticket, Doubt)>,
+    doubts: Mutex<Option<mpsc::Receiver<(Ticket, Doubt)>>>,
     diag: Arc<Mutex<Diag>>,
 }
 
 impl Heirs {
     /// None yet.
     pub(crate) fn new() -> io::Result<Self> {
-        let (to, doubts) = mpsc::channel(WAITING_MAX);
-        Ok(Self { to, doubts: Mutex::new(Some(doubts)), diag: Arc::new(Mutex::new(Diag::open()?)) })
+        let (to, doubts) = mpsc::channel(LIMITS.all_admitted);
+        let (doubts, diag) = (Mutex::new(Some(doubts)), Arc::new(Mutex::new(Diag::open()?)));
+        Ok(Self { shares: Shares::new(LIMITS), strangers: Mutex::default(), to, doubts, diag })
     }
 
     /// To be looked into; handed back if too many wait.
-    pub(crate) fn put(&self, doubt: Doubt) -> Result<(), Doubt> {
-        self.to.try_send(doubt).map_err(|full| full.into_inner())
+    pub(crate) fn put(&self, account: u32, doubt: Doubt) -> Result<(), Doubt> {
+        if !self.is_new(&doubt) {
+            return Ok(());
+        }
+        match self.shares.admit(account) {
+            Some(ticket) => self.to.try_send((ticket, doubt)).map_err(|full| full.into_inner().1),
+            None => {
+                self.begin(&doubt);
+                Err(doubt)
+            }
+        }
+    }
+
+    /// A stranger is told of as long as he goes on: he is looked at once for all that is waiting.
+    fn is_new(&self, doubt: &Doubt) -> bool {
+        doubt.stranger().is_none_or(|stranger| self.strangers().insert(stranger))
+    }
+
+    /// It does not wait any more.
+    fn begin(&self, doubt: &Doubt) {
+        if let Some(stranger) = doubt.stranger() {
+            self.strangers().remove(&stranger);
+        }
+    }
+
+    fn strangers(&self) -> MutexGuard<'_, HashSet<Stranger>> {
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Looks into one doubt after the other.
+impl Doubt {
+    /// Whom it is about.
+    pub(crate) fn about(&self) -> Execution {
+        match self {
+            Self::Heir { now, .. } => *now,
+            Self::Stranger { by, .. } => *by,
+        }
+    }
+
+    fn stranger(&self) -> Option<Stranger> {
+        match self {
+            Self::Heir { .. } => None,
+            Self::Stranger { local, remote, by, .. } => Some((*local, *remote, *by)),
+        }
+    }
+}
+
+/// Looks into doubts as they come, each on the account of whom it is about.
 pub(crate) async fn run(eyes: Arc<Eyes>) {
     let doubts = eyes.heirs.doubts.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(mut doubts) = doubts else { return };
-    let mut some = Vec::with_capacity(AT_ONCE);
-    while doubts.recv_many(&mut some, AT_ONCE).await > 0 {
-        let mut under_way = JoinSet::new();
-        for doubt in once(some.drain(..)) {
-            let eyes = Arc::clone(&eyes);
-            under_way.spawn(async move { eyes.look_into(doubt).await });
+    let (found, heirs) = mpsc::channel(LIMITS.all_admitted);
+    let mut under_way = JoinSet::new();
+    under_way.spawn(disinherit(Arc::clone(&eyes), heirs));
+    while let Some((ticket, doubt)) = doubts.recv().await {
+        while let Some(ended) = under_way.try_join_next() {
+            if let Err(e) = ended {
+                eyes.everything(format!("a doubt was not looked into: {e}"));
+            }
         }
-        let heirs: Vec<Heir> = under_way.join_all().await.into_iter().flatten().collect();
-        if !heirs.is_empty() {
-            eyes.disinherit(heirs).await;
-        }
+        let (eyes, found) = (Arc::clone(&eyes), found.clone());
+        under_way.spawn(async move {
+            if let Some(heir) = eyes.look_into(&ticket, doubt).await {
+                // Nobody takes them any more: the daemon stops.
+                let _ = found.send(heir).await;
+            }
+        });
     }
 }
 
-/// A stranger is told of as long as he goes on: he is looked at once for all that is waiting.
-fn once(doubts: impl Iterator<Item = Doubt>) -> impl Iterator<Item = Doubt> {
-    let mut seen = HashSet::new();
-    doubts.filter(move |doubt| match doubt {
-        Doubt::Stranger { local, remote, by, .. } => seen.insert((*local, *remote, *by)),
-        Doubt::Heir { .. } => true,
-    })
+/// Tells of the connections of heirs, with one list of the machine's for all who wait.
+async fn disinherit(eyes: Arc<Eyes>, mut heirs: mpsc::Receiver<Heir>) {
+    let mut some = Vec::new();
+    while heirs.recv_many(&mut some, LIMITS.all_admitted).await > 0 {
+        eyes.disinherit(std::mem::take(&mut some)).await;
+    }
 }
 
 /// Another program, and the sockets it has.
@@ -111,29 +166,43 @@ struct Heir {
 }
 
 impl Eyes {
-    async fn look_into(&self, doubt: Doubt) -> Option<Heir> {
+    async fn look_into(&self, ticket: &Ticket, doubt: Doubt) -> Option<Heir> {
+        self.heirs.begin(&doubt);
         match doubt {
-            Doubt::Heir { now, program } => self.heir(now, program).await,
+            Doubt::Heir { now, program, owners } => self.heir(ticket, now, program, &owners).await,
             Doubt::Stranger { local, remote, owner, program, by } => {
-                let program = match program {
-                    Some(program) => Some(program),
-                    None if owner.pid == 0 => None,
-                    None => self.program(owner).await.ok(),
-                };
-                let same = match program {
-                    Some(program) => self.runs(by, program).await.unwrap_or(false),
-                    None => false,
-                };
-                if !same {
+                if !self.is_same(ticket, by, owner, program).await {
                     self.flow(local, remote, by, "which runs another program");
+                } else if self.known().table.get_mut(by).is_none() {
+                    // Who is watched was asked about before.
+                    self.shared(owner, format!("process {} runs the same program, and used its socket", by.pid));
                 }
                 None
             }
         }
     }
 
+    /// Whether it runs the program that the owner ran when it was attested, or runs now.
+    async fn is_same(&self, ticket: &Ticket, by: Execution, owner: Execution, program: Option<Program>) -> bool {
+        let Ok(_turn) = timeout(LOOK_MAX, ticket.turn()).await else { return false };
+        let program = match program {
+            Some(program) => program,
+            None if owner.pid == 0 => return false,
+            None => match self.program(owner).await {
+                Ok(program) => program,
+                Err(_) => return false,
+            },
+        };
+        self.runs(by, program).await.unwrap_or(false)
+    }
+
     /// The sockets that somebody has who executed something, if it is not the same program again.
-    async fn heir(&self, now: Execution, program: Program) -> Option<Heir> {
+    async fn heir(&self, ticket: &Ticket, now: Execution, program: Program, owners: &[Execution]) -> Option<Heir> {
+        let Ok(_turn) = timeout(LOOK_MAX, ticket.turn()).await else {
+            // Whoever holds what it should not is found by the sockets.
+            self.everything(format!("process {} executed a program, and there was no time to look at it", now.pid));
+            return None;
+        };
         let listed = tokio::task::spawn_blocking(move || walk::sockets_of(now.pid)).await;
         let sockets = match listed.unwrap_or_else(|e| Err(io::Error::other(e))) {
             Ok(sockets) => sockets,
@@ -143,7 +212,13 @@ impl Eyes {
             }
         };
         // Who ended has no sockets either.
-        if sockets.is_empty() || self.runs(now, program).await? {
+        if sockets.is_empty() {
+            return None;
+        }
+        if self.runs(now, program).await? {
+            for owner in owners.iter().filter(|owner| owner.pid != now.pid) {
+                self.shared(*owner, format!("process {} runs the same program, and has its sockets", now.pid));
+            }
             return None;
         }
         Some(Heir { now, sockets })
@@ -161,7 +236,7 @@ impl Eyes {
         match self.program(execution).await {
             Ok(runs) if runs == program => {
                 // What it executes next counts too.
-                self.known().table.inherit(execution.image, program);
+                self.known().table.inherit(execution, program);
                 Some(true)
             }
             Err(refusal) if refusal.reason == AttestReason::ProcessGone => None,
@@ -170,7 +245,7 @@ impl Eyes {
     }
 
     async fn program(&self, execution: Execution) -> Result<Program, AttestRefusal> {
-        let looked = tokio::time::timeout(LOOK_MAX, self.looked_at(&[execution])).await;
+        let looked = timeout(LOOK_MAX, self.looked_at(&[execution])).await;
         let seen = looked.unwrap_or_else(|_| refuse(AttestReason::Unavailable, "no answer in time"))?;
         let program = seen.first().map(|seen| Program::of(&Believed::of(seen)));
         program.ok_or_else(|| AttestRefusal::new(AttestReason::Unavailable, "nothing was looked at"))

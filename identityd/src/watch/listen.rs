@@ -1,11 +1,11 @@
 //! What is heard: events, inotify, quarantine, and the clock.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::refusal::AttestReason;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use super::files::{self, POLL, Touched};
@@ -20,6 +20,8 @@ use crate::lapse::{Lapse, Lapsed};
 /// minute that one look may last. If more are watched each comes later.
 const SEARCH: Duration = Duration::from_secs(1);
 const SEARCHED: usize = 64;
+/// Between two tellings that everything lapsed.
+const LOSSES: Duration = Duration::from_millis(50);
 
 /// Hears what happens to processes.
 pub(crate) async fn events(eyes: Arc<Eyes>, mut events: mpsc::Receiver<Event>) {
@@ -37,7 +39,7 @@ impl Eyes {
             Event::Executed { before, now, parent } => self.executed(before, now, parent),
             Event::Ended(execution) => {
                 let mut known = self.known();
-                self.dismiss(&mut known, execution);
+                self.ended(&mut known, execution);
             }
             Event::Changed(execution, change) => {
                 tracing::debug!(pid = execution.pid, ?change, "changed in place");
@@ -57,17 +59,18 @@ impl Eyes {
         let now = Execution { image, ..before };
         let mut known = self.known();
         // In the table it stands as it was attested; without images that is the same name as before.
-        let program = known.table.program(before.image, if before.image == 0 { before.pid } else { 0 });
-        let program = program.or_else(|| known.table.program(before.image, parent));
+        let pids = [if before.image == 0 { before.pid } else { 0 }, parent];
+        let program = pids.iter().find_map(|pid| Some((known.table.program(before.image, *pid)?, *pid)));
+        let heritage = program.map(|(program, pid)| (program, known.table.owners(before.image, pid)));
         if known.table.get_mut(before).is_some() {
             let detail = format!("process {} executed another program", before.pid);
             self.lapsed(&mut known, before, AttestReason::GenerationGone, detail);
         }
         drop(known);
-        if let Some(program) = program {
-            self.doubt(Doubt::Heir { now, program });
+        if let Some((program, owners)) = heritage {
+            self.doubt(Doubt::Heir { now, program, owners });
         }
-        self.warm.put(now);
+        self.warm.put(self.witness.account(now), now);
     }
 
     fn used(&self, local: std::net::SocketAddr, remote: std::net::SocketAddr, owner: Execution, by: Execution) {
@@ -76,7 +79,7 @@ impl Eyes {
     }
 
     fn doubt(&self, doubt: Doubt) {
-        if let Err(doubt) = self.heirs.put(doubt) {
+        if let Err(doubt) = self.heirs.put(self.witness.account(doubt.about()), doubt) {
             // Nobody can be spared to look into it: what can be named is ended, and what cannot is asked again.
             match doubt {
                 Doubt::Stranger { local, remote, by, .. } => {
@@ -97,7 +100,8 @@ impl Eyes {
     }
 
     pub(crate) fn everything(&self, detail: String) {
-        self.lapses.tell(Lapse { what: Lapsed::Everything, reason: AttestReason::Unavailable, detail });
+        self.losses.waiting.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(detail);
+        self.losses.more.notify_one();
     }
 
     fn suspect_all(self: &Arc<Self>) {
@@ -170,6 +174,25 @@ pub(crate) async fn looked_files(eyes: Arc<Eyes>) {
         if let Ok(looks) = tokio::task::spawn_blocking(|| files::look(files)).await {
             let different = eyes.known().files.different(looks);
             different.into_iter().for_each(|spot| eyes.touched(Touched::File(spot)));
+        }
+    }
+}
+
+/// Losses that nobody was told of yet: many at once are one.
+#[derive(Debug, Default)]
+pub(crate) struct Losses {
+    waiting: Mutex<Option<String>>,
+    more: Notify,
+}
+
+/// Tells of losses.
+pub(crate) async fn losses(eyes: Arc<Eyes>) {
+    loop {
+        eyes.losses.more.notified().await;
+        let detail = eyes.losses.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(detail) = detail {
+            eyes.lapses.tell(Lapse { what: Lapsed::Everything, reason: AttestReason::Unavailable, detail });
+            tokio::time::sleep(LOSSES).await;
         }
     }
 }

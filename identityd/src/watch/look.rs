@@ -100,7 +100,7 @@ impl Eyes {
 
     fn refused(self: &Arc<Self>, known: &mut Known, execution: Execution, lane: Lane, refusal: AttestRefusal) {
         if refusal.reason == AttestReason::ProcessGone {
-            return self.dismiss(known, execution);
+            return self.ended(known, execution);
         }
         if may_heal(refusal.reason, lane)
             && let Some((place, in_vain)) = known.table.in_vain(execution, lane)

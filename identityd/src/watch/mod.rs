@@ -4,7 +4,7 @@
 //! Reading order: [`Watch::attested`] remembers the evidence and watches its files; `listen` hears events and
 //! inotify; `newcomers` has the sentry watch them; `look` examines again and compares
 //! (`changes`), and has the libraries watched (`libraries`); `heirs` asks whether somebody else has the sockets;
-//! `warm` hashes new programs before their first connection. `table`, `files` and `turns` keep what is known, in
+//! `warm` hashes new programs before their first connection. `table`, `files`, `turns` and `shares` keep what is known, in
 //! bounds: an execution that there is no room to watch is refused by name.
 //!
 //! Nothing happens between a look and the watch unseen: each execution, and each file that is new to it, is looked at
@@ -19,6 +19,7 @@ mod look;
 mod newcomers;
 pub(crate) mod proc_sentry;
 mod quarantine;
+mod shares;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ use tokio::time::Instant;
 use self::changes::Believed;
 use self::files::Files;
 use self::heirs::Heirs;
+use self::listen::Losses;
 use self::newcomers::Newcomers;
 use self::quarantine::{of, unquarantined};
 use self::table::{Place, Table};
@@ -92,6 +94,8 @@ struct Eyes {
     turns: Turns,
     heirs: Heirs,
     warm: Warm,
+    execs: Arc<dyn Execs>,
+    losses: Losses,
     known: Mutex<Known>,
 }
 
@@ -121,7 +125,9 @@ impl Watch {
             newcomers: Newcomers::default(),
             turns: Turns::new(),
             heirs: Heirs::new()?,
-            warm: Warm::new(parts.execs),
+            warm: Warm::new(Arc::clone(&parts.execs)),
+            execs: parts.execs,
+            losses: Losses::default(),
             known: Mutex::new(Known { table: Table::default(), files, quarantined, deaf: false }),
         });
         let mut tasks = JoinSet::new();
@@ -132,6 +138,7 @@ impl Watch {
         }
         tasks.spawn(listen::looked_files(Arc::clone(&eyes)));
         tasks.spawn(listen::time(Arc::clone(&eyes)));
+        tasks.spawn(listen::losses(Arc::clone(&eyes)));
         tasks.spawn(newcomers::run(Arc::clone(&eyes)));
         tasks.spawn(heirs::run(Arc::clone(&eyes)));
         tasks.spawn(warm::run(Arc::clone(&eyes)));
@@ -211,11 +218,11 @@ impl Eyes {
 
     /// Another execution has the process number now.
     fn succeeded(&self, known: &mut Known, before: Execution, now: Execution) {
-        self.dismiss(known, before);
-        if before.start_ticks == now.start_ticks {
-            let detail = format!("process {} executed another program", now.pid);
-            self.tell(before, AttestReason::GenerationGone, detail);
+        if before.start_ticks != now.start_ticks {
+            return self.ended(known, before);
         }
+        let detail = format!("process {} executed another program", now.pid);
+        self.lapsed(known, before, AttestReason::GenerationGone, detail);
     }
 
     /// It is no longer what was attested.
@@ -227,6 +234,20 @@ impl Eyes {
     fn tell(&self, execution: Execution, reason: AttestReason, detail: String) {
         tracing::info!(pid = execution.pid, %reason, detail, "no longer what was attested");
         self.lapses.tell(Lapse { what: Lapsed::Execution(execution), reason, detail });
+    }
+
+    /// Its process ended. Nobody watched its children, who may have its sockets.
+    fn ended(&self, known: &mut Known, execution: Execution) {
+        let was_watched = known.table.get_mut(execution).is_some();
+        self.dismiss(known, execution);
+        if was_watched && self.execs.is_run(execution.image) {
+            self.shared(execution, format!("process {} ended", execution.pid));
+        }
+    }
+
+    /// Others who are the same program may have its sockets.
+    fn shared(&self, execution: Execution, detail: String) {
+        self.lapses.tell(Lapse { what: Lapsed::Holders(execution), reason: AttestReason::ProcessGone, detail });
     }
 
     /// Watches it no longer.

@@ -103,6 +103,8 @@ pub(crate) struct Place {
 struct Image {
     program: Program,
     watched: usize,
+    /// The last that was watched of it.
+    last: Execution,
 }
 
 /// What makes two executions the same program ([`crate::witness::Witnessed::same_program`]).
@@ -142,8 +144,9 @@ impl Table {
         self.by_pid.insert(execution.pid, execution);
         if execution.image != 0 {
             let program = Program::of(&believed);
-            let image = self.by_image.entry(execution.image).or_insert(Image { program, watched: 0 });
+            let image = self.by_image.entry(execution.image).or_insert(Image { program, watched: 0, last: execution });
             image.watched += 1;
+            image.last = execution;
         }
         let (files, looking) = (HashMap::new(), Looking::No);
         let watched = Watched { believed, files, looking, left: false, in_vain: 0, looked: now, user };
@@ -227,6 +230,16 @@ impl Table {
         self.watched.get(&self.of_pid(pid)?).map(|watched| Program::of(&watched.believed))
     }
 
+    /// Who is or was watched under this image, else under this process number.
+    pub(crate) fn owners(&self, image: u64, pid: u32) -> Vec<Execution> {
+        if image == 0 {
+            return self.of_pid(pid).into_iter().collect();
+        }
+        let last = self.by_image.get(&image).map(|image| image.last);
+        let watched = self.watched.keys().filter(|owner| owner.image == image && Some(**owner) != last);
+        watched.copied().chain(last).collect()
+    }
+
     /// Everybody.
     pub(crate) fn all(&self) -> Vec<Execution> {
         self.watched.keys().copied().collect()
@@ -275,9 +288,10 @@ impl Table {
     }
 
     /// Somebody who is not watched runs the same program under this image, with sockets that it had before.
-    pub(crate) fn inherit(&mut self, image: u64, program: Program) {
+    pub(crate) fn inherit(&mut self, heir: Execution, program: Program) {
+        let image = heir.image;
         if image != 0 && !self.by_image.contains_key(&image) {
-            self.by_image.insert(image, Image { program, watched: 1 });
+            self.by_image.insert(image, Image { program, watched: 1, last: heir });
             self.depart(image);
         }
     }

@@ -78,6 +78,14 @@ impl Attested {
         self.node.flow_by(connector(self.local, self.remote), self.record).await
     }
 
+    /// Whoever holds the socket by now.
+    async fn holders(&self) -> Result<Attestation, AttestRefusal> {
+        let kernel = self.record.map(|record| record.to_bytes().to_vec()).unwrap_or_default();
+        let socket = wire::AttestFlowRequest { kernel, ..connector(self.local, self.remote).into() };
+        let request = wire::ReattestRequest { executions: vec![self.execution.into()], sockets: vec![socket] };
+        self.node.client.clone().reattest(request).await.unwrap().into_inner().try_into().unwrap()
+    }
+
     /// Makes it do something, and waits until that is done.
     fn does(&mut self, line: &str) {
         self.program.tell(line);
@@ -143,6 +151,7 @@ by_both! {
     a_child_that_executes_another_program_and_keeps_the_socket_ends_the_flow
     what_changes_nothing_is_no_lapse
     an_end_is_no_lapse
+    who_is_left_with_the_socket_is_asked_about_and_watched
     what_is_put_in_quarantine_lapses_and_is_refused
 }
 
@@ -246,17 +255,41 @@ async fn what_changes_nothing_is_no_lapse(source: &str) {
 async fn an_end_is_no_lapse(source: &str) {
     let node = Node::start_with(NOBODY, &by(source)).await;
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let attested = Attested::start_on(node, &python(), None).await;
+    let mut attested = Attested::start_on(node, &python(), None).await;
     let remote = server.local_addr().unwrap();
     let mut ends =
         Program::start(Command::new(python()).args(["-c", OBEYS, &remote.to_string()]).stdin(Stdio::piped()));
     let local = ends.address();
     let record = record(&attested.node, &server.accept().unwrap().0);
-    attested.node.flow_by(connector(local, remote), record).await.unwrap();
+    let execution = attested.node.flow_by(connector(local, remote), record).await.unwrap().executions[0];
     let ended = format!("/proc/{}", ends.pid());
     drop(ends);
     assert!(!Path::new(&ended).exists());
+    if source == "proc" {
+        // There it is not known whether somebody is left.
+        assert_eq!(attested.next().await.of, Some(Of::Holders(execution.into())));
+    }
     attested.nothing_lapsed().await;
+}
+
+async fn who_is_left_with_the_socket_is_asked_about_and_watched(source: &str) {
+    let mut attested = Attested::start(source, &python(), None).await;
+    attested.does("if os.fork(): os._exit(0)");
+    attested.program.tell("print(os.getpid(), flush=True)");
+    let child: u32 = attested.program.line().parse().unwrap();
+    assert_eq!(attested.program.line(), "done");
+    assert_eq!(attested.next().await.of, Some(Of::Holders(attested.execution.into())));
+
+    let left = attested.holders().await.unwrap().executions;
+    assert_eq!(left.iter().map(|execution| execution.pid).collect::<Vec<u32>>(), [child]);
+    attested.execution = left[0];
+    attested.does("os.setuid(65534)");
+    let detail = attested.lapsed(AttestReason::EvidenceChanged).await;
+    assert!(detail.starts_with("uid was 0 and is 65534"), "{detail}");
+
+    attested.does("s.close()");
+    assert_eq!(attested.holders().await.unwrap_err().reason, AttestReason::ProcessGone);
+    attested.program.tell("os._exit(0)");
 }
 
 async fn what_is_put_in_quarantine_lapses_and_is_refused(source: &str) {
@@ -345,6 +378,7 @@ async fn a_child_is_known_by_its_socket_though_its_parent_has_ended() {
         "s.set_inheritable(True); r, w = os.pipe(); child = os.fork(); ({parent}) if child else ({child})"
     ));
     let child: u32 = attested.program.line().parse().unwrap();
+    assert_eq!(attested.next().await.of, Some(Of::Holders(attested.execution.into())));
     let lapse = attested.next().await;
     let Some(Of::Flow(flow)) = &lapse.of else { panic!("{lapse:?}") };
     assert_eq!((flow.local.clone(), flow.used_by.unwrap().pid), (Some(attested.local.into()), child));

@@ -79,7 +79,7 @@ impl Front {
     /// The daemon's answer about executions that were attested before.
     pub(crate) async fn again(&self, executions: &[Execution]) -> Result<Attestation, AttestRefusal> {
         let executions = executions.iter().map(|execution| (*execution).into()).collect();
-        let answer = self.node.client.clone().reattest(wire::ReattestRequest { executions }).await;
+        let answer = self.node.client.clone().reattest(wire::ReattestRequest { executions, sockets: Vec::new() }).await;
         answer.unwrap().into_inner().try_into().unwrap()
     }
 }

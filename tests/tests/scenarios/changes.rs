@@ -13,7 +13,7 @@ use bonafide_tests::programs::{changeling, echo_server, hold, script};
 use bonafide_tests::topology::{Family, Site};
 use bonafide_tests::wait::wait_until;
 use bonafide_tests::world::{BareWorld, World};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// For a busy machine; the promise is 100 ms, and it is measured elsewhere.
 const SOON: Duration = Duration::from_secs(10);
@@ -37,6 +37,7 @@ fn what_changes_under_a_live_connection_ends_it_and_is_named() {
     let mut world = World::start(bare, &policy, Backend::Nft);
     let _server = echo_server(world.bare(), world.netns(Site::B), 7);
     another_user_ends_it(&world);
+    a_child_that_is_left_with_it_keeps_it_until_it_changes(&world);
     another_identityd_is_told_what_lives(&mut world, &policy);
     a_script_changed_in_place_ends_it_and_one_that_was_touched_does_not(&world);
     world.finish();
@@ -62,6 +63,28 @@ fn another_user_ends_it(world: &World) {
         let record = ends.assert_ended_at(End::Source, Reason::IdentityChanged);
         let detail = record.detail.as_deref().unwrap_or_default();
         assert!(detail.contains("uid was 0 and is 65534"), "{record:#?}");
+    }
+}
+
+fn a_child_that_is_left_with_it_keeps_it_until_it_changes(world: &World) {
+    for family in Family::BOTH {
+        let to = Site::B.at(family, 7);
+        let mut client = changeling(world.bare(), world.netns(Site::A), to, &["leave", "user", "65534"]);
+        client.signal(Signal::USR1);
+        wait_until("a child to be left", SOON, || client.output().contains("left "));
+        wait_until("the parent to end", SOON, || !client.is_running());
+        let output = client.output();
+        let pid = output.lines().find_map(|line| line.strip_prefix("left ")).unwrap().parse().unwrap();
+        let child = Pid::from_raw(pid).unwrap();
+        assert!(!output.contains("ECONNRESET"), "{output}");
+        kill_process(child, Signal::USR1).unwrap();
+        wait_until("the idle connection to be ended", SOON, || client.output().contains("ECONNRESET"));
+        let ends = world.next_flow();
+        let record = ends.assert_ended_at(End::Source, Reason::IdentityChanged);
+        let detail = record.detail.as_deref().unwrap_or_default();
+        // The other: it had changed before it was looked at.
+        let said = ["uid was 0 and is 65534", "does not earn test/root"].iter().any(|what| detail.contains(what));
+        assert!(said, "it does not say what changed: {record:#?}");
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) struct Script {
     pub(super) answers: Mutex<Answers>,
     /// How questions about executions are answered that were attested before.
     pub(super) again: Mutex<Result<Attestation, AttestReason>>,
+    /// How those are answered that name sockets, if not as all are.
+    pub(super) by_sockets: Mutex<Option<Result<Attestation, AttestReason>>>,
     /// Questions about flows, and about executions.
     pub(super) asked: Mutex<Vec<wire::AttestFlowRequest>>,
     pub(super) asked_again: Mutex<Vec<wire::ReattestRequest>>,
@@ -91,6 +93,7 @@ impl Fake {
             issues: Mutex::new(Issues::Well),
             answers: Mutex::new(Answers::With(Box::new(Ok(super::attestation(Some("shop/web")))))),
             again: Mutex::new(Ok(super::attestation(Some("shop/web")))),
+            by_sockets: Mutex::default(),
             asked: Mutex::default(),
             asked_again: Mutex::default(),
             answer_gate: Semaphore::new(1_000_000),
@@ -141,6 +144,10 @@ impl Fake {
     }
 
     /// Tells everybody who listens.
+    pub(super) fn by_sockets(&self, answer: Option<Result<Attestation, AttestReason>>) {
+        *self.by_sockets.lock().unwrap() = answer;
+    }
+
     pub(super) fn lapse(&self, of: wire::lapse::Of) {
         let lapse = wire::Lapse { of: Some(of), reason: "generation-gone".into(), detail: "it ran another".into() };
         self.script.lapses.send(lapse).unwrap();
@@ -248,13 +255,16 @@ impl attestation_server::Attestation for Service {
         request: Request<wire::ReattestRequest>,
     ) -> Result<Response<wire::AttestResponse>, Status> {
         let executions = request.get_ref().executions.clone();
+        let names_sockets = !request.get_ref().sockets.is_empty();
         self.0.asked_again.lock().unwrap().push(request.into_inner());
         self.0.again_gate.acquire().await.unwrap().forget();
-        let again = self.0.again.lock().unwrap().clone();
+        let of_sockets = self.0.by_sockets.lock().unwrap().clone().filter(|_| names_sockets);
+        let unchanged = of_sockets.is_none();
+        let again = of_sockets.unwrap_or_else(|| self.0.again.lock().unwrap().clone());
         let again = again.map_err(|reason| AttestRefusal::new(reason, "as said"));
         let again = again.map(|now| {
-            let executions = executions.into_iter().map(|e| e.try_into().unwrap()).collect();
-            Attestation { executions, ..now }
+            let asked = executions.into_iter().map(|e| e.try_into().unwrap()).collect();
+            Attestation { executions: if unchanged { asked } else { now.executions.clone() }, ..now }
         });
         Ok(Response::new((&again).into()))
     }

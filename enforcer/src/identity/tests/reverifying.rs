@@ -1,6 +1,6 @@
 use bonafide_policy::Policy;
 use bonafide_proto::record::Reason;
-use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::refusal::AttestReason;
 use bonafide_proto::wire::node::lapse::{Flow, Of};
 use bonafide_proto::wire::node::{Quarantine, ReattestRequest};
 use tokio::task::AbortHandle;
@@ -159,7 +159,8 @@ async fn flows_outlive_a_restart_and_are_asked_about_after_it() {
     until("it is asked", async || world.fake.asked_again() == 1).await;
     let execution = attestation(None).executions[0];
     let unnumbered = Execution { image: 0, ..execution };
-    let asked = ReattestRequest { executions: vec![unnumbered.into()] };
+    let sockets = vec![key().into()];
+    let asked = ReattestRequest { executions: vec![unnumbered.into()], sockets };
     assert_eq!(world.fake.asked_again.lock().unwrap()[0], asked, "another identityd numbers executions anew");
     assert!(seat.ended.try_recv().is_err());
 
@@ -167,6 +168,13 @@ async fn flows_outlive_a_restart_and_are_asked_about_after_it() {
     world.fake.again(Ok(attestation(Some("shop/db"))));
     world.fake.resume();
     assert_eq!(ended(&mut seat).await, Reason::IdentityChanged);
+}
+
+/// What was asked about sockets, and about executions alone.
+fn asked(world: &World) -> (usize, usize) {
+    let asked = world.fake.asked_again.lock().unwrap();
+    let by_sockets = asked.iter().filter(|request| !request.sockets.is_empty()).count();
+    (by_sockets, asked.len() - by_sockets)
 }
 
 /// A child between fork and exec has the sockets of its parent for a moment.
@@ -179,16 +187,16 @@ async fn when_one_of_several_holders_is_another_the_socket_is_asked_about() {
     world.fake.answer(Answers::With(Box::new(Ok(both))));
     let mut seat = world.enter().await;
     world.fake.again(Err(AttestReason::GenerationGone));
-    world.fake.answer(Answers::With(Box::new(Ok(parent.clone()))));
+    world.fake.by_sockets(Some(Ok(parent.clone())));
     world.fake.lapse(Of::Execution(child.into()));
-    until("the socket is asked about", async || world.fake.asked() == 2).await;
+    until("the socket is asked about", async || asked(&world) == (1, 1)).await;
     until("it is settled", async || Arc::strong_count(&world.live) == IDLE + 1).await;
     assert!(seat.ended.try_recv().is_err(), "the parent alone has it");
 
     world.fake.again(Ok(parent.clone()));
     world.lapse_of_it();
-    until("the parent is asked about", async || world.fake.asked_again() == 2).await;
-    assert_eq!(world.fake.asked_again.lock().unwrap()[1].executions, [parent.executions[0].into()]);
+    until("the parent is asked about", async || asked(&world) == (1, 2)).await;
+    assert_eq!(world.fake.asked_again.lock().unwrap()[2].executions, [parent.executions[0].into()]);
     assert!(seat.ended.try_recv().is_err());
 }
 
@@ -201,10 +209,71 @@ async fn when_another_holder_still_has_the_socket_the_flow_ends() {
     world.fake.answer(Answers::With(Box::new(Ok(both))));
     let mut seat = world.enter().await;
     world.fake.again(Err(AttestReason::GenerationGone));
-    let two = AttestRefusal::new(AttestReason::TwoPrograms, "held by /a and by /b");
-    world.fake.answer(Answers::With(Box::new(Err(two))));
+    world.fake.by_sockets(Some(Err(AttestReason::TwoPrograms)));
     world.fake.lapse(Of::Execution(child.into()));
     assert_eq!(ended(&mut seat).await, Reason::IdentityChanged);
+}
+
+#[tokio::test]
+async fn who_has_the_socket_of_a_process_that_ended_is_asked_and_believed_alone() {
+    let world = world().await;
+    let child = Execution { pid: 4712, ..attestation(None).executions[0] };
+    let of_child = Attestation { executions: vec![child], ..attestation(Some("shop/web")) };
+    let mut seat = world.enter().await;
+    world.fake.by_sockets(Some(Ok(of_child)));
+    world.fake.lapse(Of::Holders(attestation(None).executions[0].into()));
+    until("the socket is asked about", async || asked(&world) == (1, 0)).await;
+    until("it is settled", async || Arc::strong_count(&world.live) == IDLE + 1).await;
+    // From now on it is about the child.
+    world.fake.again(Err(AttestReason::ExeReplaced));
+    world.lapse_of_it();
+    world.fake.lapse(Of::Execution(child.into()));
+    assert_eq!(ended(&mut seat).await, Reason::IdentityChanged);
+    let questions = world.fake.asked_again.lock().unwrap();
+    assert_eq!(questions.last().unwrap().executions, [child.into()]);
+    assert_eq!(questions.len(), 2);
+}
+
+#[tokio::test]
+async fn a_process_that_is_gone_ends_the_flow_only_if_somebody_else_has_its_socket() {
+    let world = world().await;
+    let mut seat = world.enter().await;
+    world.fake.again(Err(AttestReason::ProcessGone));
+    world.lapse_of_it();
+    until("the socket is asked about", async || asked(&world) == (1, 1)).await;
+    until("it is settled", async || Arc::strong_count(&world.live) == IDLE + 1).await;
+    assert!(seat.ended.try_recv().is_err(), "nobody has it: its last bytes are on their way");
+    world.fake.by_sockets(Some(Err(AttestReason::HolderUnseen)));
+    world.lapse_of_it();
+    assert_eq!(ended(&mut seat).await, Reason::IdentityChanged);
+}
+
+#[tokio::test]
+async fn lost_events_lead_to_a_search_for_whoever_holds_what() {
+    let world = world().await;
+    let mut seat = world.enter().await;
+    world.fake.lapse(Of::Everything(true));
+    until("it is searched for", async || asked(&world).0 == 1).await;
+    assert!(seat.ended.try_recv().is_err());
+    world.fake.by_sockets(Some(Err(AttestReason::TwoPrograms)));
+    // At once or, too early for another search, a little later.
+    world.fake.lapse(Of::Everything(true));
+    assert_eq!(ended(&mut seat).await, Reason::IdentityChanged);
+}
+
+/// One question about many sockets; where it is in doubt, each is asked about.
+#[tokio::test]
+async fn where_the_holders_of_many_sockets_do_not_agree_each_is_asked_about() {
+    let world = world().await;
+    let mut seats = vec![world.enter().await, world.enter().await];
+    world.fake.by_sockets(Some(Err(AttestReason::TwoPrograms)));
+    world.fake.lapse(Of::Holders(attestation(None).executions[0].into()));
+    for seat in &mut seats {
+        assert_eq!(ended(seat).await, Reason::IdentityChanged);
+    }
+    let questions = world.fake.asked_again.lock().unwrap();
+    let sockets: Vec<usize> = questions.iter().map(|request| request.sockets.len()).collect();
+    assert_eq!(sockets, [2, 1, 1]);
 }
 
 #[tokio::test]
