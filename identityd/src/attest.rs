@@ -283,16 +283,10 @@ fn same_program(a: &Attestation, b: &Attestation) -> bool {
 
 /// A child between fork and exec holds all its parent's sockets, and for an instant it does so as its new program:
 /// close-on-exec comes after the executable has changed (`begin_new_exec`, fs/exec.c). And some other process of the
-/// host that is just ending or changing its user can be unreadable for an instant. One that is ending has its files open a
-/// moment longer than its record (`do_exit`, kernel/exit.c).
+/// host that is just ending or changing its user can be unreadable for an instant.
 fn may_heal(reason: AttestReason) -> bool {
-    use AttestReason::{
-        AmbiguousListener, ExeUnwitnessed, GenerationGone, HolderUnseen, ProcessGone, TwoPrograms, Unreadable,
-    };
-    matches!(
-        reason,
-        HolderUnseen | ProcessGone | ExeUnwitnessed | GenerationGone | TwoPrograms | AmbiguousListener | Unreadable
-    )
+    use AttestReason::{AmbiguousListener, GenerationGone, HolderUnseen, ProcessGone, TwoPrograms, Unreadable};
+    matches!(reason, HolderUnseen | ProcessGone | GenerationGone | TwoPrograms | AmbiguousListener | Unreadable)
 }
 
 /// All holders run the same program, or it is not known who speaks.

@@ -90,7 +90,8 @@ pub(crate) trait Execs: Debug + Send + Sync {
     }
 }
 
-/// What a process executed last, if anybody witnesses that; of the execution that was asked about, if it names one.
+/// What a process executed last, if anybody witnesses that; of the execution that was asked about, if it names one. May
+/// block for a moment.
 ///
 /// # Errors
 /// `generation-gone` if it executed something else since; `exe-unwitnessed` if nothing was recorded of it.
@@ -108,6 +109,7 @@ pub(crate) fn executed(
         None if execs.witnesses() => {
             process.alive()?;
             process.is_no_kernel_thread()?;
+            ends(process)?;
             let detail = format!("the kernel programs have no record of what process {pid} executed");
             refuse(AttestReason::ExeUnwitnessed, detail)
         }
@@ -117,6 +119,15 @@ pub(crate) fn executed(
         }
         None => Ok(None),
     }
+}
+
+/// A process that is ending has no record any more, and its files open for a moment longer (`do_exit`, kernel/exit.c).
+fn ends(process: &Process) -> Result<(), AttestRefusal> {
+    for _ in 0..STEPS {
+        std::thread::sleep(STEP);
+        process.alive()?;
+    }
+    Ok(())
 }
 
 /// Holds the file that a process runs now against the one it executed last. May block for a moment.
@@ -131,9 +142,9 @@ pub(crate) fn unreplaced(
 ) -> Result<(), AttestRefusal> {
     let Some(last) = last.filter(|last| last.file != now) else { return Ok(()) };
     // In the midst of execve(2) the file is the new one already, and nothing is recorded of it yet.
-    for _ in 0..EXECS_LAST {
+    for _ in 0..STEPS {
         match execs.executed(asked.pid, asked.start_ticks) {
-            Some(again) if again.image == last.image => std::thread::sleep(EXEC_STEP),
+            Some(again) if again.image == last.image => std::thread::sleep(STEP),
             _ => {
                 let detail = format!("process {} executed another program while it was looked at", asked.pid);
                 return refuse(AttestReason::GenerationGone, detail);
@@ -144,9 +155,9 @@ pub(crate) fn unreplaced(
     refuse(AttestReason::ExeReplaced, detail)
 }
 
-/// How long an execve(2) may take from one to the other: so many steps of so long.
-const EXECS_LAST: u32 = 50;
-const EXEC_STEP: Duration = Duration::from_millis(2);
+/// How long an execve(2) or an end may take from one to the other: so many steps of so long.
+const STEPS: u32 = 50;
+const STEP: Duration = Duration::from_millis(2);
 
 /// Nobody recorded anything.
 #[derive(Debug)]
@@ -159,5 +170,38 @@ impl Execs for NoExecs {
 
     fn witnesses(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Has no record of a process, which it ends as soon as it is asked for it.
+    #[derive(Debug)]
+    struct Ends(Mutex<Child>);
+
+    impl Execs for Ends {
+        fn executed(&self, _: u32, _: u64) -> Option<AtExec> {
+            self.0.lock().unwrap().kill().unwrap();
+            None
+        }
+
+        fn witnesses(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_process_that_is_ending_is_gone_and_not_unknown() {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = Process::pin(child.id()).unwrap();
+        let execs = Ends(Mutex::new(child));
+        let refusal = executed(&execs, process.execution(), &process).unwrap_err();
+        execs.0.lock().unwrap().wait().unwrap();
+        assert_eq!(refusal.reason, AttestReason::ProcessGone, "{refusal}");
     }
 }
