@@ -11,6 +11,12 @@ pub const CSR_MAX: usize = 4096;
 /// Uncompressed P-256 points have this many bytes (SEC 1 §2.3.3).
 const POINT_LEN: usize = 65;
 
+/// What stands before the point of a P-256 key in its SubjectPublicKeyInfo (RFC 5480 §2), in DER.
+const BEFORE_POINT: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+
 /// Why a request was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CsrError {
@@ -76,11 +82,17 @@ fn p256_point(csr: &X509CertificationRequest<'_>) -> Result<Vec<u8>, CsrError> {
         && curve.as_deref() == Some(PRIME256V1)
         && signature == ECDSA_WITH_SHA256
         && point.len() == POINT_LEN;
-    if right {
-        Ok(point.to_vec())
-    } else {
-        Err(CsrError::Algorithm(format!("key {key_type} ({}) signed by {signature}", curve.unwrap_or_default())))
+    if !right {
+        return Err(CsrError::Algorithm(format!(
+            "key {key_type} ({}) signed by {signature}",
+            curve.unwrap_or_default()
+        )));
     }
+    // The parser reads more than DER; a key has one spelling, by which it is compared.
+    if key.raw.strip_prefix(&BEFORE_POINT) != Some(point) {
+        return Err(CsrError::Malformed("the key is not in DER".into()));
+    }
+    Ok(point.to_vec())
 }
 
 /// A request for this key, without any name: the authority decides those.

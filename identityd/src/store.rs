@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bonafide_proto::fingerprint::Digest;
 
@@ -14,6 +15,9 @@ use bonafide_proto::fingerprint::Digest;
 const CACHE: u64 = 1 << 20;
 /// The longest key and the longest content that are read, in bytes.
 const RECORD_MAX: usize = 2048;
+/// How long an earlier daemon that is just ending may hold the store, and how often it is tried meanwhile.
+const HELD_MAX: Duration = Duration::from_secs(1);
+const TRIES: u32 = 20;
 /// Group and others may write.
 const WRITABLE: u32 = 0o022;
 
@@ -51,13 +55,14 @@ enum StoreError {
 }
 
 impl StoreError {
-    /// Another daemon has it, or anybody. sled reports its file lock as an I/O error of its own wording.
+    /// Another daemon has it, or anybody.
     fn is_final(&self) -> bool {
-        match self {
-            Self::Sled(sled::Error::Io(e)) => e.to_string().contains("could not acquire lock"),
-            Self::Shared => true,
-            _ => false,
-        }
+        self.is_held() || matches!(self, Self::Shared)
+    }
+
+    /// sled reports its file lock as an I/O error of its own wording.
+    fn is_held(&self) -> bool {
+        matches!(self, Self::Sled(sled::Error::Io(e)) if e.to_string().contains("could not acquire lock"))
     }
 }
 
@@ -88,6 +93,16 @@ impl Store {
                 (None, Vec::new())
             }
         }
+    }
+
+    fn open_free(path: &Path, kind: &Kind) -> Result<Self, StoreError> {
+        for _ in 0..TRIES {
+            match Self::open_at(path, kind) {
+                Err(e) if e.is_held() => std::thread::sleep(HELD_MAX / TRIES),
+                opened => return opened,
+            }
+        }
+        Self::open_at(path, kind)
     }
 
     fn open_at(path: &Path, kind: &Kind) -> Result<Self, StoreError> {
@@ -148,7 +163,7 @@ fn marked<T>(
         return Err(StoreError::Fatal);
     }
     fs::File::create(&mark)?;
-    let opened = Store::open_at(path, kind).and_then(|store| Ok((store.entries(kind.most, read)?, store)));
+    let opened = Store::open_free(path, kind).and_then(|store| Ok((store.entries(kind.most, read)?, store)));
     fs::remove_file(&mark)?;
     opened.map(|(entries, store)| (store, entries))
 }
