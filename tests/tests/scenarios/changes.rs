@@ -114,8 +114,8 @@ fn a_script_changed_in_place_ends_it_and_one_that_was_touched_does_not(world: &W
     for family in Family::BOTH {
         std::fs::write(&held, &text).unwrap();
         let mut holder = hold(world.bare(), world.netns(Site::A), Site::B.at(family, 7));
-        // The same bytes, written once more.
-        std::fs::write(&held, &text).unwrap();
+        // The same bytes, written over themselves: at no moment is it another script.
+        std::fs::File::options().write(true).open(&held).unwrap().write_all(&text).unwrap();
         still_echoes(&mut holder);
         append(&held, "# one line more\n");
         reset(&mut holder);
