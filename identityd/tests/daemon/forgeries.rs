@@ -247,8 +247,8 @@ async fn a_large_program_that_is_not_roots_is_refused() {
     assert_eq!(node.process(program.pid()).await.unwrap_err().reason, AttestReason::TooLarge);
 }
 
-/// Python that says so and waits.
-const WAITS: &str = "import time\nprint('ready', flush=True)\ntime.sleep(1000)\n";
+/// Python that says so and waits. What changes after it has spoken is later than its exec by any clock.
+const WAITS: &str = "import time\ntime.sleep(0.05)\nprint('ready', flush=True)\ntime.sleep(1000)\n";
 
 /// Why there is no script, though it could be opened.
 async fn scriptless(node: &Node, program: &Program) -> String {

@@ -215,7 +215,18 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let mut spawned = command.stdout(Stdio::piped()).spawn();
+        for _ in 0..100 {
+            match &spawned {
+                // Another test's child, not yet executed, has what was just written open for writing.
+                Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                    std::thread::sleep(Duration::from_millis(1));
+                    spawned = command.spawn();
+                }
+                _ => break,
+            }
+        }
+        let mut child = spawned.unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let lines = child.stdout.take().map(BufReader::new);
         Self { child, lines }
     }

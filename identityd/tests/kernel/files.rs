@@ -9,7 +9,8 @@ use bonafide_proto::taint::Taint;
 
 use crate::node::{NOBODY, Node, Program, digest_of, python, sleep};
 
-const NAPS: &str = "import time; print('runs', flush=True); time.sleep(1000)\n";
+/// What changes after it has spoken is later than its exec by any clock.
+const NAPS: &str = "import time; time.sleep(0.05); print('runs', flush=True); time.sleep(1000)\n";
 
 /// Has the link lead there, at once.
 fn lead(link: &Path, to: &Path) {

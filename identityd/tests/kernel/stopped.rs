@@ -150,7 +150,8 @@ async fn a_program_that_is_not_as_it_was_executed_when_it_is_hashed_is_refused()
 async fn a_script_written_between_its_reading_and_our_look_is_no_evidence() {
     let daemon = Daemon::start("kernel").await;
     let script = daemon.path("app.py");
-    fs::write(&script, "import time; print('runs', flush=True); time.sleep(1000)\n").unwrap();
+    // By more than the clock of file systems may be behind.
+    fs::write(&script, "import time; time.sleep(0.05); print('runs', flush=True); time.sleep(1000)\n").unwrap();
     let program = daemon
         .meanwhile(async || {
             let mut program = Program::start(Command::new(python()).arg(&script));
