@@ -48,8 +48,15 @@ fn system_headers() -> Result<Vec<PathBuf>, Box<dyn Error>> {
 
 /// With protox, so that no `protoc` is needed.
 fn container_runtimes() -> Result<(), Box<dyn Error>> {
-    const FILES: [&str; 6] =
-        ["containers.proto", "tasks.proto", "images.proto", "content.proto", "snapshots.proto", "cri.proto"];
+    const FILES: [&str; 7] = [
+        "containers.proto",
+        "tasks.proto",
+        "images.proto",
+        "content.proto",
+        "snapshots.proto",
+        "events.proto",
+        "cri.proto",
+    ];
     println!("cargo:rerun-if-changed=proto");
     let files = protox::compile(FILES, ["proto"])?;
     tonic_prost_build::configure().build_server(false).compile_fds(files)?;

@@ -40,6 +40,15 @@ impl Line {
         channel.get_or_insert_with(|| endpoint().connect_with_connector_lazy(Connector(self.dial.clone()))).clone()
     }
 
+    /// A connection of its own, for what takes as long as the server lives.
+    ///
+    /// # Errors
+    /// `Unreachable`.
+    pub(crate) async fn apart(&self) -> Result<Channel, AskError> {
+        let connected = endpoint().connect_with_connector(Connector(self.dial.clone())).await;
+        connected.map_err(|e| AskError::Unreachable(std::io::Error::other(root(&e).to_string())))
+    }
+
     /// What is broken is not used again. What one answer says breaks nothing: it may be what a container's own maker wrote.
     pub(crate) fn note<T>(&self, answer: &Result<T, AskError>) {
         match answer {
@@ -75,7 +84,8 @@ pub(crate) fn answered<T>(answer: Result<Response<T>, Status>) -> Result<Option<
     }
 }
 
-fn failed(status: &Status) -> AskError {
+/// Why there is no answer.
+pub(crate) fn failed(status: &Status) -> AskError {
     use std::error::Error as _;
     // Only what went wrong on the way has a source; what the server says has none.
     match status.source() {

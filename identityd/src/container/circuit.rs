@@ -52,6 +52,11 @@ impl AskError {
         Self::Garbage(shown(said.as_ref()))
     }
 
+    /// It told what it had to tell, and no more.
+    pub(crate) fn ended() -> Self {
+        Self::Unreachable(io::ErrorKind::UnexpectedEof.into())
+    }
+
     /// It said that it cannot; at most a short piece is shown.
     pub(crate) fn failed(said: impl AsRef<[u8]>) -> Self {
         Self::Failed(shown(said.as_ref()))

@@ -1,22 +1,28 @@
 //! containerd: its own services say which processes a container has, and what it was started from; its CRI says which
 //! pod it belongs to.
 
+use std::convert::Infallible;
+
 use bonafide_proto::container::{Container, Pod};
 use bonafide_proto::fingerprint::Digest;
+use prost::Message as _;
 use tonic::transport::Channel;
 
 use super::bounded;
-use super::channel::{Line, answered};
+use super::channel::{Line, answered, failed};
 use super::circuit::AskError;
 use super::config::RuntimeConfig;
 use super::dial::Dial;
 use super::image::{Images, Pinned, metadata_image};
 use super::runtime::{Answer, Question};
+use super::told::Told;
 use super::wire::containers::containers_client::ContainersClient;
 use super::wire::containers::{Container as Record, GetContainerRequest};
 use super::wire::cri::image_service_client::ImageServiceClient;
 use super::wire::cri::runtime_service_client::RuntimeServiceClient;
 use super::wire::cri::{self, ContainerFilter, ImageSpec, ImageStatusRequest, ListContainersRequest};
+use super::wire::events::events_client::EventsClient;
+use super::wire::events::{Envelope, OfContainer, SubscribeRequest};
 use super::wire::tasks::ListPidsRequest;
 use super::wire::tasks::tasks_client::TasksClient;
 use crate::parse::container_id::Maker;
@@ -26,6 +32,12 @@ const KIND: &str = "io.cri-containerd.kind";
 
 /// The name that Kubernetes gives to a pod's sandbox.
 const SANDBOX: &str = "POD";
+
+/// What it is to tell of: the kernel tells of processes.
+const TOPICS: [&str; 2] = ["/containers/update", "/containers/delete"];
+
+/// The longest piece of news, in bytes.
+const NEWS_MAX: usize = 1 << 20;
 
 /// A containerd.
 #[derive(Debug)]
@@ -83,6 +95,15 @@ impl Containerd {
     /// The way to it.
     pub(crate) fn line(&self) -> &Line {
         &self.line
+    }
+
+    /// Hears of changes from now on, in every namespace: who is watched is looked up by the container's ID.
+    ///
+    /// # Errors
+    /// Whatever ends it.
+    pub(crate) async fn hear(&self, told: &Told) -> Result<Infallible, AskError> {
+        let channel = self.line.apart().await?;
+        told.begins_now(heard(channel, told)).await
     }
 
     /// `None`: there is no such container in this namespace.
@@ -155,6 +176,25 @@ pub(crate) fn described(runtime: &str, record: Record, pinned: Pinned, of_pod: O
         pod,
         id: record.id,
     }
+}
+
+/// It says that it listens only with the first news.
+async fn heard(channel: Channel, told: &Told) -> Result<Infallible, AskError> {
+    let filters = TOPICS.map(|topic| format!("topic=={topic}")).to_vec();
+    let mut events = EventsClient::new(channel).max_decoding_message_size(NEWS_MAX);
+    let subscribed = events.subscribe(SubscribeRequest { filters }).await;
+    let mut news = subscribed.map_err(|status| failed(&status))?.into_inner();
+    while let Some(envelope) = news.message().await.map_err(|status| failed(&status))? {
+        told.of(about(&envelope));
+    }
+    Err(AskError::ended())
+}
+
+/// Of which container that is; `None` if it cannot be told.
+pub(crate) fn about(envelope: &Envelope) -> Option<String> {
+    let event = envelope.event.as_ref()?;
+    let of = TOPICS.contains(&envelope.topic.as_str()).then(|| OfContainer::decode(event.value.as_slice()))?;
+    of.ok().map(|of| of.id)
 }
 
 fn sandbox(pod: Pod) -> OfPod {

@@ -2,6 +2,7 @@
 //! be in that one's container cgroups.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use bonafide_proto::container::Container;
@@ -12,8 +13,9 @@ use serde::de::DeserializeOwned;
 use super::bounded;
 use super::circuit::AskError;
 use super::dial::Dial;
-use super::http::Http;
+use super::http::{self, Http, Line};
 use super::runtime::{Answer, Question};
+use super::told::Told;
 use crate::parse::container_id::{Candidate, candidates};
 use crate::sys::process::Process;
 
@@ -23,6 +25,11 @@ const STARTS: [Duration; 4] =
 
 /// How Docker calls the store in which an image's ID is not the digest of its config.
 const CONTAINERD_STORE: &str = "io.containerd.snapshotter.v1";
+
+/// What it is to tell of, `{"type":["container"],"event":["rename","update","destroy","remove"]}`: the kernel tells of
+/// processes. (Podman says `remove` where Docker says `destroy`.)
+const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22container%22%5D%2C%22event%22%3A%5B%22rename%22%2C\
+                      %22update%22%2C%22destroy%22%2C%22remove%22%5D%7D";
 
 /// The largest `/proc/PID/cgroup` that is read, in bytes.
 const CGROUP_MAX: u64 = 64 << 10;
@@ -60,6 +67,19 @@ struct Config {
     image: String,
     #[serde(default)]
     labels: Option<HashMap<String, String>>,
+}
+
+/// A line of `GET /events`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Event {
+    actor: Actor,
+}
+
+#[derive(Deserialize)]
+struct Actor {
+    #[serde(rename = "ID")]
+    id: String,
 }
 
 /// `GET /info`.
@@ -118,6 +138,17 @@ pub(crate) fn decoded<T: DeserializeOwned>(body: &[u8]) -> Result<T, AskError> {
     serde_json::from_slice(body).map_err(|e| AskError::garbage(e.to_string()))
 }
 
+/// Of which container a line of `GET /events` is; `None` if it cannot be told.
+///
+/// # Errors
+/// Another server would say that.
+pub(crate) fn about(line: Line<'_>) -> Result<Option<String>, AskError> {
+    match line {
+        Line::Whole(line) => decoded(line).map(|event: Event| Some(event.actor.id)),
+        Line::TooLong => Ok(None),
+    }
+}
+
 impl Docker {
     /// Whoever answers there, under this name.
     pub(crate) fn new(dial: Dial, runtime: String) -> Self {
@@ -143,6 +174,19 @@ impl Docker {
             return Ok(Answer::Not(why));
         }
         self.container(inspected).await
+    }
+
+    /// Hears of changes from now on.
+    ///
+    /// # Errors
+    /// Whatever ends it.
+    pub(crate) async fn hear(&self, told: &Told) -> Result<Infallible, AskError> {
+        let connection = self.http.fresh().await?;
+        let heard = http::lines(connection, EVENTS, |line| {
+            told.of(about(line)?);
+            Ok(())
+        });
+        told.begins_now(heard).await
     }
 
     /// The container, once it runs; `None` if it is not there, or does not.

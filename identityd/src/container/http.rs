@@ -1,5 +1,6 @@
 //! HTTP/1.1 over a unix socket: one kind of request, answers bounded in size. Time is the caller's to bound.
 
+use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -20,7 +21,27 @@ const HEAD_MAX: usize = 64 << 10;
 /// Connections that are kept for later: as many as there are questions at once.
 const IDLE_MAX: usize = AT_ONCE;
 
-type Sender = http1::SendRequest<Empty<Bytes>>;
+/// The longest line of an answer that comes in lines, in bytes.
+pub(crate) const LINE_MAX: usize = 1 << 20;
+
+/// A connection.
+pub(super) type Sender = http1::SendRequest<Empty<Bytes>>;
+
+/// A line of an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Line<'a> {
+    /// As it is.
+    Whole(&'a [u8]),
+    /// Longer than anybody may keep.
+    TooLong,
+}
+
+/// Puts lines together of the pieces in which they come; empty ones are none.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    begun: Vec<u8>,
+    too_long: bool,
+}
 
 /// A client.
 #[derive(Debug)]
@@ -58,7 +79,11 @@ impl Http {
         Some(idle.swap_remove(ready))
     }
 
-    async fn fresh(&self) -> Result<Sender, AskError> {
+    /// A connection of its own.
+    ///
+    /// # Errors
+    /// No connection.
+    pub(super) async fn fresh(&self) -> Result<Sender, AskError> {
         let connection = self.dial.connect().await?;
         greeted(connection).await
     }
@@ -71,6 +96,64 @@ impl Http {
         }
         meant(status, body)
     }
+}
+
+impl Lines {
+    /// Hands over each line that ends in this piece.
+    ///
+    /// # Errors
+    /// The first one of `line`.
+    pub(crate) fn add(
+        &mut self,
+        piece: &[u8],
+        mut line: impl FnMut(Line<'_>) -> Result<(), AskError>,
+    ) -> Result<(), AskError> {
+        for part in piece.split_inclusive(|byte| *byte == b'\n') {
+            let (text, ends) = part.strip_suffix(b"\n").map_or((part, false), |text| (text, true));
+            self.go_on(text);
+            if !ends {
+                continue;
+            }
+            if std::mem::take(&mut self.too_long) {
+                line(Line::TooLong)?;
+            } else if !self.begun.is_empty() {
+                line(Line::Whole(&self.begun))?;
+            }
+            self.begun.clear();
+        }
+        Ok(())
+    }
+
+    fn go_on(&mut self, text: &[u8]) {
+        self.too_long |= self.begun.len() + text.len() > LINE_MAX;
+        if self.too_long {
+            self.begun = Vec::new();
+        } else {
+            self.begun.extend_from_slice(text);
+        }
+    }
+}
+
+/// Asks for what comes line by line, as long as it does.
+///
+/// # Errors
+/// Whatever ends it; the first one of `line`.
+pub(super) async fn lines(
+    mut connection: Sender,
+    path: &str,
+    mut line: impl FnMut(Line<'_>) -> Result<(), AskError>,
+) -> Result<Infallible, AskError> {
+    let response = connection.send_request(request(path)?).await.map_err(spoken)?;
+    if response.status() != StatusCode::OK {
+        return Err(AskError::failed(response.status().as_str()));
+    }
+    let (mut body, mut lines) = (response.into_body(), Lines::default());
+    while let Some(frame) = body.frame().await {
+        if let Ok(piece) = frame.map_err(spoken)?.into_data() {
+            lines.add(&piece, &mut line)?;
+        }
+    }
+    Err(AskError::ended())
 }
 
 /// The answer of whoever is at the other end; what they say before they are asked is none.
@@ -143,6 +226,27 @@ mod tests {
             together.wait().await;
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").await;
         }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_told_as_such_and_the_next_is_whole() {
+        let (mut lines, mut told) = (Lines::default(), Vec::new());
+        let mut hear = |piece: &[u8]| {
+            lines.add(piece, |line| {
+                told.push(match line {
+                    Line::Whole(line) => Some(line.to_vec()),
+                    Line::TooLong => None,
+                });
+                Ok(())
+            })
+        };
+        hear(b"a\n\nb").unwrap();
+        hear(b"c\n").unwrap();
+        for _ in 0..=LINE_MAX / 4096 {
+            hear(&[b'x'; 4096]).unwrap();
+        }
+        hear(b"\nd\n").unwrap();
+        assert_eq!(told, [Some(b"a".to_vec()), Some(b"bc".to_vec()), None, Some(b"d".to_vec())]);
     }
 
     #[tokio::test]

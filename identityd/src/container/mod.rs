@@ -13,12 +13,14 @@ pub(crate) mod circuit;
 pub(crate) mod containerd;
 mod dial;
 pub(crate) mod docker;
+mod hear;
 pub(crate) mod http;
 pub(crate) mod image;
 mod lookup;
 mod remembered;
 pub(crate) mod rootless;
 mod runtime;
+pub(crate) mod told;
 pub(crate) mod wire;
 
 use std::sync::Arc;
@@ -102,7 +104,10 @@ impl Containers {
         let mut refused = String::new();
         for (place, runtime) in able() {
             match self.may_be_of(runtime, pid, &candidate) {
-                Ok(()) => ask_apart(place, runtime, pid, &candidate, &answers),
+                Ok(()) => {
+                    let changes = self.remembered.changes(place);
+                    ask_apart((place, changes), runtime, pid, &candidate, &answers);
+                }
                 Err(why) => refused = why,
             }
         }
@@ -147,7 +152,7 @@ impl Containers {
 
 /// In a task of its own, which ends by itself: another runtime's answer is not waited with.
 fn ask_apart(
-    place: usize,
+    (place, changes): (usize, u64),
     runtime: &Arc<Runtime>,
     pid: u32,
     candidate: &Arc<Candidate>,
@@ -156,7 +161,7 @@ fn ask_apart(
     let (runtime, answers) = (Arc::clone(runtime), answers.clone());
     let question = Question { pid, candidate: Arc::clone(candidate) };
     tokio::spawn(async move {
-        let line = Line { runtime: place, generation: runtime.generation() };
+        let line = Line { runtime: place, generation: runtime.generation(), changes };
         let answer = runtime.ask(&question).await;
         // Nobody waits any more if another runtime was faster.
         let _ = answers.send((line, answer)).await;

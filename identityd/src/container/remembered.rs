@@ -1,10 +1,12 @@
 //! What was confirmed: it holds as long as the process lives, stays in its cgroup, and the runtime's connection stays.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bonafide_proto::container::Container;
+
+use super::told::Changed;
 
 /// Processes that are remembered.
 const PROCESSES_MAX: usize = 16_384;
@@ -25,7 +27,14 @@ pub(crate) struct Subject<'a> {
 /// Confirmations.
 #[derive(Debug, Default)]
 pub(crate) struct Remembered {
-    processes: Mutex<HashMap<(u32, u64), Confirmed>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    processes: HashMap<(u32, u64), Confirmed>,
+    /// How often each runtime told of changes, by its place.
+    changes: HashMap<usize, u64>,
 }
 
 #[derive(Debug)]
@@ -43,20 +52,26 @@ pub(crate) struct Line {
     pub(crate) runtime: usize,
     /// Counts its connections.
     pub(crate) generation: u64,
+    /// Counts what it told of changes until it was asked: an answer from before a change may be an old one.
+    pub(crate) changes: u64,
 }
 
 impl Remembered {
     /// The container, if it was confirmed over a connection that `lasts`.
     pub(crate) fn get(&self, subject: Subject<'_>, lasts: impl Fn(Line) -> bool) -> Option<Container> {
-        let processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = processes.get(&(subject.pid, subject.start_ticks))?;
+        let known = self.known();
+        let found = known.processes.get(&(subject.pid, subject.start_ticks))?;
         let holds = *found.cgroup == *subject.cgroup && found.at.elapsed() < FRESH && lasts(found.by);
         holds.then(|| found.container.clone())
     }
 
-    /// From now on it is known.
+    /// From now on it is known, unless the runtime told of changes since it was asked.
     pub(crate) fn put(&self, subject: Subject<'_>, container: Container, by: Line) {
-        let mut processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known();
+        let Known { processes, changes } = &mut *known;
+        if changes.get(&by.runtime).copied().unwrap_or_default() != by.changes {
+            return;
+        }
         if processes.len() >= PROCESSES_MAX {
             processes.retain(|_, confirmed| confirmed.at.elapsed() < FRESH);
             if processes.len() >= PROCESSES_MAX {
@@ -66,6 +81,23 @@ impl Remembered {
         let confirmed = Confirmed { cgroup: subject.cgroup.into(), container, by, at: Instant::now() };
         processes.insert((subject.pid, subject.start_ticks), confirmed);
     }
+
+    /// How often this runtime told of changes.
+    pub(crate) fn changes(&self, runtime: usize) -> u64 {
+        self.known().changes.get(&runtime).copied().unwrap_or_default()
+    }
+
+    /// What this runtime confirmed about these is no longer known, nor what it is asked just now.
+    pub(crate) fn forget(&self, runtime: usize, changed: &Changed) {
+        let mut known = self.known();
+        *known.changes.entry(runtime).or_default() += 1;
+        let over = |confirmed: &Confirmed| confirmed.by.runtime == runtime && changed.has(&confirmed.container.id);
+        known.processes.retain(|_, confirmed| !over(confirmed));
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]
@@ -74,7 +106,7 @@ mod tests {
 
     use super::*;
 
-    const LINE: Line = Line { runtime: 0, generation: 1 };
+    const LINE: Line = Line { runtime: 0, generation: 1, changes: 0 };
     const SUBJECT: Subject<'_> = Subject { pid: 7, start_ticks: 8, cgroup: b"0::/a\n" };
 
     fn container(id: &str) -> Container {
@@ -103,12 +135,30 @@ mod tests {
     }
 
     #[test]
+    fn what_a_runtime_tells_of_is_asked_anew_and_so_is_what_it_was_asked_meanwhile() {
+        let (remembered, other) = (Remembered::default(), Line { runtime: 1, ..LINE });
+        let subject = |pid| Subject { pid, ..SUBJECT };
+        let knows = |pid| remembered.get(subject(pid), |_| true).is_some();
+        for (pid, id, line) in [(1, "a", LINE), (2, "b", LINE), (3, "a", other)] {
+            remembered.put(subject(pid), container(id), line);
+        }
+        remembered.forget(0, &Changed::These(["a".to_owned()].into()));
+        assert_eq!([1, 2, 3].map(knows), [false, true, true]);
+        remembered.put(subject(1), container("a"), LINE);
+        assert!(!knows(1), "it was asked before the change");
+        remembered.put(subject(1), container("a"), Line { changes: remembered.changes(0), ..LINE });
+        assert!(knows(1));
+        remembered.forget(0, &Changed::All);
+        assert_eq!([1, 2, 3].map(knows), [false, false, true]);
+    }
+
+    #[test]
     fn it_does_not_grow_without_bound() {
         let remembered = Remembered::default();
         for pid in 0..u32::try_from(PROCESSES_MAX + 9).unwrap() {
             remembered.put(Subject { pid, ..SUBJECT }, container("a"), LINE);
         }
-        assert!(remembered.processes.lock().unwrap().len() <= PROCESSES_MAX);
+        assert!(remembered.known().processes.len() <= PROCESSES_MAX);
         assert!(remembered.get(Subject { pid: u32::try_from(PROCESSES_MAX).unwrap(), ..SUBJECT }, |_| true).is_some());
     }
 }

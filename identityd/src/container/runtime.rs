@@ -1,9 +1,11 @@
 //! One runtime: what it is asked, and what it may answer.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bonafide_proto::container::Container;
+use tokio::sync::Notify;
 
 use super::channel::Line;
 use super::circuit::{AskError, Circuit};
@@ -11,6 +13,7 @@ use super::config::{RuntimeConfig, RuntimeKind};
 use super::containerd::Containerd;
 use super::dial::Dial;
 use super::docker::Docker;
+use super::told::Told;
 use crate::parse::container_id::{Candidate, Maker};
 
 /// Is this process in that container?
@@ -44,6 +47,8 @@ pub(crate) struct Runtime {
     seen: AtomicBool,
     /// Whether it failed last.
     failing: AtomicBool,
+    /// It confirmed a container.
+    confirmed: Notify,
     api: Api,
 }
 
@@ -62,7 +67,8 @@ impl Runtime {
             RuntimeKind::Docker | RuntimeKind::Podman => Api::Docker(Docker::new(dial.clone(), config.name())),
         };
         let (seen, failing) = (AtomicBool::new(!config.usual), AtomicBool::new(false));
-        Self { name: config.name(), config, dial, circuit: Circuit::new(), seen, failing, api }
+        let (name, circuit, confirmed) = (config.name(), Circuit::new(), Notify::new());
+        Self { name, config, dial, circuit, seen, failing, confirmed, api }
     }
 
     /// How it is called in evidence and messages.
@@ -126,7 +132,26 @@ impl Runtime {
             line.silent(before);
         }
         self.tell(answer.as_ref().err());
+        if matches!(answer, Ok(Answer::Holds(_))) {
+            self.confirmed.notify_one();
+        }
         answer
+    }
+
+    /// Waits until it confirmed a container, since this was done before.
+    pub(crate) async fn confirmed(&self) {
+        self.confirmed.notified().await;
+    }
+
+    /// Hears of changes of its containers as long as it tells of any, over a connection of its own.
+    ///
+    /// # Errors
+    /// Whatever ends it.
+    pub(crate) async fn hear(&self, told: &Told) -> Result<Infallible, AskError> {
+        match &self.api {
+            Api::Containerd(containerd) => containerd.hear(told).await,
+            Api::Docker(docker) => docker.hear(told).await,
+        }
     }
 
     /// Once when it begins to fail, and once when it answers again.

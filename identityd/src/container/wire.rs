@@ -25,6 +25,9 @@ pub(crate) mod content {
 pub(crate) mod snapshots {
     tonic::include_proto!("containerd.services.snapshots.v1");
 }
+pub(crate) mod events {
+    tonic::include_proto!("containerd.services.events.v1");
+}
 pub(crate) mod cri {
     tonic::include_proto!("runtime.v1");
 }

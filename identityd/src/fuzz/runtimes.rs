@@ -11,12 +11,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use super::{ID, spliced};
 use crate::container::bounded;
 use crate::container::circuit::AskError;
-use crate::container::containerd::{described, in_pod, leading_to, pod_of};
-use crate::container::docker::{Image, Inspected, System, decoded};
-use crate::container::http::{BODY_MAX, asked};
+use crate::container::containerd::{self, described, in_pod, leading_to, pod_of};
+use crate::container::docker::{self, Image, Inspected, System, decoded};
+use crate::container::http::{BODY_MAX, LINE_MAX, Lines, asked};
 use crate::container::image::{Config, Leads, METADATA, Manifest, Pinned, chain, metadata_image, stored};
 use crate::container::wire::containers::{Any, Container as Record};
 use crate::container::wire::cri;
+use crate::container::wire::events::Envelope;
 
 /// Every text in it is one that a person can be shown, and an enforcer takes it as it is.
 fn sound(container: &Container) {
@@ -88,6 +89,56 @@ fn docker() {
         if let Ok(image) = decoded::<Image>(body) {
             let manifests = image.manifests();
             assert!(manifests.len() <= 64 && manifests.is_sorted_by(|one, next| one < next), "{manifests:?}");
+        }
+    });
+}
+
+/// However it comes in pieces, it is the same; and what is told is a name that was said.
+#[test]
+fn changes_of_docker() {
+    let event = format!(
+        r#"{{"status":"rename","id":"{ID}","Type":"container","Action":"rename","Actor":{{"ID":"{ID}","Attributes":{{"a":"b"}}}},"time":1}}"#
+    );
+    let (two, long) = (format!("{event}\n\n{event}\n"), [b"x".repeat(LINE_MAX + 1).as_slice(), b"\n"].concat());
+    fuzz!(&[two.as_bytes(), event.as_bytes(), &long, b"\n"], |said| {
+        let told = lines(std::iter::once(said));
+        assert_eq!(told, lines(said.chunks(1 + said.len() / 7)));
+        assert_eq!(told.contains(&Ok(None)), said.split_inclusive(|b| *b == b'\n').any(too_long));
+        for id in told.into_iter().flatten().flatten() {
+            assert!(id.len() <= said.len(), "{id}");
+        }
+    });
+}
+
+/// What is told in these pieces.
+fn lines<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Result<Option<String>, ()>> {
+    let (mut lines, mut all) = (Lines::default(), Vec::new());
+    for piece in pieces {
+        let added = lines.add(piece, |line| {
+            all.push(docker::about(line).map_err(|refusal| short(&refusal)));
+            Ok(())
+        });
+        added.unwrap();
+    }
+    all
+}
+
+fn too_long(line: &[u8]) -> bool {
+    line.ends_with(b"\n") && line.len() - 1 > LINE_MAX
+}
+
+#[test]
+fn changes_of_containerd() {
+    let envelope = |topic: &str, value: &[u8]| {
+        let event = crate::container::wire::events::Any { type_url: "x".to_owned(), value: value.to_vec() };
+        Envelope { topic: topic.to_owned(), event: Some(event) }.encode_to_vec()
+    };
+    let seeds = [envelope("/containers/update", b"\x0a\x03abc"), envelope("/tasks/exit", b"\x0a\x03abc"), Vec::new()];
+    fuzz!(&seeds.each_ref().map(|seed| seed.as_slice()), |bytes| {
+        let Ok(envelope) = Envelope::decode(bytes) else { return };
+        if let Some(id) = containerd::about(&envelope) {
+            assert!(envelope.topic.starts_with("/containers/"));
+            assert!(id.is_empty() || bytes.windows(id.len()).any(|part| part == id.as_bytes()), "{id}");
         }
     });
 }

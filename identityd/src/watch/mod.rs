@@ -4,7 +4,7 @@
 //! Reading order: [`Watch::attested`] remembers the evidence and watches its files; `listen` hears events and
 //! inotify; `newcomers` has the sentry watch them; `look` examines again and compares
 //! (`changes`), and has the libraries watched (`libraries`); `heirs` asks whether somebody else has the sockets;
-//! `warm` hashes new programs before their first connection. `table`, `files`, `turns` and `shares` keep what is known, in
+//! `runtimes` hears what container runtimes tell of changes; `warm` hashes new programs before their first connection. `table`, `files`, `turns` and `shares` keep what is known, in
 //! bounds: an execution that there is no room to watch is refused by name.
 //!
 //! Nothing happens between a look and the watch unseen: each execution, and each file that is new to it, is looked at
@@ -19,6 +19,7 @@ mod look;
 mod newcomers;
 pub(crate) mod proc_sentry;
 mod quarantine;
+mod runtimes;
 mod shares;
 mod table;
 #[cfg(test)]
@@ -139,6 +140,9 @@ impl Watch {
         tasks.spawn(listen::looked_files(Arc::clone(&eyes)));
         tasks.spawn(listen::time(Arc::clone(&eyes)));
         tasks.spawn(listen::losses(Arc::clone(&eyes)));
+        for place in 0..eyes.witness.runtimes().count() {
+            tasks.spawn(runtimes::run(Arc::clone(&eyes), place));
+        }
         tasks.spawn(newcomers::run(Arc::clone(&eyes)));
         tasks.spawn(heirs::run(Arc::clone(&eyes)));
         tasks.spawn(warm::run(Arc::clone(&eyes)));

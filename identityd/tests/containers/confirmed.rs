@@ -94,10 +94,7 @@ async fn a_program_of_a_container_is_none_of_the_host_s_at_its_path() {
 #[tokio::test]
 async fn a_container_of_podman_is_confirmed() {
     let (node, name) = (Node::start(&runtimes().all()).await, unique());
-    let parent = format!("/{}", runtimes().tag());
-    let options = ["--network", "none", "--cgroup-parent", &parent, "--name", &name];
-    let id = runtimes().podman(&[&["run", "--detach"], options.as_slice(), &[ONE]].concat());
-    let pid = runtimes().podman(&["inspect", "--format", "{{.State.Pid}}", &id]).parse().unwrap();
+    let (id, pid) = runtimes().start_podman(&name);
     let found = node.known(pid).await;
     assert_eq!((found.runtime.as_str(), found.id, found.name), ("podman", id, Some(name)));
     assert_eq!((found.image, found.image_name.as_deref()), (runtimes().one().config, Some(ONE)));

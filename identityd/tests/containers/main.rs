@@ -6,6 +6,7 @@
 
 mod asked;
 mod cgroups;
+mod changes;
 mod confirmed;
 mod cri;
 mod forged;

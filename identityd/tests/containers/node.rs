@@ -10,11 +10,12 @@ use bonafide_proto::clock::SystemClock;
 use bonafide_proto::container::Container;
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::endpoint;
-use bonafide_proto::fingerprint::Evidence;
+use bonafide_proto::fingerprint::{Evidence, Execution};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node as wire;
 use bonafide_proto::wire::node::attestation_client::AttestationClient;
 use tokio::task::JoinHandle;
+use tonic::Streaming;
 use tonic::transport::Channel;
 
 /// Long enough for a busy machine; nothing waits for it to pass.
@@ -54,6 +55,20 @@ impl Node {
     pub(crate) async fn process(&self, pid: u32) -> Result<Attestation, AttestRefusal> {
         let request = wire::AttestProcessRequest { pid, ..Default::default() };
         self.client.clone().attest_process(request).await.unwrap().into_inner().try_into().unwrap()
+    }
+
+    /// Attests executions that were attested before: from then on they are watched.
+    pub(crate) async fn again(&self, executions: &[Execution]) -> Result<Attestation, AttestRefusal> {
+        let executions = executions.iter().map(|execution| (*execution).into()).collect();
+        let request = wire::ReattestRequest { executions, ..Default::default() };
+        self.client.clone().reattest(request).await.unwrap().into_inner().try_into().unwrap()
+    }
+
+    /// What lapses from now on.
+    pub(crate) async fn lapses(&self) -> Streaming<wire::Lapse> {
+        let mut lapses = self.client.clone().watch_lapses(wire::WatchLapsesRequest {}).await.unwrap().into_inner();
+        assert_eq!(lapses.message().await.unwrap().unwrap().of, Some(wire::lapse::Of::Ready(true)));
+        lapses
     }
 
     /// As [`Node::process`], of the first process of a container that is called so.

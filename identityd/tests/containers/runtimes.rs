@@ -116,6 +116,15 @@ impl Runtimes {
         let pid = self.docker(&["inspect", "--format", "{{.State.Pid}}", &id]).parse().unwrap();
         (id, pid)
     }
+
+    /// The same of Podman's, under this name.
+    pub(crate) fn start_podman(&self, name: &str) -> (String, u32) {
+        let parent = format!("/{}", self.tag);
+        let options = ["--network", "none", "--cgroup-parent", &parent, "--name", name];
+        let id = self.podman(&[&["run", "--detach"], options.as_slice(), &[ONE]].concat());
+        let pid = self.podman(&["inspect", "--format", "{{.State.Pid}}", &id]).parse().unwrap();
+        (id, pid)
+    }
 }
 
 pub(crate) fn config(kind: &str, socket: &Path, tag: &str) -> String {
