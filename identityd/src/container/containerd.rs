@@ -180,7 +180,7 @@ pub(crate) fn described(runtime: &str, record: Record, pinned: Pinned, of_pod: O
 
 /// It says that it listens only with the first news.
 async fn heard(channel: Channel, told: &Told) -> Result<Infallible, AskError> {
-    let filters = TOPICS.map(|topic| format!("topic=={topic}")).to_vec();
+    let filters = TOPICS.map(|topic| format!("topic=={topic:?}")).to_vec();
     let mut events = EventsClient::new(channel).max_decoding_message_size(NEWS_MAX);
     let subscribed = events.subscribe(SubscribeRequest { filters }).await;
     let mut news = subscribed.map_err(|status| failed(&status))?.into_inner();

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bonafide_proto::container::Container;
@@ -39,6 +40,8 @@ const CGROUP_MAX: u64 = 64 << 10;
 pub(crate) struct Docker {
     http: Http,
     runtime: String,
+    /// What the server says of its images, which stays so until it is another; and which server that was.
+    names_no_configs: Mutex<Option<(u64, bool)>>,
 }
 
 /// `GET /containers/ID/json`. Whatever else it says, environments among it, is not kept.
@@ -152,7 +155,7 @@ pub(crate) fn about(line: Line<'_>) -> Result<Option<String>, AskError> {
 impl Docker {
     /// Whoever answers there, under this name.
     pub(crate) fn new(dial: Dial, runtime: String) -> Self {
-        Self { http: Http::new(dial), runtime }
+        Self { http: Http::new(dial), runtime, names_no_configs: Mutex::default() }
     }
 
     /// Asks.
@@ -221,8 +224,15 @@ impl Docker {
     }
 
     async fn names_no_configs(&self) -> Result<bool, AskError> {
+        let generation = self.http.generation();
+        let known = *self.names_no_configs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, said)) = known.filter(|(of, _)| *of == generation) {
+            return Ok(said);
+        }
         let system: Option<System> = self.get("/info").await?;
-        Ok(system.is_some_and(|system| system.names_no_configs()))
+        let said = system.is_some_and(|system| system.names_no_configs());
+        *self.names_no_configs.lock().unwrap_or_else(PoisonError::into_inner) = Some((generation, said));
+        Ok(said)
     }
 
     async fn manifests(&self, image: &str) -> Result<Vec<Digest>, AskError> {

@@ -56,6 +56,11 @@ impl Http {
         Self { dial, idle: Mutex::default() }
     }
 
+    /// Changes whenever a connection to it ended.
+    pub(crate) fn generation(&self) -> u64 {
+        self.dial.generation()
+    }
+
     /// The body at this path; `None` if it is not found.
     ///
     /// # Errors

@@ -22,14 +22,16 @@ async fn lapse(lapses: &mut Streaming<wire::Lapse>) -> (u32, String) {
     }
 }
 
-/// Changes a container three times, which is once more than everything is looked at when hearing begins; whether all of
-/// it was told before anything could have been forgotten.
+/// Whenever hearing begins everything is looked at; it does not begin so often while anything is remembered.
+const CHANGES: u32 = 8;
+
+/// Changes a container; whether all of it was told before anything could have been forgotten.
 async fn changed(kind: &str, started: Instant, pid: u32, change: impl Fn(u32)) -> bool {
     let node = Node::start(&runtimes().config(kind)).await;
     let mut lapses = node.lapses().await;
     node.known(pid).await;
     let execution = node.process(pid).await.unwrap().executions[0];
-    for time in 0..3 {
+    for time in 0..CHANGES {
         let attested = node.again(&[execution]).await.unwrap();
         assert!(attested.fingerprint.container.known().is_some());
         change(time);
