@@ -3,12 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bonafide_proto::clock::SharedClock;
+use bonafide_proto::grant::{Grant, Mandate};
 use bonafide_proto::name::{NodeName, TrustDomain};
 use bonafide_proto::svid::{PeerSvid, TrustBundle};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 
-use crate::certify::{IssueError, Signer};
+use crate::certify::{IssueError, Place, Signer};
 use crate::csr::{self, CsrError, PublicKey};
 use crate::followers::{Follower, Followers};
 use crate::founding::{self, Charter, OpenError};
@@ -44,6 +45,17 @@ pub struct Application {
     pub bios_uuid: String,
     /// Empty: the machine has none.
     pub machine_id: String,
+}
+
+/// What a join token shall be good for.
+#[derive(Debug, Clone, Default)]
+pub struct TokenTerms {
+    /// The only name it admits; `None`: any that is new.
+    pub node: Option<NodeName>,
+    /// Seconds until it expires.
+    pub ttl: u32,
+    /// What the node may issue; `None`: what that name was granted before, else nothing.
+    pub grant: Option<Grant>,
 }
 
 /// What a member holds.
@@ -124,17 +136,18 @@ impl Authority {
         &self.clock
     }
 
-    /// A new single-use token, and when it expires (unix seconds). `node`: the only name it admits.
+    /// A new single-use token, and when it expires (unix seconds).
     ///
     /// # Errors
     /// [`TokenCreationError`].
-    pub fn create_token(&self, node: Option<NodeName>, ttl: u32) -> Result<(JoinToken, i64), TokenCreationError> {
+    pub fn create_token(&self, terms: TokenTerms) -> Result<(JoinToken, i64), TokenCreationError> {
+        let TokenTerms { node, ttl, grant } = terms;
         if !(1..=TOKEN_TTL_MAX).contains(&ttl) {
             return Err(TokenCreationError::Ttl(ttl));
         }
         let expires = self.clock.unix().saturating_add(i64::from(ttl));
         let secret = Secret::generate()?;
-        let record = TokenRecord { node, expires, used: None };
+        let record = TokenRecord { node, expires, used: None, grant };
         match self.store.swap_token(&secret.id(), None, &record)? {
             true => Ok((JoinToken::new(secret, self.signer.certificate.clone()), expires)),
             false => Err(TokenCreationError::Token(TokenError::Random)),
@@ -159,7 +172,7 @@ impl Authority {
             return Err(MembershipRefusal::TokenUsed);
         }
         let record = self.admit(application, seen, &token, now)?;
-        self.certify(&application.node, &keys, record.membership, now)
+        self.certify(&application.node, &keys, &record, now)
     }
 
     /// Renews a member's certificates. `peer` is what its connection proved.
@@ -175,12 +188,32 @@ impl Authority {
         let now = self.clock.unix();
         let (node, record) = self.current(peer, now)?;
         let keys = NodeKeys::of(signing_csr, authentication_csr)?;
-        let renewed = NodeRecord { last_renewed: now, not_after: self.node_validity(now).until, ..record.clone() };
+        let not_after = self.node_validity(now).until.max(record.not_after);
+        let number = record.number.saturating_add(1);
+        let renewed = NodeRecord { last_renewed: now, not_after, number, ..record.clone() };
         if !self.store.swap_node(&node, Some(&record), &renewed)? {
             // It joined or renewed at the same moment elsewhere; the node asks again.
             return Err(MembershipRefusal::BadRequest("the node is being changed at this moment; try again".into()));
         }
-        self.certify(&node, &keys, record.membership, now)
+        self.certify(&node, &keys, &renewed, now)
+    }
+
+    /// From its next renewal on a node may issue this; false if it was so before.
+    ///
+    /// # Errors
+    /// [`GrantNodeError`].
+    pub fn grant(&self, node: &NodeName, grant: &Grant) -> Result<bool, GrantNodeError> {
+        loop {
+            let seen = self.store.node(node)?.ok_or_else(|| GrantNodeError::Unknown(node.clone()))?;
+            if seen.grant == *grant {
+                return Ok(false);
+            }
+            let new = NodeRecord { grant: grant.clone(), ..seen.clone() };
+            if self.store.swap_node(node, Some(&seen), &new)? {
+                tracing::info!(%node, %grant, "granted");
+                return Ok(true);
+            }
+        }
     }
 
     /// What every member must know, now and after every change. `peer` is what its connection proved.
@@ -285,7 +318,9 @@ impl Authority {
                 machine_id: application.machine_id.clone(),
                 joined: now,
                 last_renewed: now,
-                not_after: self.node_validity(now).until,
+                not_after: self.node_validity(now).until.max(seen.as_ref().map_or(0, |s| s.not_after)),
+                number: seen.as_ref().map_or(1, |s| s.number.saturating_add(1)),
+                grant: token.grant.clone().or_else(|| Some(seen.as_ref()?.grant.clone())).unwrap_or_default(),
             };
             if self.store.swap_node(&application.node, seen.as_ref(), &record)? {
                 return Ok(record);
@@ -305,15 +340,17 @@ impl Authority {
         &self,
         node: &NodeName,
         keys: &NodeKeys,
-        membership: u64,
+        record: &NodeRecord,
         now: i64,
     ) -> Result<Membership, MembershipRefusal> {
         let validity = self.node_validity(now);
+        let place = Place { membership: record.membership, number: record.number };
         let issue = |holder, key| {
             let order = Order { trust_domain: self.trust_domain.clone(), holder, validity };
-            self.signer.issue(&order, key, Some(membership), self.store.as_ref(), now)
+            self.signer.issue(&order, key, Some(place), self.store.as_ref(), now)
         };
-        let intermediate = issue(Holder::Intermediate(node.clone()), &keys.signing)?;
+        let mandate = Mandate { number: record.number, grant: record.grant.clone() };
+        let intermediate = issue(Holder::Intermediate(node.clone(), mandate), &keys.signing)?;
         let node_svid = issue(Holder::Node(node.clone()), &keys.authentication)?;
         Ok(Membership {
             trust_domain: self.trust_domain.clone(),
@@ -334,6 +371,17 @@ pub enum TokenCreationError {
     /// The random source.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a grant was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum GrantNodeError {
+    /// Nobody joined under this name.
+    #[error("no node named {0} ever joined; a new one is granted what its token says")]
+    Unknown(NodeName),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -37,12 +37,12 @@ pub(crate) struct Signer {
 }
 
 impl Signer {
-    /// Issues one certificate and enters it in the ledger.
+    /// Issues one certificate and enters it in the ledger; a node's with its place among those of its name.
     pub(crate) fn issue(
         &self,
         order: &Order,
         key: &PublicKey,
-        membership: Option<u64>,
+        of_node: Option<Place>,
         ledger: &dyn Store,
         now: i64,
     ) -> Result<Checked, IssueError> {
@@ -51,9 +51,18 @@ impl Signer {
         }
         let draft = mint::sign(&template::template(order)?, key, &self.holder, &self.key)?;
         let checked = checker::check(&draft, order, key.spki(), SignedBy::Issuer(&self.certificate))?;
-        ledger.enter(checked.serial(), &entry(order, membership, now))?;
+        ledger.enter(checked.serial(), &entry(order, of_node, now))?;
         Ok(checked)
     }
+}
+
+/// Which of a node's certificates one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Counts the joins under the name.
+    pub(crate) membership: u64,
+    /// Counts what was issued under the name.
+    pub(crate) number: u64,
 }
 
 /// A new root: its key certifies itself.
@@ -64,7 +73,7 @@ pub(crate) fn found(order: &Order, key: &Key) -> Result<Checked, IssueError> {
 }
 
 /// The ledger's line about an order.
-pub(crate) fn entry(order: &Order, membership: Option<u64>, now: i64) -> LedgerEntry {
+pub(crate) fn entry(order: &Order, of_node: Option<Place>, now: i64) -> LedgerEntry {
     let program = match &order.holder {
         Holder::Workload(_, program) => Some(program),
         _ => None,
@@ -75,7 +84,8 @@ pub(crate) fn entry(order: &Order, membership: Option<u64>, now: i64) -> LedgerE
         issued: now,
         not_before: order.validity.from,
         not_after: order.validity.until,
-        membership,
+        membership: of_node.map(|place| place.membership),
+        number: of_node.map(|place| place.number),
         exe: program.map(|p| p.exe.to_string()),
         script: program.and_then(|p| p.script.as_ref()?.digest()).map(|d| d.to_string()),
         libraries: program.and_then(|p| p.libraries).map(|d| d.to_string()),
@@ -113,9 +123,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = EmbeddedStore::open(&dir.path().join("store")).unwrap();
         let order = order(Holder::Node("a".parse().unwrap()));
-        let issued = signer().issue(&order, &requested(), Some(3), &store, NOW).unwrap();
+        let issued =
+            signer().issue(&order, &requested(), Some(Place { membership: 3, number: 5 }), &store, NOW).unwrap();
         let line = store.entry(issued.serial()).unwrap().unwrap();
-        assert_eq!((line.kind.as_str(), line.who.as_str(), line.membership), ("node", "a", Some(3)));
+        assert_eq!((line.kind.as_str(), line.who.as_str()), ("node", "a"));
+        assert_eq!((line.membership, line.number), (Some(3), Some(5)));
         assert_eq!((line.issued, line.not_before, line.not_after), (NOW, NOW - 60, NOW + 600));
         assert!(matches!(store.enter(issued.serial(), &line), Err(StoreError::SerialTaken(_))));
         store.forget_before(NOW + 601).unwrap();

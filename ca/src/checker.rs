@@ -3,11 +3,13 @@
 //! Shares nothing with the builder, constants included. Rules: X509-SVID.md §2 to §4 (X-1 to X-7 below),
 //! RFC 5280 §4.1.2.2 (serial), §4.2.1 (extensions), and the private extension documented in `bonafide_proto::program`.
 
+mod mandate;
 mod program;
 
 use std::collections::BTreeSet;
 
-use bonafide_proto::name::TrustDomain;
+use bonafide_proto::grant::Mandate;
+use bonafide_proto::name::{NodeName, TrustDomain};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::*;
 
@@ -58,6 +60,12 @@ pub enum CheckError {
     /// The fingerprint extension.
     #[error("its fingerprint: {0}")]
     Fingerprint(&'static str),
+    /// The mandate extension.
+    #[error("its mandate: {0}")]
+    Mandate(&'static str),
+    /// A leaf for a workload that the authority did not grant to the issuing node.
+    #[error("its issuer was not granted to issue {0}")]
+    NotGranted(String),
 }
 
 /// A certificate that is exactly what was ordered.
@@ -106,12 +114,14 @@ fn check_der(der: &[u8], order: &Order, spki: &[u8], by: SignedBy<'_>) -> Result
     key_usage(&cert, &order.holder)?;
     extended_key_usage(&cert, &order.holder)?;
     fingerprint(&cert, &order.holder)?;
+    mandated(&cert, &order.holder)?;
     match by {
         SignedBy::Itself => signature(&cert, &cert)?,
         SignedBy::Issuer(issuer) => {
             let issuer = read(issuer)?;
             distinct_keys(&cert, &issuer)?;
             inside_issuer(&cert, &issuer)?;
+            granted(&order.holder, &issuer)?;
             signature(&cert, &issuer)?;
         }
     }
@@ -185,7 +195,7 @@ fn subject(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckError
     let seen: Vec<(&str, &str)> = attributes.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let right = match holder {
         Holder::Root => seen == [("2.5.4.3", "Bonafide root"), ("2.5.4.10", "Bonafide")],
-        Holder::Intermediate(node) => seen == [("2.5.4.3", node.as_str()), ("2.5.4.10", "Bonafide node")],
+        Holder::Intermediate(node, _) => seen == [("2.5.4.3", node.as_str()), ("2.5.4.10", "Bonafide node")],
         Holder::Node(_) | Holder::Authority | Holder::Workload(..) => seen.is_empty(),
     };
     if right { Ok(()) } else { Err(CheckError::Subject(format!("the subject is {:?}", cert.subject().to_string()))) }
@@ -194,7 +204,7 @@ fn subject(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckError
 fn names(cert: &X509Certificate<'_>, order: &Order) -> Result<(), CheckError> {
     let domain = order.trust_domain.as_str();
     let ordered = match &order.holder {
-        Holder::Root | Holder::Intermediate(_) => format!("spiffe://{domain}"),
+        Holder::Root | Holder::Intermediate(..) => format!("spiffe://{domain}"),
         Holder::Node(node) => format!("spiffe://{domain}/bonafide/node/{node}"),
         Holder::Authority => format!("spiffe://{domain}/bonafide/authority"),
         Holder::Workload(workload, _) => format!("spiffe://{domain}/{workload}"),
@@ -224,6 +234,9 @@ fn extensions_present(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(),
     if matches!(holder, Holder::Workload(..)) {
         allowed.insert("2.25.5178349013480112913");
     }
+    if matches!(holder, Holder::Intermediate(..)) {
+        allowed.insert("2.25.5178349013480112913.1");
+    }
     for extension in cert.extensions() {
         let oid = extension.oid.to_id_string();
         let critical_is_wrong = extension.critical && ![san, constraints, usage].contains(&oid.as_str());
@@ -247,7 +260,7 @@ fn basic_constraints(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), 
     // Compared as bytes: canonical DER leaves one spelling (X.690 §11.5 drops the default cA=false).
     let ordered: &[u8] = match holder {
         Holder::Root => &[0x30, 0x03, 0x01, 0x01, 0xff],
-        Holder::Intermediate(_) => &[0x30, 0x06, 0x01, 0x01, 0xff, 0x02, 0x01, 0x00],
+        Holder::Intermediate(..) => &[0x30, 0x06, 0x01, 0x01, 0xff, 0x02, 0x01, 0x00],
         Holder::Node(_) | Holder::Authority | Holder::Workload(..) => &[0x30, 0x00],
     };
     if found.value == ordered { Ok(()) } else { Err(CheckError::Constraints("basic constraints are not as ordered")) }
@@ -262,7 +275,7 @@ fn key_usage(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckErr
     let mut flags = usage.value.flags;
     let ordered: &[u16] = match holder {
         // Bits of RFC 5280 §4.2.1.3: keyCertSign (5) and cRLSign (6).
-        Holder::Root | Holder::Intermediate(_) => &[5, 6],
+        Holder::Root | Holder::Intermediate(..) => &[5, 6],
         // digitalSignature (0)
         Holder::Node(_) | Holder::Authority | Holder::Workload(..) => &[0],
     };
@@ -278,7 +291,7 @@ fn key_usage(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckErr
 fn extended_key_usage(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckError> {
     let unreadable = |_| CheckError::ExtendedKeyUsage("extended key usage cannot be read");
     let found = cert.extended_key_usage().map_err(unreadable)?;
-    if matches!(holder, Holder::Root | Holder::Intermediate(_)) {
+    if matches!(holder, Holder::Root | Holder::Intermediate(..)) {
         return match found {
             None => Ok(()),
             Some(_) => Err(CheckError::ExtendedKeyUsage("a signing certificate has extended key usage")),
@@ -307,6 +320,24 @@ fn fingerprint(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckE
     };
     let Some(found) = found else { return Err(CheckError::Fingerprint("the extension is missing")) };
     program::same(found.value, program).map_err(CheckError::Fingerprint)
+}
+
+fn mandated(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckError> {
+    let Holder::Intermediate(_, ordered) = holder else { return Ok(()) };
+    let found = cert.extensions().iter().find(|e| e.oid.to_id_string() == "2.25.5178349013480112913.1");
+    let found = found.ok_or(CheckError::Mandate("the extension is missing"))?;
+    mandate::same(found.value, ordered).map_err(CheckError::Mandate)
+}
+
+/// Read as verifiers read it: what they would refuse is not handed out.
+fn granted(holder: &Holder, issuer: &X509Certificate<'_>) -> Result<(), CheckError> {
+    let Holder::Workload(workload, _) = holder else { return Ok(()) };
+    let found = issuer.extensions().iter().find(|e| e.oid.to_id_string() == "2.25.5178349013480112913.1");
+    let mandate = found.and_then(|found| Mandate::from_der(found.value).ok());
+    match mandate.is_some_and(|mandate| mandate.grant.allows(workload)) {
+        true => Ok(()),
+        false => Err(CheckError::NotGranted(workload.to_string())),
+    }
 }
 
 fn inside_issuer(cert: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> Result<(), CheckError> {
@@ -397,6 +428,23 @@ pub(crate) fn received(
         }
     }
     outcome
+}
+
+/// The mandate that an intermediate received from the authority carries: whatever it grants is the authority's to say.
+pub(crate) fn received_intermediate(
+    der: &[u8],
+    trust_domain: &TrustDomain,
+    node: &NodeName,
+    spki: &[u8],
+    roots: &[CertificateDer<'static>],
+) -> Result<(Holder, Validity), CheckError> {
+    let cert = read(der)?;
+    let found = cert.extensions().iter().find(|e| e.oid.to_id_string() == "2.25.5178349013480112913.1");
+    let found = found.ok_or(CheckError::Mandate("the extension is missing"))?;
+    let mandate = Mandate::from_der(found.value).map_err(|_| CheckError::Mandate("it cannot be read"))?;
+    let holder = Holder::Intermediate(node.clone(), mandate);
+    let validity = received(der, trust_domain, holder.clone(), spki, roots)?;
+    Ok((holder, validity))
 }
 
 fn times(cert: &X509Certificate<'_>) -> Validity {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bonafide_proto::clock::SystemClock;
 use bonafide_proto::endpoint;
+use bonafide_proto::grant::Grant;
 use bonafide_proto::name::NodeName;
 use bonafide_proto::wire::authority as wire;
 use bonafide_proto::wire::authority::admission_client::AdmissionClient;
@@ -55,6 +56,10 @@ enum Ask {
         /// Admit only a node of this name; lets it take the place of the one that has it.
         #[arg(long, value_name = "NAME")]
         node: Option<NodeName>,
+        /// What it may issue: workload names, or prefixes with `*`, separated by commas. Without it: what the name was
+        /// granted before, else nothing.
+        #[arg(long, value_name = "NAMES")]
+        workloads: Option<Grant>,
         /// Seconds until it expires.
         #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=600))]
         ttl: u32,
@@ -136,15 +141,16 @@ fn raise_descriptors() {
 
 async fn answer(ask: Ask) -> Result<(), Trouble> {
     match ask {
-        Ask::Token { socket, node, ttl } => token(&socket, node, ttl).await?,
+        Ask::Token { socket, node, workloads, ttl } => token(&socket, node, workloads.as_ref(), ttl).await?,
         Ask::Nodes { socket } => nodes(&socket).await?,
     }
     Ok(())
 }
 
-async fn token(socket: &Path, node: Option<NodeName>, ttl: u32) -> Result<(), String> {
+async fn token(socket: &Path, node: Option<NodeName>, workloads: Option<&Grant>, ttl: u32) -> Result<(), String> {
     let node = node.map(|n| n.to_string()).unwrap_or_default();
-    let request = wire::CreateTokenRequest { node, ttl_seconds: ttl };
+    let grant = workloads.map(|grant| wire::Grant { workloads: grant.patterns().map(ToOwned::to_owned).collect() });
+    let request = wire::CreateTokenRequest { node, ttl_seconds: ttl, grant };
     let made = admission(socket).create_token(request).await.map_err(|s| said(socket, &s))?.into_inner();
     print(&format!("{}\n", made.token))
 }

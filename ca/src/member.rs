@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use bonafide_proto::grant::Mandate;
 use bonafide_proto::name::{NodeName, TrustDomain};
 use bonafide_proto::svid::TrustBundle;
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -125,9 +126,8 @@ impl Member {
     fn check(name: &NodeName, keys: Candidate, issued: Membership, sequence: u64) -> Result<Self, MemberError> {
         let Membership { trust_domain, intermediate, node_svid, roots, mesh: _ } = issued;
         check_roots(&trust_domain, &roots)?;
-        let holder = Holder::Intermediate(name.clone());
         let spki = rcgen::PublicKeyData::subject_public_key_info(&keys.signing);
-        let validity = checker::received(&intermediate, &trust_domain, holder.clone(), &spki, &roots)
+        let (holder, validity) = checker::received_intermediate(&intermediate, &trust_domain, name, &spki, &roots)
             .map_err(|e| MemberError::Certificate("intermediate", e))?;
         let spki = rcgen::PublicKeyData::subject_public_key_info(&keys.authentication);
         let own = checker::received(&node_svid, &trust_domain, Holder::Node(name.clone()), &spki, &roots)
@@ -178,6 +178,17 @@ impl Member {
     #[must_use]
     pub fn renew_at(&self) -> i64 {
         self.renew_at
+    }
+
+    /// What the authority lets this node issue, and under which number.
+    ///
+    /// `None`: the signer is no node's, which cannot be.
+    #[must_use]
+    pub fn mandate(&self) -> Option<&Mandate> {
+        match &self.signer.holder {
+            Holder::Intermediate(_, mandate) => Some(mandate),
+            _ => None,
+        }
     }
 
     /// Signs leaves.

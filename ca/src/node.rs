@@ -214,7 +214,7 @@ impl NodeCa {
     /// Blocks until the ledger has it.
     ///
     /// # Errors
-    /// `no-intermediate`, `quarantined`, `bad-request`, `checker-refused`, or `unavailable` if the ledger cannot be written.
+    /// `no-intermediate`, `not-granted`, `quarantined`, `bad-request`, `checker-refused`, or `unavailable` if the ledger cannot be written.
     pub fn issue_leaf(
         &self,
         workload: &WorkloadName,
@@ -224,6 +224,7 @@ impl NodeCa {
         let no_intermediate = |why: &str| AttestRefusal::new(AttestReason::NoIntermediate, why);
         let member = self.member().ok_or_else(|| no_intermediate("this node has not joined the trust domain yet"))?;
         self.not_quarantined(fingerprint)?;
+        granted(&member, workload)?;
         let key = PublicKey::of_csr(csr).map_err(|e| AttestRefusal::new(AttestReason::BadRequest, e.to_string()))?;
         let now = self.clock.unix();
         let validity = member.signer().validity.within(now, i64::from(self.setup.leaf_ttl));
@@ -371,9 +372,24 @@ fn certified(fingerprint: &Fingerprint, machine: &Machine) -> CertifiedProgram {
     }
 }
 
+fn granted(member: &Member, workload: &WorkloadName) -> Result<(), AttestRefusal> {
+    match member.mandate() {
+        Some(mandate) if mandate.grant.allows(workload) => Ok(()),
+        _ => {
+            let node = member.name();
+            let detail = format!(
+                "node {node} was not granted to issue {workload}; where the authority runs: \
+                 bonafide node grant {node} --workloads …"
+            );
+            Err(AttestRefusal::new(AttestReason::NotGranted, detail))
+        }
+    }
+}
+
 fn refusal(e: IssueError) -> AttestRefusal {
     let reason = match &e {
         IssueError::IssuerExpired(_) => AttestReason::NoIntermediate,
+        IssueError::Check(CheckError::NotGranted(_)) => AttestReason::NotGranted,
         IssueError::Check(_) => AttestReason::CheckerRefused,
         IssueError::Mint(_) | IssueError::Store(_) => AttestReason::Unavailable,
     };

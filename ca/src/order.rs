@@ -1,5 +1,6 @@
 //! What is to be certified: typed names and a validity, before any X.509.
 
+use bonafide_proto::grant::Mandate;
 use bonafide_proto::name::{NodeName, TrustDomain, WorkloadName};
 use bonafide_proto::svid::CertifiedProgram;
 
@@ -8,8 +9,8 @@ use bonafide_proto::svid::CertifiedProgram;
 pub(crate) enum Holder {
     /// The trust domain's root, which signs itself.
     Root,
-    /// A node's signing key: issues leaves, never authenticates.
-    Intermediate(NodeName),
+    /// A node's signing key: issues the leaves that its mandate names, never authenticates.
+    Intermediate(NodeName, Mandate),
     /// A node's own SVID: authenticates, signs nothing.
     Node(NodeName),
     /// The authority's own SVID, shown by its server.
@@ -23,7 +24,7 @@ impl Holder {
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Root => "root",
-            Self::Intermediate(_) => "intermediate",
+            Self::Intermediate(..) => "intermediate",
             Self::Node(_) => "node",
             Self::Authority => "authority",
             Self::Workload(..) => "workload",
@@ -34,7 +35,7 @@ impl Holder {
     pub(crate) fn who(&self) -> &str {
         match self {
             Self::Root | Self::Authority => "authority",
-            Self::Intermediate(node) | Self::Node(node) => node.as_str(),
+            Self::Intermediate(node, _) | Self::Node(node) => node.as_str(),
             Self::Workload(workload, _) => workload.as_str(),
         }
     }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::grant::Grant;
 use bonafide_proto::name::{NodeName, TrustDomain};
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,9 @@ pub struct TokenRecord {
     pub expires: i64,
     /// Unix seconds; `None`: not used yet.
     pub used: Option<i64>,
+    /// What the node it admits may issue; `None`: what that name was granted before, else nothing.
+    #[serde(default)]
+    pub grant: Option<Grant>,
 }
 
 /// A member.
@@ -74,8 +78,14 @@ pub struct NodeRecord {
     pub joined: i64,
     /// Unix seconds.
     pub last_renewed: i64,
-    /// End of its newest intermediate, unix seconds.
+    /// End of the intermediate of its own that lasts longest, unix seconds.
     pub not_after: i64,
+    /// The number of its newest intermediate, counted over all that were issued under this name.
+    #[serde(default)]
+    pub number: u64,
+    /// What it may issue.
+    #[serde(default)]
+    pub grant: Grant,
 }
 
 /// One certificate, written down before it is handed out.
@@ -93,6 +103,9 @@ pub struct LedgerEntry {
     pub not_after: i64,
     /// For node certificates: under which membership.
     pub membership: Option<u64>,
+    /// For node certificates: which of the name's it is.
+    #[serde(default)]
+    pub number: Option<u64>,
     /// For workloads: the executable's digest.
     pub exe: Option<String>,
     /// For workloads: the digest of the script, or of the code in the command line.

@@ -3,6 +3,7 @@
 //! Rules: X509-SVID.md §2 to §4.
 
 use bonafide_proto::fingerprint::Script;
+use bonafide_proto::grant::{MANDATE_OID, Mandate};
 use bonafide_proto::name::{SpiffeId, TrustDomain};
 use bonafide_proto::svid::{CertifiedProgram, FINGERPRINT_OID};
 use rcgen::{
@@ -29,7 +30,10 @@ pub(crate) fn template(order: &Order) -> Result<CertificateParams, MintError> {
     params.use_authority_key_identifier_extension = true;
     match &order.holder {
         Holder::Root => authority_constraints(&mut params, BasicConstraints::Unconstrained),
-        Holder::Intermediate(_) => authority_constraints(&mut params, BasicConstraints::Constrained(0)),
+        Holder::Intermediate(_, mandate) => {
+            authority_constraints(&mut params, BasicConstraints::Constrained(0));
+            params.custom_extensions = vec![CustomExtension::from_oid_content(&MANDATE_OID, mandated(mandate))];
+        }
         Holder::Node(_) | Holder::Authority => leaf_constraints(&mut params),
         Holder::Workload(_, program) => {
             leaf_constraints(&mut params);
@@ -47,7 +51,7 @@ pub(crate) fn subject(holder: &Holder) -> DistinguishedName {
             name.push(DnType::CommonName, "Bonafide root");
             name.push(DnType::OrganizationName, "Bonafide");
         }
-        Holder::Intermediate(node) => {
+        Holder::Intermediate(node, _) => {
             name.push(DnType::CommonName, node.as_str());
             name.push(DnType::OrganizationName, "Bonafide node");
         }
@@ -60,7 +64,7 @@ fn uri(order: &Order) -> String {
     let domain: &TrustDomain = &order.trust_domain;
     match &order.holder {
         // X509-SVID §3.2: a signing certificate's SPIFFE ID has no path.
-        Holder::Root | Holder::Intermediate(_) => format!("spiffe://{domain}"),
+        Holder::Root | Holder::Intermediate(..) => format!("spiffe://{domain}"),
         Holder::Node(node) => SpiffeId::node(domain, node).to_string(),
         Holder::Authority => SpiffeId::authority(domain).to_string(),
         Holder::Workload(workload, _) => SpiffeId::workload(domain, workload).to_string(),
@@ -117,9 +121,15 @@ fn script(script: &Script) -> Vec<u8> {
     }
 }
 
+/// The DER content of an intermediate's mandate, as `bonafide_proto::grant` documents it.
+fn mandated(mandate: &Mandate) -> Vec<u8> {
+    let workloads: Vec<u8> = mandate.grant.patterns().flat_map(|text| tlv(UTF8_STRING, text.as_bytes())).collect();
+    tlv(SEQUENCE, &[tlv(INTEGER, &unsigned(mandate.number)), tlv(SEQUENCE, &workloads)].concat())
+}
+
 /// The shortest bytes of an integer that is not negative (X.690 §8.3).
-fn unsigned(value: u32) -> Vec<u8> {
-    let bytes = [&[0], &value.to_be_bytes()[..]].concat();
+fn unsigned(value: impl Into<u64>) -> Vec<u8> {
+    let bytes = [&[0], &value.into().to_be_bytes()[..]].concat();
     let spare = bytes.windows(2).take_while(|pair| matches!(pair, [0, next] if *next < 0x80)).count();
     bytes.into_iter().skip(spare).collect()
 }

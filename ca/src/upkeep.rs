@@ -10,9 +10,10 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use crate::authority::{Authority, TokenCreationError};
+use crate::authority::{Authority, TokenCreationError, TokenTerms};
 use crate::link::{AuthorityLink, LinkError};
 use crate::node::{Due, MembershipError, NodeCa};
+use bonafide_proto::grant::Grant;
 use bonafide_proto::token::{JoinToken, TOKEN_TEXT_MAX, TokenError};
 
 /// The first pause after a failure.
@@ -166,11 +167,16 @@ async fn join(node: &NodeCa, link: &dyn AuthorityLink, tokens: &TokenSource) -> 
             }
         }
         TokenSource::Own(authority) => {
-            let (token, _) = authority.create_token(Some(node.name().clone()), OWN_TOKEN_TTL)?;
+            let (token, _) = authority.create_token(own_terms(node))?;
             node.join(link, &token).await?;
         }
     }
     Ok(())
+}
+
+/// A node that holds its authority's root key may issue whatever it likes.
+fn own_terms(node: &NodeCa) -> TokenTerms {
+    TokenTerms { node: Some(node.name().clone()), ttl: OWN_TOKEN_TTL, grant: Some(Grant::everything()) }
 }
 
 fn read_token(path: &Path) -> Result<JoinToken, UpkeepError> {

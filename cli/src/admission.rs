@@ -1,7 +1,10 @@
 //! `bonafide token` and `bonafide node`: what an operator asks of the authority, on its own host.
 
+use std::path::PathBuf;
+
+use bonafide_proto::grant::Grant;
 use bonafide_proto::name::NodeName;
-use bonafide_proto::wire::authority::{CreateTokenRequest, ListNodesRequest, Node};
+use bonafide_proto::wire::authority::{self, CreateTokenRequest, GrantNodeRequest, ListNodesRequest, Node};
 use comfy_table::{Table, presets};
 
 use crate::ask::{self, NoAnswer};
@@ -23,7 +26,7 @@ A node that `bonafide run` started without --authority has an authority of its o
 this is refused there (exit code 3). deploy/authority.toml.example shows how to run an authority for several.
 
 Example:
-  bonafide token create --node b --ttl 120 > b.token"
+  bonafide token create --node b --workloads 'shop/web,shop/api-*' --ttl 120 > b.token"
     )]
     Create(CreateArgs),
 }
@@ -34,6 +37,10 @@ pub struct CreateArgs {
     /// The only name under which the node may join [default: any]
     #[arg(long)]
     pub node: Option<NodeName>,
+    /// What it may issue: workloads, or prefixes with `*`, separated by commas [default: what that name was granted
+    /// before, else nothing]
+    #[arg(long, value_name = "NAMES")]
+    pub workloads: Option<Grant>,
     /// Seconds until it expires, 1 to 600
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=600))]
     pub ttl: u32,
@@ -44,13 +51,54 @@ pub struct CreateArgs {
 pub enum NodeCommand {
     /// Lists the nodes that the authority admitted, and whether each is connected to be told what every member must know
     List,
+    /// Says which workloads a node may issue
+    #[command(
+        after_help = "Every node refuses a program whose certificate was issued by a node that was not granted that workload. A grant that
+becomes wider counts when the node renews its certificates next.
+
+Examples:
+  bonafide node grant web1 --workloads 'shop/web,shop/api-*'
+  bonafide node grant web1 --workloads ''     # nothing"
+    )]
+    Grant(GrantArgs),
+}
+
+/// What a node may issue.
+#[derive(Debug, clap::Args)]
+pub struct GrantArgs {
+    /// The node
+    pub node: NodeName,
+    /// Workloads, or prefixes with `*`, separated by commas
+    #[arg(long, value_name = "NAMES")]
+    pub workloads: Grant,
+    /// The authority's admin socket, if it is not a node's or in DIR
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// Tells the authority what a node may issue.
+pub(crate) fn grant(args: &GrantArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
+    let socket = args.socket.clone().unwrap_or_else(|| layout.authority_socket());
+    let request = GrantNodeRequest { node: args.node.to_string(), grant: Some(wired(&args.workloads)) };
+    let answer = ask::block_on(async { ask::ask(&socket, ask::admission(&socket).grant_node(request)).await })??;
+    let may = match args.workloads.is_empty() {
+        true => "nothing".to_owned(),
+        false => args.workloads.to_string(),
+    };
+    let since = if answer.changed { "from its next renewal on" } else { "as before" };
+    screen.line(&format!("node {} may issue {may}, {since}", args.node))?;
+    Ok(Exit::Done)
+}
+
+fn wired(grant: &Grant) -> authority::Grant {
+    authority::Grant { workloads: grant.patterns().map(ToOwned::to_owned).collect() }
 }
 
 /// Asks the authority for a token.
 pub(crate) fn create_token(args: &CreateArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
     let socket = layout.authority_socket();
     let node = args.node.as_ref().map(ToString::to_string).unwrap_or_default();
-    let request = CreateTokenRequest { node, ttl_seconds: args.ttl };
+    let request = CreateTokenRequest { node, ttl_seconds: args.ttl, grant: args.workloads.as_ref().map(wired) };
     let answer = ask::block_on(async { ask::ask(&socket, ask::admission(&socket).create_token(request)).await })?;
     let answer = answer.map_err(|e| match e {
         NoAnswer::Said(why) => Failure::Refused(format!("the authority made no token: {why}")),
@@ -70,10 +118,26 @@ pub(crate) fn list_nodes(layout: &Layout, screen: &mut Screen) -> Result<Exit, F
     Ok(Exit::Done)
 }
 
+fn granted(node: &Node) -> String {
+    match node.grant.as_ref().map_or(&[][..], |grant| &grant.workloads) {
+        [] => "nothing".to_owned(),
+        workloads => workloads.join(","),
+    }
+}
+
 fn table(nodes: &[Node]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).force_no_tty();
-    table.set_header(["NAME", "JOINED", "LAST RENEWED", "MEMBER UNTIL", "FOLLOWS", "MACHINE-ID", "BIOS-UUID"]);
+    table.set_header([
+        "NAME",
+        "JOINED",
+        "LAST RENEWED",
+        "MEMBER UNTIL",
+        "FOLLOWS",
+        "MAY ISSUE",
+        "MACHINE-ID",
+        "BIOS-UUID",
+    ]);
     for node in nodes {
         let row = [
             node.name.clone(),
@@ -81,6 +145,7 @@ fn table(nodes: &[Node]) -> String {
             when(node.last_renewed),
             when(node.not_after),
             if node.following { "yes" } else { "no" }.to_owned(),
+            granted(node),
             node.machine_id.clone(),
             node.bios_uuid.clone(),
         ];

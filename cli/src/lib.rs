@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
-pub use admission::{CreateArgs, NodeCommand, TokenCommand};
+pub use admission::{CreateArgs, GrantArgs, NodeCommand, TokenCommand};
 pub use exit::Exit;
 pub use flows::{Filter, FlowTable, FlowsArgs, Line, Tail, Verdict, record};
 pub use policy_check::PolicyCommand;
@@ -65,6 +65,7 @@ fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
         Verb::Whois(whois) => whois::whois(&whois, &layout, screen),
         Verb::Policy(PolicyCommand::Check { files }) => policy_check::check(&files, screen),
         Verb::Token(TokenCommand::Create(create)) => admission::create_token(&create, &layout, screen),
+        Verb::Node(NodeCommand::Grant(args)) => admission::grant(&args, &layout, screen),
         Verb::Node(NodeCommand::List) => admission::list_nodes(&layout, screen),
         Verb::Quarantine(args) => quarantine::quarantine(&args, &layout, screen),
         Verb::Workload(WorkloadCommand::Add(add)) => workload::add(&add, &layout, screen),

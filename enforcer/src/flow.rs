@@ -149,6 +149,7 @@ pub(crate) fn why_unattributed(refusal: &AttestRefusal) -> Why {
 pub(crate) fn why_no_svid(refusal: &AttestRefusal) -> Why {
     let reason = match refusal.reason {
         AttestReason::Quarantined => Reason::Quarantined,
+        AttestReason::NotGranted => Reason::NotGranted,
         _ => Reason::NoSvid,
     };
     Why::new(reason, refusal.to_string())

@@ -9,6 +9,7 @@ pub mod convert;
 pub mod endpoint;
 pub mod fingerprint;
 pub mod flow;
+pub mod grant;
 pub mod kernel;
 pub mod name;
 pub mod observed;

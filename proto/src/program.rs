@@ -94,20 +94,20 @@ impl CertifiedProgram {
     }
 }
 
-const INTEGER: u8 = 0x02;
+pub(crate) const INTEGER: u8 = 0x02;
 const OCTET_STRING: u8 = 0x04;
-const UTF8_STRING: u8 = 0x0c;
-const SEQUENCE: u8 = 0x30;
+pub(crate) const UTF8_STRING: u8 = 0x0c;
+pub(crate) const SEQUENCE: u8 = 0x30;
 /// Context-specific tags: primitive, and constructed.
 const CONTEXT: u8 = 0x80;
 const CONSTRUCTED: u8 = 0x20;
 
 /// DER elements that were not read yet.
-struct Items<'a>(&'a [u8]);
+pub(crate) struct Items<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Items<'a> {
     /// The content of the next element, which must have this tag.
-    fn required(&mut self, tag: u8, what: &'static str) -> Result<&'a [u8], ProgramError> {
+    pub(crate) fn required(&mut self, tag: u8, what: &'static str) -> Result<&'a [u8], ProgramError> {
         self.tagged(tag)?.ok_or(ProgramError(what))
     }
 
@@ -124,7 +124,7 @@ impl<'a> Items<'a> {
         Ok(Some(content))
     }
 
-    fn end(&self) -> Result<(), ProgramError> {
+    pub(crate) fn end(&self) -> Result<(), ProgramError> {
         if self.0.is_empty() { Ok(()) } else { Err(ProgramError("what follows the last item")) }
     }
 }

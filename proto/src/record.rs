@@ -81,6 +81,8 @@ reasons! {
         Handshake = "handshake-failed",
         /// The peer's certificate was refused: the detail names the rule.
         PeerCertificate = "peer-certificate",
+        /// The peer's node was not granted to issue the certificate that it shows; or, told by the other end, this one's.
+        NotGranted = "not-granted",
         /// The other end refused it.
         RefusedByPeer = "refused-by-peer",
         /// No certificate could be had for the program at this end.

@@ -88,6 +88,8 @@ reasons! {
         AmbiguousWorkload = "ambiguous-workload",
         /// The program earned another workload than the one named, or none.
         NotEntitled = "not-entitled",
+        /// The authority did not grant this node to issue that workload.
+        NotGranted = "not-granted",
         /// The node has no intermediate yet, or it has expired.
         NoIntermediate = "no-intermediate",
         /// The certificate request is malformed or too large.

@@ -10,7 +10,8 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::ParsedCertificate;
 use x509_parser::prelude::*;
 
-use crate::name::{NodeName, SpiffeId, TrustDomain};
+use crate::grant::{MANDATE_OID_TEXT, Mandate};
+use crate::name::{NodeName, SpiffeId, TrustDomain, WorkloadName};
 pub use crate::program::{CertifiedProgram, FINGERPRINT_OID, FINGERPRINT_OID_TEXT, ProgramError};
 
 /// The largest certificate that is parsed, in bytes.
@@ -62,6 +63,17 @@ pub enum SvidError {
     /// The identity is valid but not of the kind expected here.
     #[error("{0} is not {1}")]
     WrongKind(SpiffeId, &'static str),
+    /// The intermediate says nothing, or nothing that can be read, about what its node may issue.
+    #[error("in the intermediate's mandate, {0}")]
+    Mandate(String),
+    /// The node issued a workload that the authority did not grant to it.
+    #[error("not-granted: node {node} was not granted to issue {workload}")]
+    NotGranted {
+        /// The node.
+        node: NodeName,
+        /// What it issued.
+        workload: WorkloadName,
+    },
     /// The fingerprint extension is malformed.
     #[error("in the fingerprint extension, {0}")]
     Fingerprint(#[from] ProgramError),
@@ -77,7 +89,16 @@ pub struct PeerSvid {
     serial: String,
     not_after: i64,
     program: Option<CertifiedProgram>,
-    node: Option<NodeName>,
+    issuer: Option<Issuer>,
+}
+
+/// The intermediate that issued a leaf.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issuer {
+    /// Whose it is.
+    pub node: NodeName,
+    /// Which of the node's it is: a later one has a higher number.
+    pub number: u64,
 }
 
 impl PeerSvid {
@@ -104,7 +125,12 @@ impl PeerSvid {
     /// The node whose intermediate issued it; `None` for certificates that the root issued itself.
     #[must_use]
     pub fn node(&self) -> Option<&NodeName> {
-        self.node.as_ref()
+        self.issuer.as_ref().map(|issuer| &issuer.node)
+    }
+    /// The node's intermediate that issued it; `None` for certificates that the root issued itself.
+    #[must_use]
+    pub fn issuer(&self) -> Option<&Issuer> {
+        self.issuer.as_ref()
     }
 }
 
@@ -196,21 +222,12 @@ impl TrustBundle {
         )
         .map_err(|e| SvidError::Path(e.to_string()))?;
 
-        let node = match rest.first() {
-            Some(intermediate) => {
-                let intermediate = parse(intermediate)?;
-                if intermediate.subject().as_raw() != cert.issuer().as_raw() {
-                    return Err(SvidError::Issuer);
-                }
-                Some(node_of(&intermediate)?)
-            }
-            None => None,
-        };
+        let issuer = rest.first().map(|intermediate| issuer(intermediate, &cert, &id)).transpose()?;
         let program = fingerprint(&cert)?;
         let right_kind = match expect {
-            Expect::Workload => id.workload_name().is_some() && node.is_some() && program.is_some(),
-            Expect::Node => id.node_name().is_some() && node.is_none(),
-            Expect::Authority => id.is_authority() && node.is_none(),
+            Expect::Workload => id.workload_name().is_some() && issuer.is_some() && program.is_some(),
+            Expect::Node => id.node_name().is_some() && issuer.is_none(),
+            Expect::Authority => id.is_authority() && issuer.is_none(),
         };
         if !right_kind {
             let wanted = match expect {
@@ -220,7 +237,7 @@ impl TrustBundle {
             };
             return Err(SvidError::WrongKind(id, wanted));
         }
-        Ok(PeerSvid { id, serial: hex::encode(cert.raw_serial()), not_after: until, program, node })
+        Ok(PeerSvid { id, serial: hex::encode(cert.raw_serial()), not_after: until, program, issuer })
     }
 }
 
@@ -270,6 +287,29 @@ fn check_leaf(cert: &X509Certificate<'_>) -> Result<(), SvidError> {
         Some(eku) if eku.value.server_auth && eku.value.client_auth => Ok(()),
         Some(_) => Err(SvidError::Constraints("it is not for both server and client authentication")),
         None => Err(SvidError::Constraints("extended key usage is missing")),
+    }
+}
+
+/// The intermediate shown with a leaf, if it is the leaf's issuer and may have issued it.
+fn issuer(shown: &CertificateDer<'_>, leaf: &X509Certificate<'_>, id: &SpiffeId) -> Result<Issuer, SvidError> {
+    let intermediate = parse(shown)?;
+    if intermediate.subject().as_raw() != leaf.issuer().as_raw() {
+        return Err(SvidError::Issuer);
+    }
+    let node = node_of(&intermediate)?;
+    let Mandate { number, grant } = mandate(&intermediate)?;
+    match id.workload_name() {
+        Some(workload) if !grant.allows(&workload) => Err(SvidError::NotGranted { node, workload }),
+        _ => Ok(Issuer { node, number }),
+    }
+}
+
+fn mandate(intermediate: &X509Certificate<'_>) -> Result<Mandate, SvidError> {
+    let mut found = intermediate.extensions().iter().filter(|e| e.oid.to_id_string() == MANDATE_OID_TEXT);
+    match (found.next(), found.next()) {
+        (Some(one), None) => Mandate::from_der(one.value).map_err(|e| SvidError::Mandate(e.to_string())),
+        (None, _) => Err(SvidError::Mandate("there is none; the node has to renew its certificates".into())),
+        (Some(_), Some(_)) => Err(SvidError::Mandate("there are two".into())),
     }
 }
 

@@ -44,6 +44,8 @@ pub struct PeerVerifier {
     expect: Expect,
     client_auth_mandatory: bool,
     algorithms: WebPkiSupportedAlgorithms,
+    /// What rustls' own error for it has no room for; shared by clones.
+    beyond_grant: Arc<OnceLock<SvidError>>,
 }
 
 impl PeerVerifier {
@@ -51,7 +53,7 @@ impl PeerVerifier {
     #[must_use]
     pub fn new(bundle: TrustBundle, expect: Expect) -> Self {
         let algorithms = provider().signature_verification_algorithms;
-        Self { bundle, expect, client_auth_mandatory: true, algorithms }
+        Self { bundle, expect, client_auth_mandatory: true, algorithms, beyond_grant: Arc::default() }
     }
 
     /// As a server, lets clients without a certificate in: only for joining, where the token speaks.
@@ -69,6 +71,12 @@ impl PeerVerifier {
         self.bundle.verify(chain.unwrap_or_default(), now, self.expect)
     }
 
+    /// The refusal of a leaf beyond its node's grant, which the peer hears of by an alert of its own (`access_denied`).
+    #[must_use]
+    pub fn beyond_grant(&self) -> Option<SvidError> {
+        self.beyond_grant.get().cloned()
+    }
+
     fn check(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
         let chain: Vec<CertificateDer<'_>> =
             std::iter::once(leaf).chain(rest).map(|c| CertificateDer::from(c.as_ref())).collect();
@@ -80,6 +88,11 @@ impl PeerVerifier {
             }
             Err(SvidError::NotYetValid(ahead)) => {
                 Err(CertificateError::NotValidYetContext { time: now, not_before: shifted(now, ahead) }.into())
+            }
+            Err(e @ SvidError::NotGranted { .. }) => {
+                // Of several connections' the first is kept; whoever asks for it has a verifier of its own.
+                let _ = self.beyond_grant.set(e);
+                Err(CertificateError::ApplicationVerificationFailure.into())
             }
             Err(e) => Err(CertificateError::Other(OtherError(Arc::new(e))).into()),
         }

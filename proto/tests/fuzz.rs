@@ -15,6 +15,7 @@ use bonafide_proto::fingerprint::{
     Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Libraries, Root, Script, Unit,
 };
 use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
+use bonafide_proto::grant::{Grant, MANDATE_OID, Mandate};
 use bonafide_proto::kernel::{ConnectRecord, RECORD_SIZE};
 use bonafide_proto::name::{NodeName, SpiffeId, TrustDomain, WorkloadName};
 use bonafide_proto::observed::{Ending, ObservedFlow, Protocol, There};
@@ -341,7 +342,10 @@ fn mesh() -> Mesh {
     let [root_key, node_key, key] = [(); 3].map(|()| KeyPair::generate().unwrap());
     let root = signs("root").self_signed(&root_key).unwrap().der().clone();
     let of_root = Issuer::new(signs("root"), root_key);
-    let intermediate = signs("node-a").signed_by(&node_key, &of_root).unwrap().der().clone();
+    let mut node = signs("node-a");
+    let mandate = [element(2, &[7]), element(0x30, &element(12, b"web/*"))].concat();
+    node.custom_extensions = vec![CustomExtension::from_oid_content(&MANDATE_OID, element(0x30, &mandate))];
+    let intermediate = node.signed_by(&node_key, &of_root).unwrap().der().clone();
     let mut leaf = CertificateParams::default();
     leaf.distinguished_name = DistinguishedName::new();
     leaf.is_ca = IsCa::ExplicitNoCa;
@@ -375,6 +379,34 @@ fn content(certificate: &[u8]) -> Vec<u8> {
     certificate.tbs_certificate.as_ref().to_vec()
 }
 
+/// What an intermediate says that it may issue has one spelling, and so has what an operator types.
+#[test]
+fn grants() {
+    let of = |patterns: &[&str]| {
+        let patterns: Vec<u8> = patterns.iter().flat_map(|text| element(12, text.as_bytes())).collect();
+        element(0x30, &[element(2, &[0, 0x80]), element(0x30, &patterns)].concat())
+    };
+    fuzz!(vec![of(&["*"]), of(&["api", "web-*", "x/y"]), of(&[]), b"web,shop/*".to_vec()], |bytes| {
+        match Mandate::from_der(bytes) {
+            Ok(Mandate { number, grant }) => {
+                let texts: Vec<u8> = grant.patterns().flat_map(|text| element(12, text.as_bytes())).collect();
+                let digits: Vec<u8> = number.to_be_bytes().into_iter().skip_while(|byte| *byte == 0).collect();
+                let sign = if digits[0] >= 0x80 { vec![0] } else { vec![] };
+                let again = [element(2, &[sign, digits].concat()), element(0x30, &texts)].concat();
+                assert_eq!(element(0x30, &again), bytes);
+                assert_eq!(grant.to_string().parse::<Grant>().unwrap(), grant);
+            }
+            Err(refusal) => shown(&refusal.to_string()),
+        }
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            match text.parse::<Grant>() {
+                Ok(grant) => assert_eq!(grant.to_string().parse::<Grant>().unwrap(), grant),
+                Err(refusal) => assert!(refusal.to_string().len() < 20_000),
+            }
+        }
+    });
+}
+
 /// A chain that was changed on the way is refused, or as good as it was. And a node that signs what it likes gets no
 /// further than to workloads of its own trust domain, in words that can be shown.
 #[test]
@@ -394,6 +426,7 @@ fn peer_certificates() {
             Ok(peer) => {
                 assert_eq!(peer.id().trust_domain().as_str(), "example.org");
                 assert_eq!(peer.node(), MESH.shown.node());
+                assert!(peer.id().path().starts_with("web/"), "beyond the grant");
                 assert!(peer.id().workload_name().is_some() && peer.not_after() >= 1_800_000_000);
                 assert!(peer.serial().len() <= 64, "{}", peer.serial());
                 shown(&peer.program().unwrap().program);

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use bonafide_proto::endpoint::channel;
-use bonafide_proto::wire::authority::CreateTokenRequest;
 use bonafide_proto::wire::authority::admission_client::AdmissionClient;
+use bonafide_proto::wire::authority::{CreateTokenRequest, Grant};
 use bonafide_proto::wire::node::attestation_client::AttestationClient;
 use bonafide_proto::wire::node::enforcement_client::EnforcementClient;
 use bonafide_proto::wire::node::issuance_client::IssuanceClient;
@@ -53,6 +53,7 @@ pub fn issuance_status(socket: &Path) -> Result<IssuanceStatus, String> {
 /// # Errors
 /// The authority does not answer, or refuses.
 pub fn create_token(admin_socket: &Path, node: &str, ttl_seconds: u32) -> Result<String, String> {
-    let request = CreateTokenRequest { node: node.to_owned(), ttl_seconds };
+    let grant = Some(Grant { workloads: vec!["*".to_owned()] });
+    let request = CreateTokenRequest { node: node.to_owned(), ttl_seconds, grant };
     call(async { AdmissionClient::new(channel(admin_socket)).create_token(request).await }).map(|answer| answer.token)
 }

@@ -2,16 +2,20 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bonafide_proto::clock::{Clock as _, SystemClock};
+use bonafide_proto::grant::MANDATE_OID;
 use bonafide_proto::svid::FINGERPRINT_OID;
 use bonafide_proto::tls::{ALPN_TUNNEL, provider};
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -85,31 +89,44 @@ fn ca(name: &str) -> CertificateParams {
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    // SEQUENCE { INTEGER 1, SEQUENCE { "*" } }, as `bonafide_proto::grant` documents it.
+    let everything = vec![0x30, 8, 2, 1, 1, 0x30, 3, 0x0c, 1, b'*'];
+    params.custom_extensions = vec![CustomExtension::from_oid_content(&MANDATE_OID, everything)];
     params.not_before = hours_from_now(-3);
     params.not_after = hours_from_now(3);
     params
 }
 
+/// A chain, leaf first, and the leaf's key.
+pub type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
 /// A leaf and its intermediate, right in everything but the oddity.
-fn chain(oddity: Oddity) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+fn chain(oddity: Oddity) -> Shown {
     let key = || KeyPair::generate().expect("a key can be made");
     let root = Issuer::new(ca("stranger's root"), key());
     let (node, node_key) = (ca("a"), key());
     let intermediate = node.signed_by(&node_key, &root).expect("it can be signed");
 
-    let mut leaf = CertificateParams::default();
-    let uri = |uri: String| SanType::URI(uri.try_into().expect("ASCII"));
-    leaf.subject_alt_names = oddity.uris().into_iter().map(uri).collect();
-    leaf.is_ca = IsCa::ExplicitNoCa;
-    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    leaf.custom_extensions = vec![CustomExtension::from_oid_content(&FINGERPRINT_OID, fingerprint())];
+    let mut leaf = leaf_params(oddity.uris());
     let (from, until) = oddity.validity();
     (leaf.not_before, leaf.not_after) = (hours_from_now(from), hours_from_now(until));
     let leaf_key = key();
     let leaf = leaf.signed_by(&leaf_key, &Issuer::new(node, node_key)).expect("it can be signed");
     let private = PrivateKeyDer::Pkcs8(leaf_key.serialize_der().into());
     (vec![leaf.der().clone(), intermediate.der().clone()], private)
+}
+
+/// A leaf that is right in everything, but for its times.
+fn leaf_params(uris: Vec<String>) -> CertificateParams {
+    let mut leaf = CertificateParams::default();
+    leaf.distinguished_name = DistinguishedName::new();
+    let uri = |uri: String| SanType::URI(uri.try_into().expect("ASCII"));
+    leaf.subject_alt_names = uris.into_iter().map(uri).collect();
+    leaf.is_ca = IsCa::ExplicitNoCa;
+    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    leaf.custom_extensions = vec![CustomExtension::from_oid_content(&FINGERPRINT_OID, fingerprint())];
+    leaf
 }
 
 /// DER: SEQUENCE { OCTET STRING (32), UTF8String, INTEGER, SEQUENCE {} }, as `bonafide_proto::program` documents it.
@@ -124,21 +141,51 @@ fn fingerprint() -> Vec<u8> {
     der
 }
 
+/// What a member that is no honest one shows: a leaf for whatever workload it likes, by its own real signing key.
+///
+/// # Panics
+/// If that is no member's file (`state/ca/node/membership.json`).
+#[must_use]
+pub fn forge(membership: &Path, node: &str, workload: &str) -> Shown {
+    let file = std::fs::read(membership).expect("it is a member");
+    let kept: serde_json::Value = serde_json::from_slice(&file).expect("it is JSON");
+    let bytes = |field: &str| STANDARD.decode(kept[field].as_str().expect("text")).expect("base64");
+    let mut of = CertificateParams::default();
+    of.distinguished_name = DistinguishedName::new();
+    of.distinguished_name.push(DnType::CommonName, node);
+    of.distinguished_name.push(DnType::OrganizationName, "Bonafide node");
+    let signing = KeyPair::try_from(bytes("signing_key").as_slice()).expect("a key");
+    let mut leaf = leaf_params(vec![format!("spiffe://{TRUST_DOMAIN}/{workload}")]);
+    let minutes = |minutes: i64| OffsetDateTime::from_unix_timestamp(SystemClock.unix() + minutes * 60);
+    leaf.not_before = minutes(-1).expect("a time of our days");
+    leaf.not_after = minutes(30).expect("a time of our days");
+    let key = KeyPair::generate().expect("a key can be made");
+    let leaf = leaf.signed_by(&key, &Issuer::new(of, signing)).expect("it can be signed");
+    let private = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    (vec![leaf.der().clone(), bytes("intermediate").into()], private)
+}
+
 /// Connects as this stranger and asks for a page. Says what became of it.
 ///
 /// # Errors
 /// How the other side ended it: the expected outcome.
 pub fn knock(netns: &Netns, to: SocketAddr, oddity: Oddity) -> io::Result<Vec<u8>> {
+    knock_with(netns, to, (oddity != Oddity::NoCertificate).then(|| chain(oddity)))
+}
+
+/// The same with this chain and key, or none.
+///
+/// # Errors
+/// How the other side ended it: the expected outcome.
+pub fn knock_with(netns: &Netns, to: SocketAddr, shown: Option<Shown>) -> io::Result<Vec<u8>> {
     let builder = ClientConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider speaks TLS 1.3")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyServer));
-    let mut config = if oddity == Oddity::NoCertificate {
-        builder.with_no_client_auth()
-    } else {
-        let (chain, key) = chain(oddity);
-        builder.with_client_auth_cert(chain, key).expect("chain and key fit")
+    let mut config = match shown {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).expect("chain and key fit"),
     };
     config.alpn_protocols = vec![ALPN_TUNNEL.to_vec()];
     let name = ServerName::IpAddress(to.ip().into());
@@ -179,8 +226,16 @@ pub fn connect(netns: &Netns, to: SocketAddr) -> io::Result<TcpStream> {
 /// If the address is taken.
 #[must_use]
 pub fn serve_once(netns: &Netns, at: SocketAddr, oddity: Oddity) -> JoinHandle<io::Result<Vec<u8>>> {
+    serve_once_with(netns, at, chain(oddity))
+}
+
+/// The same with this chain and key.
+///
+/// # Panics
+/// If the address is taken.
+#[must_use]
+pub fn serve_once_with(netns: &Netns, at: SocketAddr, (chain, key): Shown) -> JoinHandle<io::Result<Vec<u8>>> {
     let listener = netns.within(|| TcpListener::bind(at)).expect("the address is free");
-    let (chain, key) = chain(oddity);
     let mut config = ServerConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider speaks TLS 1.3")

@@ -72,19 +72,19 @@ fn user(content: Option<&[u8]>, ordered: u32) -> Result<(), &'static str> {
 }
 
 /// What was not compared yet.
-struct Rest<'a>(&'a [u8]);
+pub(super) struct Rest<'a>(pub(super) &'a [u8]);
 
 impl<'a> Rest<'a> {
-    fn expect(&mut self, tag: u8, ordered: &[u8], otherwise: &'static str) -> Result<(), &'static str> {
+    pub(super) fn expect(&mut self, tag: u8, ordered: &[u8], otherwise: &'static str) -> Result<(), &'static str> {
         if self.take(tag) == Some(ordered) { Ok(()) } else { Err(otherwise) }
     }
 
-    fn nothing(&self, otherwise: &'static str) -> Result<(), &'static str> {
+    pub(super) fn nothing(&self, otherwise: &'static str) -> Result<(), &'static str> {
         if self.0.is_empty() { Ok(()) } else { Err(otherwise) }
     }
 
     /// The content of the next element, if it has this tag and the shortest length (X.690 §10.1).
-    fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
+    pub(super) fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
         let (&seen, after) = self.0.split_first()?;
         let (&first, after) = after.split_first()?;
         let more = usize::from(first).saturating_sub(0x80);

@@ -49,7 +49,11 @@ fn workload() -> Holder {
 }
 
 fn intermediate() -> Holder {
-    Holder::Intermediate("a".parse().unwrap())
+    Holder::Intermediate("a".parse().unwrap(), mandate("shop/*,web"))
+}
+
+fn mandate(grant: &str) -> Mandate {
+    Mandate { number: 300, grant: grant.parse().unwrap() }
 }
 
 fn public(key: &Key) -> PublicKey {
@@ -97,7 +101,7 @@ fn holders() -> Vec<Holder> {
 }
 
 fn leaves() -> Vec<Holder> {
-    holders().into_iter().filter(|h| !matches!(h, Holder::Intermediate(_))).collect()
+    holders().into_iter().filter(|h| !matches!(h, Holder::Intermediate(..))).collect()
 }
 
 fn uri(text: &str) -> SanType {
@@ -219,6 +223,59 @@ fn x5_no_name_constraints_and_no_other_extension() {
             p.custom_extensions.push(CustomExtension::from_oid_content(&[1, 2, 3, 4], vec![5, 0]));
         });
         assert_eq!(unknown, Err(CheckError::Extension("1.2.3.4".into())));
+    }
+}
+
+#[test]
+fn a_mandate_is_the_ordered_one_on_intermediates_and_nowhere_else() {
+    let bench = Bench::new();
+    let content = |holder: Holder| template::template(&order(holder)).unwrap().custom_extensions.remove(0);
+    let of = |number: u64, grant: &str| {
+        let mandate = Mandate { number, grant: grant.parse().unwrap() };
+        content(Holder::Intermediate("a".parse().unwrap(), mandate))
+    };
+    for (number, grant, why) in [
+        (299, "shop/*,web", "another number"),
+        (300, "shop/*", "other workloads"),
+        (300, "", "other workloads"),
+        (300, "shop/*,web,x", "other workloads"),
+        (300, "*", "other workloads"),
+    ] {
+        let refused = bench.judge(intermediate(), |p| p.custom_extensions = vec![of(number, grant)]);
+        assert_eq!(refused, Err(CheckError::Mandate(why)), "{number} {grant}");
+    }
+    let none = bench.judge(intermediate(), |p| p.custom_extensions.clear());
+    assert_eq!(none, Err(CheckError::Mandate("the extension is missing")));
+    let twice = bench.judge(intermediate(), |p| p.custom_extensions.push(of(300, "shop/*,web")));
+    assert!(matches!(twice, Err(CheckError::Extension(_))), "{twice:?}");
+    for leaf in leaves() {
+        let refused = bench.judge(leaf, |p| p.custom_extensions.push(of(300, "shop/*,web")));
+        assert!(matches!(refused, Err(CheckError::Extension(_))), "{refused:?}");
+    }
+    for number in [1, 127, 128, 255, 256, u64::from(u32::MAX), i64::MAX.unsigned_abs()] {
+        let mandate = Mandate { number, grant: "a*,b".parse().unwrap() };
+        let holder = Holder::Intermediate("a".parse().unwrap(), mandate.clone());
+        let der = bench.judge(holder, |_| {}).unwrap();
+        let (_, cert) = X509Certificate::from_der(der.der()).unwrap();
+        let found = cert.extensions().iter().find(|e| e.oid.to_id_string().ends_with(".1") && e.value.len() < 40);
+        assert_eq!(Mandate::from_der(found.unwrap().value), Ok(mandate));
+    }
+    for number in [0, u64::MAX] {
+        let holder = Holder::Intermediate("a".parse().unwrap(), Mandate { number, grant: Default::default() });
+        assert_eq!(bench.judge(holder, |_| {}), Err(CheckError::Mandate("its number is out of range")));
+    }
+}
+
+#[test]
+fn nothing_is_issued_beyond_the_issuers_mandate() {
+    let bench = Bench::new();
+    for (name, granted) in [("shop/web", true), ("shop/a/b", true), ("web", true), ("web2", false), ("shop", false)] {
+        let holder = Holder::Workload(name.parse().unwrap(), Box::new(program()));
+        match (bench.judge(holder, |_| {}), granted) {
+            (Ok(_), true) => {}
+            (Err(CheckError::NotGranted(refused)), false) => assert_eq!(refused, name),
+            (other, _) => panic!("{name}: {other:?}"),
+        }
     }
 }
 
@@ -507,7 +564,13 @@ fn what_a_node_receives_must_come_from_its_roots() {
     let stranger = root(Validity { from: NOW - 60, until: NOW + 6000 });
     let spki = rcgen::PublicKeyData::subject_public_key_info(&bench.node.key);
     let take = |roots: &[CertificateDer<'static>], name: &str| {
-        received(&bench.node.certificate, &domain(), Holder::Intermediate(name.parse().unwrap()), &spki, roots)
+        received(
+            &bench.node.certificate,
+            &domain(),
+            Holder::Intermediate(name.parse().unwrap(), mandate("shop/*,web")),
+            &spki,
+            roots,
+        )
     };
     let (ours, theirs) = (bench.root.certificate.clone(), stranger.certificate);
     assert!(take(&[theirs.clone(), ours.clone()], "a").is_ok());

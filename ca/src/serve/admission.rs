@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::grant::Grant;
 use bonafide_proto::name::NodeName;
 use bonafide_proto::wire::authority as wire;
 use tonic::{Request, Response, Status};
 
-use crate::authority::{Authority, TokenCreationError};
+use crate::authority::{Authority, GrantNodeError, TokenCreationError, TokenTerms};
 use crate::quarantine::QuarantineError;
 use crate::serve::{MESSAGE_MAX, blocking};
 use crate::store::{NodeRecord, Quarantined};
@@ -49,16 +50,17 @@ impl wire::admission_server::Admission for AdmissionService {
         if self.1 == Reach::OneNode {
             return Err(Status::failed_precondition(ONE_NODE));
         }
-        let wire::CreateTokenRequest { node, ttl_seconds } = request.into_inner();
+        let wire::CreateTokenRequest { node, ttl_seconds: ttl, grant } = request.into_inner();
+        let grant = grant.map(granted).transpose()?;
         let node: Option<NodeName> = match node.as_str() {
             "" => None,
-            name => Some(name.parse().map_err(|e| Status::invalid_argument(format!("the node name {e}")))?),
+            name => Some(named(name)?),
         };
         let authority = self.0.clone();
-        let bound = node.clone();
-        let (token, expires) =
-            blocking(move || authority.create_token(bound, ttl_seconds).map_err(token_status)).await?;
-        tracing::info!(node = node.as_ref().map_or("any", |n| n.as_str()), expires, "join token made");
+        let granted = grant.as_ref().map(ToString::to_string);
+        let terms = TokenTerms { node: node.clone(), ttl, grant };
+        let (token, expires) = blocking(move || authority.create_token(terms).map_err(token_status)).await?;
+        tracing::info!(node = node.as_ref().map_or("any", |n| n.as_str()), granted, expires, "join token made");
         Ok(Response::new(wire::CreateTokenResponse { token: token.reveal().to_string(), expires }))
     }
 
@@ -71,6 +73,18 @@ impl wire::admission_server::Admission for AdmissionService {
         let nodes = blocking(move || authority.nodes().map_err(|e| Status::internal(e.to_string()))).await?;
         let nodes = nodes.into_iter().map(|(name, record)| node(&name, record, following.contains(&name))).collect();
         Ok(Response::new(wire::ListNodesResponse { nodes }))
+    }
+
+    async fn grant_node(
+        &self,
+        request: Request<wire::GrantNodeRequest>,
+    ) -> Result<Response<wire::GrantNodeResponse>, Status> {
+        let wire::GrantNodeRequest { node, grant } = request.into_inner();
+        let node = named(&node)?;
+        let grant = granted(grant.unwrap_or_default())?;
+        let authority = self.0.clone();
+        let changed = blocking(move || authority.grant(&node, &grant).map_err(grant_status)).await?;
+        Ok(Response::new(wire::GrantNodeResponse { changed }))
     }
 
     async fn quarantine(
@@ -131,6 +145,21 @@ fn quarantine_status(e: QuarantineError) -> Status {
     }
 }
 
+fn named(node: &str) -> Result<NodeName, Status> {
+    node.parse().map_err(|e| Status::invalid_argument(format!("the node name {e}")))
+}
+
+fn granted(grant: wire::Grant) -> Result<Grant, Status> {
+    Grant::of(grant.workloads.iter().map(String::as_str)).map_err(|e| Status::invalid_argument(e.to_string()))
+}
+
+fn grant_status(e: GrantNodeError) -> Status {
+    match e {
+        GrantNodeError::Unknown(_) => Status::not_found(e.to_string()),
+        GrantNodeError::Store(_) => Status::internal(e.to_string()),
+    }
+}
+
 fn token_status(e: TokenCreationError) -> Status {
     match e {
         TokenCreationError::Ttl(_) => Status::invalid_argument(e.to_string()),
@@ -147,5 +176,6 @@ fn node(name: &NodeName, record: NodeRecord, following: bool) -> wire::Node {
         last_renewed: record.last_renewed,
         not_after: record.not_after,
         following,
+        grant: Some(wire::Grant { workloads: record.grant.patterns().map(ToOwned::to_owned).collect() }),
     }
 }

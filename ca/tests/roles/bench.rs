@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use bonafide_ca::authority::TokenTerms;
 use bonafide_ca::config::{Config, Role, RootConfig};
 use bonafide_ca::daemon::Daemon;
 use bonafide_ca::remote::Remote;
@@ -13,6 +14,7 @@ use bonafide_ca::{Authority, AuthorityLink, Charter, Embedded, JoinToken, NodeCa
 use bonafide_proto::clock::{Clock, SharedClock};
 use bonafide_proto::endpoint;
 use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host, Script};
+use bonafide_proto::grant::Grant;
 use bonafide_proto::name::TrustDomain;
 use bonafide_proto::wire::authority as wire;
 use bonafide_proto::wire::authority::admission_client::AdmissionClient;
@@ -95,7 +97,12 @@ impl Domain {
     }
 
     pub(crate) fn token(&self, node: Option<&str>) -> JoinToken {
-        self.authority.create_token(node.map(|n| n.parse().unwrap()), 600).unwrap().0
+        self.token_for(node, Some(Grant::everything()))
+    }
+
+    pub(crate) fn token_for(&self, node: Option<&str>, grant: Option<Grant>) -> JoinToken {
+        let terms = TokenTerms { node: node.map(|n| n.parse().unwrap()), ttl: 600, grant };
+        self.authority.create_token(terms).unwrap().0
     }
 
     pub(crate) fn stranger(&self, name: &str) -> NodeCa {
@@ -164,7 +171,8 @@ impl Served {
     }
 
     pub(crate) async fn token(&self, node: &str) -> JoinToken {
-        let request = wire::CreateTokenRequest { node: node.into(), ttl_seconds: 600 };
+        let grant = Some(wire::Grant { workloads: vec!["*".into()] });
+        let request = wire::CreateTokenRequest { node: node.into(), ttl_seconds: 600, grant };
         self.admin().create_token(request).await.unwrap().into_inner().token.parse().unwrap()
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bonafide_ca::authority::TokenTerms;
 use bonafide_ca::link::{Halves, MeshStates};
 use bonafide_ca::member::Member;
 use bonafide_ca::mesh::Held;
@@ -153,7 +154,7 @@ async fn two_requests_for_one_key_are_refused_and_cost_nothing() {
 fn tokens_live_ten_minutes_at_most() {
     let domain = Domain::new();
     for ttl in [0, 601, u32::MAX] {
-        assert!(domain.authority.create_token(None, ttl).is_err());
+        assert!(domain.authority.create_token(TokenTerms { ttl, ..TokenTerms::default() }).is_err());
     }
 }
 

@@ -10,6 +10,7 @@
 )]
 
 mod bench;
+mod grants;
 mod issuing;
 mod joining;
 mod program;

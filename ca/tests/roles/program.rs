@@ -171,7 +171,7 @@ fn free_port() -> u16 {
 
 async fn token(socket: &Path) -> String {
     for _ in 0..600 {
-        let (code, out, _) = said(program().arg("token").arg("--socket").arg(socket)).await;
+        let (code, out, _) = said(program().args(["token", "--workloads", "*", "--socket"]).arg(socket)).await;
         if code == 0 {
             return out;
         }

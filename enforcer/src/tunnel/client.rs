@@ -15,7 +15,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use super::error::TunnelError;
 use super::frame::{Accept, Frame, Open};
 use super::leaf::{Leaf, Trust};
-use super::session::{Session, buffered, client_config, proven};
+use super::session::{Session, buffered, client_config, proven, verifier};
 use super::stream::{Tunnel, read_frame, write_frame};
 
 /// The longest a handshake may take.
@@ -41,11 +41,12 @@ pub async fn handshake<S>(stream: S, leaf: &Leaf, trust: &Trust) -> Result<Clien
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let connector = TlsConnector::from(Arc::new(client_config(leaf, trust)?));
+    let verifier = verifier(trust);
+    let connector = TlsConnector::from(Arc::new(client_config(leaf, trust, Arc::clone(&verifier))?));
     let connect = connector.connect(placeholder()?, buffered(stream));
     let session = timeout(HANDSHAKE_PATIENCE, connect).await?.map_err(|e| match e.kind() {
         io::ErrorKind::UnexpectedEof => TunnelError::NotBonafide("it closed the connection in the handshake".into()),
-        _ => TunnelError::in_handshake(&e),
+        _ => TunnelError::in_handshake(&e, &verifier),
     })?;
     let mut session = TlsStream::Client(session);
     let (peer, facts) = proven(&mut session, trust)?;

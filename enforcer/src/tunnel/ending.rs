@@ -125,6 +125,7 @@ impl Ending {
             | R::NotBonafide
             | R::Handshake
             | R::PeerCertificate
+            | R::NotGranted
             | R::RefusedByPeer
             | R::NoSvid
             | R::Protocol

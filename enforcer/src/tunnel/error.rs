@@ -4,8 +4,8 @@ use std::io;
 
 use bonafide_proto::record::Reason;
 use bonafide_proto::svid::SvidError;
-use bonafide_proto::tls::svid_error;
-use rustls::{AlertDescription, Error as Tls};
+use bonafide_proto::tls::{PeerVerifier, svid_error};
+use rustls::{AlertDescription, CertificateError, Error as Tls};
 
 use super::frame::{FrameError, RefuseCode};
 
@@ -21,6 +21,9 @@ pub enum TunnelError {
     /// The handshake failed between two that could have spoken, or the peer refused our certificate.
     #[error("the TLS handshake failed: {0}")]
     Handshake(String),
+    /// The peer says that our own certificate is for a workload that this node was not granted.
+    #[error("the other end refused this end's certificate: not-granted, this node may not issue that workload")]
+    NotGranted,
     /// The other enforcer refused the flow.
     #[error("the other enforcer refused: {0}")]
     Refused(RefuseCode),
@@ -43,6 +46,7 @@ impl TunnelError {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
+            Self::PeerCertificate(SvidError::NotGranted { .. }) | Self::NotGranted => Reason::NotGranted,
             Self::PeerCertificate(_) => Reason::PeerCertificate,
             Self::NotBonafide(_) => Reason::NotBonafide,
             Self::Handshake(_) => Reason::Handshake,
@@ -54,8 +58,13 @@ impl TunnelError {
     }
 
     /// An error while the handshake runs, or before the peer has said anything after it.
-    pub(super) fn in_handshake(e: &io::Error) -> Self {
+    pub(super) fn in_handshake(e: &io::Error, verifier: &PeerVerifier) -> Self {
         match tls(e) {
+            Some(Tls::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+                if let Some(refusal) = verifier.beyond_grant() =>
+            {
+                Self::PeerCertificate(refusal)
+            }
             Some(e) => Self::of_tls(e),
             None => Self::Handshake(e.to_string()),
         }
@@ -76,6 +85,8 @@ impl TunnelError {
                 | AlertDescription::ProtocolVersion
                 | AlertDescription::HandshakeFailure,
             ) => Self::NotBonafide(e.to_string()),
+            // Nobody sends this one for anything else.
+            Tls::AlertReceived(AlertDescription::AccessDenied) => Self::NotGranted,
             Tls::AlertReceived(alert) => Self::Handshake(format!("the other end sent the alert {alert:?}")),
             other => Self::Handshake(other.to_string()),
         }

@@ -163,6 +163,7 @@ impl From<Reason> for RefuseCode {
             | R::NotBonafide
             | R::Handshake
             | R::PeerCertificate
+            | R::NotGranted
             | R::RefusedByPeer
             | R::Protocol
             | R::EndedByPeer

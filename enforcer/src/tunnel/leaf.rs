@@ -110,6 +110,16 @@ impl Leaf {
     }
 }
 
+#[cfg(test)]
+impl Leaf {
+    /// The same, but another chain is shown, unchecked.
+    #[allow(clippy::unwrap_used, reason = "tests only")]
+    pub(super) fn showing(self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
+        let certified = CertifiedKey::new(chain, any_supported_type(&key).unwrap());
+        Self { certified: Arc::new(certified), ..self }
+    }
+}
+
 impl fmt::Debug for Leaf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Leaf").field("svid", &self.svid).field("half_life", &self.half_life).finish_non_exhaustive()

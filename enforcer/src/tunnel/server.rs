@@ -14,7 +14,7 @@ use super::client::HANDSHAKE_PATIENCE;
 use super::error::TunnelError;
 use super::frame::{Accept, Frame, Open, RefuseCode};
 use super::leaf::{Leaf, Trust};
-use super::session::{Session, buffered, proven, server_config};
+use super::session::{Session, buffered, proven, server_config, verifier};
 use super::stream::{Tunnel, read_frame, write_frame};
 
 /// The longest an authenticated client may wait before it asks for something.
@@ -38,11 +38,12 @@ pub async fn handshake<S>(stream: S, leaf: &Leaf, trust: &Trust) -> Result<Serve
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let acceptor = TlsAcceptor::from(Arc::new(server_config(leaf, trust)?));
+    let verifier = verifier(trust);
+    let acceptor = TlsAcceptor::from(Arc::new(server_config(leaf, trust, Arc::clone(&verifier))?));
     let session = match timeout(HANDSHAKE_PATIENCE, acceptor.accept(buffered(stream)).into_fallible()).await? {
         Ok(session) => session,
         Err((e, stream)) => {
-            let refusal = TunnelError::in_handshake(&e);
+            let refusal = TunnelError::in_handshake(&e, &verifier);
             if !matches!(refusal, TunnelError::NotBonafide(_)) {
                 farewell(stream).await;
             }

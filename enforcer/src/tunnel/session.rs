@@ -29,17 +29,21 @@ pub(super) fn buffered<S: tokio::io::AsyncRead>(stream: S) -> BufReader<S> {
     BufReader::with_capacity(READ_AHEAD, stream)
 }
 
-fn verifier(trust: &Trust) -> Arc<PeerVerifier> {
+pub(super) fn verifier(trust: &Trust) -> Arc<PeerVerifier> {
     Arc::new(PeerVerifier::new(trust.bundle.clone(), Expect::Workload))
 }
 
-pub(super) fn client_config(leaf: &Leaf, trust: &Trust) -> Result<ClientConfig, TunnelError> {
+pub(super) fn client_config(
+    leaf: &Leaf,
+    trust: &Trust,
+    verifier: Arc<PeerVerifier>,
+) -> Result<ClientConfig, TunnelError> {
     let time = Arc::new(TlsTime(trust.clock.clone()));
     let mut config = ClientConfig::builder_with_details(provider().clone(), time)
         .with_protocol_versions(&[&version::TLS13])
         .map_err(|e| TunnelError::Handshake(e.to_string()))?
         .dangerous()
-        .with_custom_certificate_verifier(verifier(trust))
+        .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(leaf.certified())));
     config.alpn_protocols = vec![ALPN_TUNNEL.to_vec()];
     config.enable_sni = false;
@@ -47,12 +51,16 @@ pub(super) fn client_config(leaf: &Leaf, trust: &Trust) -> Result<ClientConfig, 
     Ok(config)
 }
 
-pub(super) fn server_config(leaf: &Leaf, trust: &Trust) -> Result<ServerConfig, TunnelError> {
+pub(super) fn server_config(
+    leaf: &Leaf,
+    trust: &Trust,
+    verifier: Arc<PeerVerifier>,
+) -> Result<ServerConfig, TunnelError> {
     let time = Arc::new(TlsTime(trust.clock.clone()));
     let mut config = ServerConfig::builder_with_details(provider().clone(), time)
         .with_protocol_versions(&[&version::TLS13])
         .map_err(|e| TunnelError::Handshake(e.to_string()))?
-        .with_client_cert_verifier(verifier(trust))
+        .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(leaf.certified())));
     config.alpn_protocols = vec![ALPN_TUNNEL.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});

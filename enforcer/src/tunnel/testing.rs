@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bonafide_proto::clock::{Clock, SharedClock};
+use bonafide_proto::grant::MANDATE_OID;
 use bonafide_proto::name::SpiffeId;
 use bonafide_proto::svid::{FINGERPRINT_OID, TrustBundle};
 use rcgen::{
@@ -101,6 +102,12 @@ pub(crate) fn uri(id: &str) -> SanType {
     SanType::URI(id.try_into().unwrap())
 }
 
+/// SEQUENCE { INTEGER 1, SEQUENCE { UTF8String } }, as `bonafide_proto::grant` documents it.
+fn mandate(grant: &str) -> Vec<u8> {
+    let length = u8::try_from(grant.len()).unwrap();
+    [&[0x30, length + 7, 2, 1, 1, 0x30, length + 2, 12, length][..], grant.as_bytes()].concat()
+}
+
 fn fingerprint(program: &str) -> CustomExtension {
     let mut items = vec![4, 32];
     items.extend([7; 32]);
@@ -114,11 +121,17 @@ fn fingerprint(program: &str) -> CustomExtension {
 
 impl Mesh {
     pub(crate) fn new(domain: &str) -> Self {
+        Self::granting(domain, "*")
+    }
+
+    /// Its node may issue what this name or prefix says.
+    pub(crate) fn granting(domain: &str, grant: &str) -> Self {
         let (root_key, node_key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
         let root_params = ca_params("root", 1_000_000);
         let root = root_params.self_signed(&root_key).unwrap().der().clone();
         let root_issuer = Issuer::new(root_params, root_key);
-        let node_params = ca_params("node-a", 500_000);
+        let mut node_params = ca_params("node-a", 500_000);
+        node_params.custom_extensions = vec![CustomExtension::from_oid_content(&MANDATE_OID, mandate(grant))];
         let intermediate = node_params.signed_by(&node_key, &root_issuer).unwrap().der().clone();
         Self {
             domain: domain.to_owned(),

@@ -27,6 +27,7 @@ mod edits;
 mod failures;
 mod fallback;
 mod generations;
+mod grants;
 mod idle;
 mod impostor;
 mod membership;

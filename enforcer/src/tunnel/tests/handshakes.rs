@@ -12,13 +12,14 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::super::TunnelError;
 use super::super::frame::RefuseCode;
-use super::super::session::{client_config, server_config};
+use super::super::leaf::Leaf;
+use super::super::session::{client_config, server_config, verifier};
 use super::super::testing::{LEAF_TTL, Mesh, Shown, T0, at, leaf_params, uri};
 use super::*;
 
 /// What our server makes of a client that is ours but for one change.
 async fn server_meets(mesh: &Mesh, change: impl FnOnce(&mut ClientConfig)) -> TunnelError {
-    let mut config = client_config(&mesh.leaf("shop/web"), &mesh.trust()).unwrap();
+    let mut config = client_config(&mesh.leaf("shop/web"), &mesh.trust(), verifier(&mesh.trust())).unwrap();
     change(&mut config);
     let (near, far) = wire();
     let name = "bonafide.invalid".try_into().unwrap();
@@ -34,7 +35,7 @@ async fn server_meets(mesh: &Mesh, change: impl FnOnce(&mut ClientConfig)) -> Tu
 
 /// What our client makes of a server that is ours but for one change.
 async fn client_meets(mesh: &Mesh, change: impl FnOnce(&mut ServerConfig)) -> TunnelError {
-    let mut config = server_config(&mesh.leaf("shop/db"), &mesh.trust()).unwrap();
+    let mut config = server_config(&mesh.leaf("shop/db"), &mesh.trust(), verifier(&mesh.trust())).unwrap();
     change(&mut config);
     let (near, far) = wire();
     let peer = async {
@@ -68,6 +69,36 @@ async fn each_end_learns_who_the_other_is() {
         assert_eq!((facts.version.as_str(), facts.group.as_str()), ("TLSv1.3", "X25519MLKEM768"));
         assert!(facts.suite.starts_with("TLS13_"), "{}", facts.suite);
         assert_eq!(facts.peer_serial, peer.serial());
+    }
+}
+
+/// A leaf beyond the grant of the node that issued it, shown by either end, and what both ends say of it.
+#[tokio::test]
+async fn a_leaf_beyond_its_nodes_grant_is_refused_by_that_name_at_both_ends() {
+    let mesh = Mesh::granting("example.org", "shop/w*");
+    let (honest, beyond) = (mesh.leaf("shop/web"), mesh.shown(&leaf_params("example.org", "shop/db")));
+    let refused = Leaf::new(beyond.chain.clone(), beyond.key.clone_key(), &mesh.id("shop/db"), &mesh.trust());
+    assert!(refused.unwrap_err().to_string().contains("not-granted"));
+    let rogue = Mesh::granting("example.org", "*").leaf("shop/db").showing(beyond.chain, beyond.key);
+    for rogue_serves in [true, false] {
+        let (near, far) = wire();
+        let trust = mesh.trust();
+        let (client, server) = if rogue_serves { (&honest, &rogue) } else { (&rogue, &honest) };
+        let ends = async {
+            tokio::join!(
+                async {
+                    let client = client::handshake(near, client, &trust).await?;
+                    client.open(open()).await.map(drop)
+                },
+                async { server::handshake(far, server, &trust).await.map(drop) },
+            )
+        };
+        let (at_client, at_server) = ends.await;
+        let (here, there) = if rogue_serves { (at_client, at_server) } else { (at_server, at_client) };
+        let (here, there) = (here.unwrap_err(), there.unwrap_err());
+        assert_eq!((here.reason(), there.reason()), (Reason::NotGranted, Reason::NotGranted));
+        assert!(here.to_string().contains("node node-a was not granted to issue shop/db"), "{here}");
+        assert!(there.to_string().contains("this end's certificate"), "{there}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 use rustls::ClientConnection;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::super::session::client_config;
+use super::super::session::{client_config, verifier};
 use super::super::sniff::{SNIFF_MAX, Speaks, sniff};
 use super::super::testing::Mesh;
 use super::*;
@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 fn client_hello(alpn: &[&[u8]]) -> Vec<u8> {
     let mesh = Mesh::new("example.org");
-    let mut config = client_config(&mesh.leaf("shop/web"), &mesh.trust()).unwrap();
+    let mut config = client_config(&mesh.leaf("shop/web"), &mesh.trust(), verifier(&mesh.trust())).unwrap();
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
     let mut tls = ClientConnection::new(Arc::new(config), "bonafide.invalid".try_into().unwrap()).unwrap();
     let mut hello = Vec::new();
