@@ -165,7 +165,13 @@ fn enforcer_facts(s: &EnforcementStatus) -> String {
 fn enforcer_faults(s: &EnforcementStatus, policy: &[u8]) -> Faults {
     let mut faults = Faults::new();
     if s.policy_sha256.is_empty() {
-        faults.push((State::Down, "it has no policy yet".to_owned(), "see the line of identityd"));
+        faults.push(match s.mode.as_str() {
+            "" | "none" => (State::Down, "it has no policy yet".to_owned(), "see the line of identityd"),
+            mode => {
+                let what = format!("its capture rules are still those of {mode} mode, not the policy's");
+                (State::Impaired, what, "ask again; if it stays so, see its log")
+            }
+        });
     } else if !policy.is_empty() && s.policy_sha256 != policy {
         let what = format!("its policy is {}, not identityd's", short(&s.policy_sha256));
         faults.push((State::Impaired, what, "ask again; if it stays so, see its log"));
@@ -230,6 +236,8 @@ mod tests {
         assert_eq!(state_of((), enforcer_faults(&with(&[1; 32]), &[1; 32])), State::Ok);
         assert_eq!(state_of((), enforcer_faults(&with(&[2; 32]), &[1; 32])), State::Impaired);
         assert_eq!(state_of((), enforcer_faults(&with(&[]), &[1; 32])), State::Down);
+        let between = EnforcementStatus { mode: "shadow".into(), ..EnforcementStatus::default() };
+        assert_eq!(state_of((), enforcer_faults(&between, &[1; 32])), State::Impaired);
     }
 
     #[test]

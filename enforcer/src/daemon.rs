@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bonafide_policy::Policy;
+use bonafide_policy::{Mode, Policy};
 use bonafide_proto::clock::{SharedClock, SystemClock};
 use bonafide_proto::endpoint;
 use bonafide_proto::flow::canonical;
@@ -84,7 +84,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         ports: [config.outbound_port, config.inbound_port],
         identity,
     });
-    serve_operator(admin, Arc::clone(&node), &config);
+    let (captures, captured) = watch::channel(None);
+    serve_operator(admin, Operator { node: Arc::clone(&node), backend: config.backend, captures: captured });
     tokio::spawn(reverify::run(Arc::clone(&node.live), node.identity.clone()));
 
     let mut policies = node.policy.clone();
@@ -102,17 +103,17 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         exempt,
         control: config.control,
     };
-    let observer = Observer::start(Arc::clone(&node), plan.control.clone());
+    let standing = Standing { observer: Observer::start(Arc::clone(&node), plan.control.clone()), captures };
     let mut capture = Capture::install(plan).await?;
-    tell(&observer, &capture);
+    standing.tell(&capture);
     node.live.judge_again(&policy);
     tracing::info!(mode = policy.mode().as_str(), backend = config.backend.as_str(), "at work");
 
     let mut refresh = tokio::time::interval(REFRESH);
     loop {
         tokio::select! {
-            policy = next_policy(&mut policies) => adopt(&policy, &mut capture, &node, &observer).await,
-            _ = refresh.tick() => put_right(&mut capture, &node, &observer).await,
+            policy = next_policy(&mut policies) => adopt(&policy, &mut capture, &node, &standing).await,
+            _ = refresh.tick() => put_right(&mut capture, &node, &standing).await,
             () = stop.asked() => break,
         }
     }
@@ -120,37 +121,51 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 }
 
 /// A new policy: every live flow is asked again at once, then the rules follow the mode.
-async fn adopt(policy: &Policy, capture: &mut Capture, node: &Node, observer: &Observer) {
+async fn adopt(policy: &Policy, capture: &mut Capture, node: &Node, standing: &Standing) {
     let ended = node.live.judge_again(policy);
     tracing::info!(mode = policy.mode().as_str(), digest = %policy.digest(), ended, "policy in force");
-    follow_mode(policy, capture, observer).await;
+    follow_mode(policy, capture, standing).await;
 }
 
 /// A switch that fails leaves the rules that are in force; it is tried again every [`REFRESH`].
-async fn follow_mode(policy: &Policy, capture: &mut Capture, observer: &Observer) {
+async fn follow_mode(policy: &Policy, capture: &mut Capture, standing: &Standing) {
     if policy.mode() == capture.mode() {
         return;
     }
     // What is captured no more shall be seen from its first packet.
     if observes(policy.mode()) {
-        observer.observe();
+        standing.observer.observe();
     }
     match capture.switch(policy.mode()).await {
         Ok(()) => tracing::info!(mode = policy.mode().as_str(), "the capture rules follow the mode"),
         Err(e) => tracing::error!(error = %e, "the capture rules cannot follow the mode yet; those in force stay"),
     }
-    tell(observer, capture);
+    standing.tell(capture);
 }
 
-/// Who records connections: whoever captures them, else the observer.
-fn tell(observer: &Observer, capture: &Capture) {
-    if observes(capture.mode()) { observer.observe() } else { observer.leave_to_capture() }
+/// Who has to know which capture rules are in place.
+struct Standing {
+    observer: Arc<Observer>,
+    captures: watch::Sender<Option<Mode>>,
+}
+
+impl Standing {
+    /// Who records connections: whoever captures them, else the observer. And to the operator it is told from now on.
+    fn tell(&self, capture: &Capture) {
+        let mode = capture.mode();
+        if observes(mode) {
+            self.observer.observe()
+        } else {
+            self.observer.leave_to_capture()
+        }
+        self.captures.send_replace(Some(mode));
+    }
 }
 
 /// Somebody else's change to what the rules refer to: a restarted daemon's new cgroup, a killed guard.
-async fn put_right(capture: &mut Capture, node: &Node, observer: &Observer) {
+async fn put_right(capture: &mut Capture, node: &Node, standing: &Standing) {
     if let Ok(policy) = node.policy() {
-        follow_mode(&policy, capture, observer).await;
+        follow_mode(&policy, capture, standing).await;
     }
     match capture.refresh().await {
         Ok(false) => {}
@@ -180,14 +195,13 @@ async fn finish(capture: Capture, node: &Node) -> Result<(), DaemonError> {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     tracing::info!(ended, "stopping");
-    if capture.mode() != bonafide_policy::Mode::Enforce {
+    if capture.mode() != Mode::Enforce {
         capture.remove().await?;
     }
     Ok(())
 }
 
-fn serve_operator(admin: UnixListener, node: Arc<Node>, config: &Config) {
-    let operator = Operator { node, backend: config.backend };
+fn serve_operator(admin: UnixListener, operator: Operator) {
     let callers = vec![0, rustix::process::geteuid().as_raw()];
     tokio::spawn(async move {
         let served = Server::builder()

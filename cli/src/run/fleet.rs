@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bonafide_proto::wire::node::IssuanceStatus;
+use bonafide_proto::wire::node::{EnforcementStatus, IssuanceStatus};
 
 use super::daemon::{Daemon, Ending, News, wait, words};
 use super::log;
@@ -102,7 +102,7 @@ async fn until_up(daemon: &mut Daemon, layout: &Layout) -> Result<(), Failure> {
         let answered = match daemon.name {
             "ca" => ask::issuance_status(&layout.ca_socket()).await.and_then(|s| member(&s)),
             "identityd" => ask::attestation_status(&layout.identityd_socket()).await.map(drop),
-            _ => ask::enforcement_status(&layout.enforcer_socket()).await.map(drop),
+            _ => ask::enforcement_status(&layout.enforcer_socket()).await.and_then(|s| captures(&s)),
         };
         let Err(e) = answered else { return Ok(()) };
         let name = daemon.name;
@@ -115,6 +115,14 @@ async fn until_up(daemon: &mut Daemon, layout: &Layout) -> Result<(), Failure> {
             return Err(Failure::Failed(format!("{name} is not ready: {e}\n{}", last_words(&daemon.command.log))));
         }
         tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+/// Until its rules are in place connections pass it by.
+fn captures(status: &EnforcementStatus) -> Result<(), NoAnswer> {
+    match status.mode.as_str() {
+        "none" => Err(NoAnswer::Said("its capture rules are not in place yet".to_owned())),
+        _ => Ok(()),
     }
 }
 

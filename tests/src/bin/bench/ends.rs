@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use bonafide_proto::fingerprint::Digest;
@@ -176,7 +176,7 @@ impl Stage {
         let subject = if site == Site::A { &mut client } else { &mut server };
         let began = Instant::now();
         let _tracer = self.happens(cause, subject)?;
-        Ok(subject.reset().unwrap_or(began + LIMIT).saturating_duration_since(began).as_secs_f64() * 1e3)
+        Ok(subject.reset()?.unwrap_or(began + LIMIT).saturating_duration_since(began).as_secs_f64() * 1e3)
     }
 
     /// Puts back what the last round changed.
@@ -278,9 +278,13 @@ impl Idle {
         }
     }
 
-    /// When it saw the reset.
-    fn reset(&self) -> Option<Instant> {
-        self.said.recv_timeout(LIMIT).ok().filter(|(said, _)| said == "reset").map(|(_, when)| when)
+    /// When it saw the reset; none if it kept its connection. One that ended otherwise was not measured.
+    fn reset(&self) -> Result<Option<Instant>, String> {
+        match self.said.recv_timeout(LIMIT) {
+            Ok((said, when)) if said == "reset" => Ok(Some(when)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            other => Err(format!("a program saw no reset: {other:?}")),
+        }
     }
 }
 
