@@ -20,7 +20,7 @@ use crate::quarantine::Quarantine;
 use crate::refusal::MembershipRefusal;
 use crate::sharing::{Exchange, Seat};
 use crate::state;
-use crate::store::{EmbeddedStore, NodeRecord, Store, StoreError, TokenRecord};
+use crate::store::{NodeRecord, Store, StoreError, TokenRecord};
 use bonafide_proto::token::{JoinToken, Secret, TokenError};
 
 /// Lifetime of the authority's own SVID, seconds; replaced at half of it.
@@ -79,7 +79,7 @@ pub struct Authority {
     trust_domain: TrustDomain,
     signer: Signer,
     bundle: TrustBundle,
-    store: Arc<dyn Store>,
+    store: Arc<Store>,
     clock: SharedClock,
     intermediate_ttl: i64,
     own: Mutex<Option<OwnSvid>>,
@@ -101,7 +101,7 @@ impl Authority {
     /// Any [`OpenError`]; nothing that exists is changed then.
     pub fn open(charter: &Charter, clock: SharedClock) -> Result<Self, OpenError> {
         state::prepare(&charter.state)?;
-        let store = Arc::new(EmbeddedStore::open(&charter.state.join("store"))?);
+        let store = Arc::new(Store::embedded(&charter.state.join("store"), clock.clone())?);
         let signer = founding::root_signer(charter, store.as_ref(), clock.unix())?;
         store.forget_before(clock.unix().saturating_sub(REMEMBER))?;
         Ok(Self {

@@ -43,7 +43,7 @@ impl Signer {
         order: &Order,
         key: &PublicKey,
         of_node: Option<Place>,
-        ledger: &dyn Store,
+        ledger: &Store,
         now: i64,
     ) -> Result<Checked, IssueError> {
         if !self.validity.covers(now) || order.validity.from >= order.validity.until {
@@ -96,12 +96,21 @@ pub(crate) fn entry(order: &Order, of_node: Option<Place>, now: i64) -> LedgerEn
 
 #[cfg(test)]
 mod tests {
-    use bonafide_proto::name::{NodeName, TrustDomain};
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use bonafide_proto::clock::{SharedClock, SystemClock};
+    use bonafide_proto::name::TrustDomain;
+    use tokio::sync::watch;
 
     use super::*;
-    use crate::store::{EmbeddedStore, Meta, NodeRecord, QuarantineRecord, TokenRecord};
+    use crate::store::engine::{self, Condition, Engine, Page, Tree, Write};
 
     const NOW: i64 = 1_800_000_000;
+
+    fn clock() -> SharedClock {
+        Arc::new(SystemClock)
+    }
 
     fn order(holder: Holder) -> Order {
         let trust_domain: TrustDomain = "example.org".parse().unwrap();
@@ -121,7 +130,7 @@ mod tests {
     #[test]
     fn what_is_handed_out_is_in_the_ledger() {
         let dir = tempfile::tempdir().unwrap();
-        let store = EmbeddedStore::open(&dir.path().join("store")).unwrap();
+        let store = Store::embedded(&dir.path().join("store"), clock()).unwrap();
         let order = order(Holder::Node("a".parse().unwrap()));
         let issued =
             signer().issue(&order, &requested(), Some(Place { membership: 3, number: 5 }), &store, NOW).unwrap();
@@ -136,63 +145,48 @@ mod tests {
 
     #[test]
     fn nothing_is_handed_out_that_cannot_be_written_down() {
+        let dir = tempfile::tempdir().unwrap();
         let order = order(Holder::Node("a".parse().unwrap()));
-        let refused = signer().issue(&order, &requested(), None, &FullDisk, NOW).unwrap_err();
+        let refused = signer().issue(&order, &requested(), None, &full_disk(dir.path()), NOW).unwrap_err();
         assert!(matches!(refused, IssueError::Store(_)), "{refused}");
     }
 
     #[test]
     fn an_expired_issuer_issues_nothing() {
+        let dir = tempfile::tempdir().unwrap();
         let order = order(Holder::Node("a".parse().unwrap()));
         for when in [NOW - 61, NOW + 601] {
-            let refused = signer().issue(&order, &requested(), None, &FullDisk, when).unwrap_err();
+            let refused = signer().issue(&order, &requested(), None, &full_disk(dir.path()), when).unwrap_err();
             assert!(matches!(refused, IssueError::IssuerExpired(_)), "{refused}");
         }
+    }
+
+    /// A store whose disk is full from its first write on.
+    fn full_disk(dir: &std::path::Path) -> Store {
+        Store::open(Arc::new(FullDisk), &dir.join("audit"), clock()).unwrap()
     }
 
     #[derive(Debug)]
     struct FullDisk;
 
-    fn full<T>() -> Result<T, StoreError> {
-        Err(StoreError::Io { path: "store".into(), why: "no space left".into() })
-    }
-
-    impl Store for FullDisk {
-        fn meta(&self) -> Result<Option<Meta>, StoreError> {
-            full()
+    impl Engine for FullDisk {
+        fn place(&self) -> PathBuf {
+            "store".into()
         }
-        fn found(&self, _: &Meta) -> Result<bool, StoreError> {
-            full()
+        fn get(&self, _: &engine::Key) -> Result<Option<Vec<u8>>, StoreError> {
+            Ok(None)
         }
-        fn token(&self, _: &[u8; 32]) -> Result<Option<TokenRecord>, StoreError> {
-            full()
+        fn page(&self, _: Tree, _: Option<&[u8]>, _: usize) -> Result<Page, StoreError> {
+            Ok(Vec::new())
         }
-        fn swap_token(&self, _: &[u8; 32], _: Option<&TokenRecord>, _: &TokenRecord) -> Result<bool, StoreError> {
-            full()
+        fn commit(&self, _: &[Condition], _: &[Write]) -> Result<bool, StoreError> {
+            Err(StoreError::Io { path: "store".into(), why: "no space left".into() })
         }
-        fn node(&self, _: &NodeName) -> Result<Option<NodeRecord>, StoreError> {
-            full()
+        fn room(&self) -> usize {
+            100
         }
-        fn swap_node(&self, _: &NodeName, _: Option<&NodeRecord>, _: &NodeRecord) -> Result<bool, StoreError> {
-            full()
-        }
-        fn nodes(&self) -> Result<Vec<(NodeName, NodeRecord)>, StoreError> {
-            full()
-        }
-        fn enter(&self, _: &str, _: &LedgerEntry) -> Result<(), StoreError> {
-            full()
-        }
-        fn entry(&self, _: &str) -> Result<Option<LedgerEntry>, StoreError> {
-            full()
-        }
-        fn quarantine(&self) -> Result<Option<QuarantineRecord>, StoreError> {
-            full()
-        }
-        fn swap_quarantine(&self, _: Option<&QuarantineRecord>, _: &QuarantineRecord) -> Result<bool, StoreError> {
-            full()
-        }
-        fn forget_before(&self, _: i64) -> Result<(), StoreError> {
-            full()
+        fn watch(&self, _: &engine::Key) -> watch::Receiver<u64> {
+            watch::channel(0).1
         }
     }
 }

@@ -76,7 +76,7 @@ pub struct Charter {
 }
 
 /// The root of this charter: found again, or founded in an empty state.
-pub(crate) fn root_signer(charter: &Charter, store: &dyn Store, now: i64) -> Result<Signer, OpenError> {
+pub(crate) fn root_signer(charter: &Charter, store: &Store, now: i64) -> Result<Signer, OpenError> {
     let path = charter.state.join("root.key");
     match (store.meta()?, path.exists()) {
         (None, false) => found(charter, &path, store, now),
@@ -90,7 +90,7 @@ fn half(charter: &Charter, has: &'static str, lacks: &'static str) -> OpenError 
     OpenError::Half { path: charter.state.clone(), has, lacks }
 }
 
-fn found(charter: &Charter, path: &Path, store: &dyn Store, now: i64) -> Result<Signer, OpenError> {
+fn found(charter: &Charter, path: &Path, store: &Store, now: i64) -> Result<Signer, OpenError> {
     let key = Key::generate()?;
     let validity = Validity { from: now.saturating_sub(BACKDATE), until: now.saturating_add(ROOT_TTL) };
     let order = Order { trust_domain: charter.trust_domain.clone(), holder: Holder::Root, validity };

@@ -25,7 +25,7 @@ use crate::member::{Candidate, Member, MemberError};
 use crate::mesh::{Held, MeshState};
 use crate::order::{Holder, Order};
 use crate::state::{self, StateError};
-use crate::store::{EmbeddedStore, Store, StoreError};
+use crate::store::{Store, StoreError};
 use bonafide_proto::token::JoinToken;
 
 /// How long expired leaves stay in the ledger, seconds.
@@ -135,7 +135,7 @@ pub struct NodeCa {
     setup: NodeSetup,
     /// What this machine calls itself, as read at the start.
     machine: Machine,
-    store: Arc<dyn Store>,
+    store: Arc<Store>,
     clock: SharedClock,
     /// Watched by those who want the bundle.
     member: watch::Sender<Option<Arc<Member>>>,
@@ -152,7 +152,7 @@ impl NodeCa {
     /// Any [`NodeOpenError`]; nothing that exists is changed then.
     pub fn open(setup: NodeSetup, clock: SharedClock) -> Result<Self, NodeOpenError> {
         state::prepare(&setup.state)?;
-        let store = EmbeddedStore::open(&setup.state.join("store"))?;
+        let store = Store::embedded(&setup.state.join("store"), clock.clone())?;
         store.forget_before(clock.unix().saturating_sub(REMEMBER))?;
         let member = Member::load(&setup.state.join(MEMBER_FILE), &setup.name)?;
         Ok(Self {

@@ -29,14 +29,14 @@ pub enum QuarantineError {
 /// The list, and its changes.
 #[derive(Debug)]
 pub struct Quarantine {
-    store: Arc<dyn Store>,
+    store: Arc<Store>,
     clock: SharedClock,
     told: watch::Sender<Arc<MeshState>>,
 }
 
 impl Quarantine {
     /// The list of this store.
-    pub(crate) fn open(store: Arc<dyn Store>, clock: SharedClock) -> Result<Self, StoreError> {
+    pub(crate) fn open(store: Arc<Store>, clock: SharedClock) -> Result<Self, StoreError> {
         let record = store.quarantine()?.unwrap_or_default();
         Ok(Self { store, clock, told: watch::Sender::new(Arc::new(state(&record))) })
     }

@@ -1,21 +1,37 @@
-//! What the CA remembers: tokens, nodes, and a ledger of every certificate it issued.
+//! What the CA remembers: tokens, nodes, a ledger of every certificate it issued, and an audit chain of all it did.
 //!
-//! Calls block until the change is durable; asynchronous callers move them to a blocking thread.
+//! Written once, above any [`engine`]. Every act is one commit, with its entries in the audit chain; compare-and-swap,
+//! so that of two daemons or tasks never both win. Calls block until the change is durable; asynchronous callers move
+//! them to a blocking thread.
 
+mod audit;
+mod change;
+mod committer;
 mod embedded;
+pub mod engine;
+mod etcd;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::grant::Grant;
 use bonafide_proto::name::{NodeName, TrustDomain};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
-pub use embedded::EmbeddedStore;
+pub use audit::{By, Event};
+pub use change::{Change, Committed};
+use committer::Committer;
+pub use embedded::Embedded;
+use engine::{Condition, Engine, Key, Tree, Write};
+pub use etcd::{Etcd, EtcdPlace, EtcdTls, PlaceError};
 
 /// Why the store did not answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// A second daemon on the same directory.
     #[error("store {} is in use by another daemon; one state directory serves one", .0.display())]
@@ -36,9 +52,27 @@ pub enum StoreError {
         /// What the system said.
         why: String,
     },
+    /// The cluster does not answer, or has no majority; asking again later may help.
+    #[error("store {} does not answer: {why}", path.display())]
+    Unavailable {
+        /// Where.
+        path: PathBuf,
+        /// What happened.
+        why: String,
+    },
     /// A serial number was drawn twice; the certificate is not handed out.
     #[error("serial number {0} is in the ledger already")]
     SerialTaken(String),
+    /// The audit chain lacks what this daemon saw in it.
+    #[error("store {}: the audit chain is not the one of which {} was kept: {why}; if the store was restored from a backup, remove that file", path.display(), mark.display())]
+    AuditChanged {
+        /// Where.
+        path: PathBuf,
+        /// What this daemon kept.
+        mark: PathBuf,
+        /// What does not fit.
+        why: String,
+    },
 }
 
 /// What the store belongs to; written once.
@@ -126,7 +160,8 @@ pub struct LedgerEntry {
 pub struct QuarantineRecord {
     /// Counts the changes.
     pub sequence: u64,
-    /// The digests.
+    /// The digests; on disk each is a record of its own.
+    #[serde(default)]
     pub digests: BTreeMap<Digest, Quarantined>,
 }
 
@@ -139,70 +174,242 @@ pub struct Quarantined {
     pub reason: String,
 }
 
-/// The seam to a store. Every method returns after its change is durable.
-///
-/// All changes of existing records are compare-and-swap, so that two daemons or tasks never both win.
-pub trait Store: Send + Sync + std::fmt::Debug {
+/// The store.
+#[derive(Debug)]
+pub struct Store {
+    engine: Arc<dyn Engine>,
+    committer: Committer,
+}
+
+const META_KEY: &[u8] = b"trust-domain";
+const QUARANTINE_KEY: &[u8] = b"quarantine";
+/// Records read at once.
+const PAGE: usize = 1000;
+
+impl Store {
+    /// The store in this directory, which serves one daemon alone.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub fn embedded(path: &Path, clock: SharedClock) -> Result<Self, StoreError> {
+        Self::open(Arc::new(Embedded::open(path)?), &path.with_extension("audit"), clock)
+    }
+
+    /// The store on this engine. `mark`: the file in which this daemon keeps how far the audit chain had come.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]; [`StoreError::AuditChanged`] if the chain is not that of which the mark is.
+    pub fn open(engine: Arc<dyn Engine>, mark: &Path, clock: SharedClock) -> Result<Self, StoreError> {
+        let store = Self { committer: Committer::open(engine.clone(), mark, clock)?, engine };
+        store.spread_quarantine()?;
+        Ok(store)
+    }
+
+    /// A change that nothing belongs to yet.
+    #[must_use]
+    pub fn change(&self) -> Change<'_> {
+        Change::new(self)
+    }
+
     /// What the store belongs to; `None` in a new one.
     ///
     /// # Errors
     /// Any [`StoreError`].
-    fn meta(&self) -> Result<Option<Meta>, StoreError>;
-    /// Writes it, once; false if it was written before.
-    ///
-    /// # Errors
-    /// Any [`StoreError`].
-    fn found(&self, meta: &Meta) -> Result<bool, StoreError>;
+    pub fn meta(&self) -> Result<Option<Meta>, StoreError> {
+        self.get(&Key::new(Tree::Meta, META_KEY))
+    }
+
     /// Looks a token up by the digest of its secret.
     ///
     /// # Errors
     /// Any [`StoreError`].
-    fn token(&self, id: &[u8; 32]) -> Result<Option<TokenRecord>, StoreError>;
-    /// Replaces a token as it was `seen` (`None`: absent); false if it has changed since.
-    ///
-    /// # Errors
-    /// Any [`StoreError`].
-    fn swap_token(&self, id: &[u8; 32], seen: Option<&TokenRecord>, new: &TokenRecord) -> Result<bool, StoreError>;
+    pub fn token(&self, id: &[u8; 32]) -> Result<Option<TokenRecord>, StoreError> {
+        self.get(&Key::new(Tree::Tokens, *id))
+    }
+
     /// A member by name.
     ///
     /// # Errors
     /// Any [`StoreError`].
-    fn node(&self, name: &NodeName) -> Result<Option<NodeRecord>, StoreError>;
-    /// Replaces a member as it was `seen` (`None`: absent); false if it has changed since.
-    ///
-    /// # Errors
-    /// Any [`StoreError`].
-    fn swap_node(&self, name: &NodeName, seen: Option<&NodeRecord>, new: &NodeRecord) -> Result<bool, StoreError>;
+    pub fn node(&self, name: &NodeName) -> Result<Option<NodeRecord>, StoreError> {
+        self.get(&Key::new(Tree::Nodes, name.as_str()))
+    }
+
     /// Every member, by name.
     ///
     /// # Errors
     /// Any [`StoreError`].
-    fn nodes(&self) -> Result<Vec<(NodeName, NodeRecord)>, StoreError>;
-    /// Writes down one certificate.
-    ///
-    /// # Errors
-    /// [`StoreError::SerialTaken`] if that serial was written before; any other.
-    fn enter(&self, serial: &str, entry: &LedgerEntry) -> Result<(), StoreError>;
+    pub fn nodes(&self) -> Result<Vec<(NodeName, NodeRecord)>, StoreError> {
+        let mut all = Vec::new();
+        self.each(Tree::Nodes, |name, value| {
+            let name = std::str::from_utf8(name).ok().and_then(|s| s.parse().ok());
+            all.push((name.ok_or_else(|| self.damaged(&"a node name is malformed"))?, self.decode(value)?));
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
     /// The certificate with this serial number, lower-case hex.
     ///
     /// # Errors
     /// Any [`StoreError`].
-    fn entry(&self, serial: &str) -> Result<Option<LedgerEntry>, StoreError>;
+    pub fn entry(&self, serial: &str) -> Result<Option<LedgerEntry>, StoreError> {
+        self.get(&Key::new(Tree::Ledger, serial))
+    }
+
     /// What is in quarantine; `None`: nothing ever was.
     ///
     /// # Errors
     /// Any [`StoreError`].
-    fn quarantine(&self) -> Result<Option<QuarantineRecord>, StoreError>;
-    /// Replaces it as it was `seen`; false if it has changed since.
+    pub fn quarantine(&self) -> Result<Option<QuarantineRecord>, StoreError> {
+        let key = Key::new(Tree::Meta, QUARANTINE_KEY);
+        loop {
+            let seen = self.engine.get(&key)?;
+            let Some(bytes) = &seen else { return Ok(None) };
+            let mut record: QuarantineRecord = self.decode(bytes)?;
+            self.each(Tree::Quarantine, |name, value| {
+                let digest =
+                    Digest::try_from(name).map_err(|e| self.damaged(&format!("a digest in quarantine {e}")))?;
+                record.digests.insert(digest, self.decode(value)?);
+                Ok(())
+            })?;
+            // Page by page is no snapshot: all of it is of one number only if that is still the number.
+            if self.engine.get(&key)? == seen {
+                return Ok(Some(record));
+            }
+        }
+    }
+
+    /// Writes what it belongs to, once; false if it was written before.
     ///
     /// # Errors
     /// Any [`StoreError`].
-    fn swap_quarantine(&self, seen: Option<&QuarantineRecord>, new: &QuarantineRecord) -> Result<bool, StoreError>;
-    /// Drops tokens and ledger entries that ended before this unix second.
+    pub fn found(&self, meta: &Meta) -> Result<bool, StoreError> {
+        let mut change = self.change();
+        change.found(meta)?;
+        change.commit().map(|done| done.is_some())
+    }
+
+    /// Replaces a token as it was `seen` (`None`: absent); false if it has changed since.
     ///
     /// # Errors
     /// Any [`StoreError`].
-    fn forget_before(&self, unix: i64) -> Result<(), StoreError>;
+    pub fn swap_token(&self, id: &[u8; 32], seen: Option<&TokenRecord>, new: &TokenRecord) -> Result<bool, StoreError> {
+        let mut change = self.change();
+        change.token(id, seen, new)?;
+        change.commit().map(|done| done.is_some())
+    }
+
+    /// Replaces a member as it was `seen` (`None`: absent); false if it has changed since.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub fn swap_node(&self, name: &NodeName, seen: Option<&NodeRecord>, new: &NodeRecord) -> Result<bool, StoreError> {
+        let mut change = self.change();
+        change.node(name, seen, new)?;
+        change.commit().map(|done| done.is_some())
+    }
+
+    /// Writes down one certificate.
+    ///
+    /// # Errors
+    /// [`StoreError::SerialTaken`] if that serial was written before; any other.
+    pub fn enter(&self, serial: &str, entry: &LedgerEntry) -> Result<Committed, StoreError> {
+        let mut change = self.change();
+        change.enter(&By::Daemon, serial, entry)?;
+        change.commit()?.ok_or_else(|| StoreError::SerialTaken(serial.to_owned()))
+    }
+
+    /// Replaces the quarantine as it was `seen`; false if it has changed since.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub fn swap_quarantine(&self, seen: Option<&QuarantineRecord>, new: &QuarantineRecord) -> Result<bool, StoreError> {
+        let mut change = self.change();
+        change.quarantine(seen, new)?;
+        change.commit().map(|done| done.is_some())
+    }
+
+    /// Changes after every change of the quarantine, by whomever.
+    #[must_use]
+    pub fn watch_quarantine(&self) -> watch::Receiver<u64> {
+        self.engine.watch(&Key::new(Tree::Meta, QUARANTINE_KEY))
+    }
+
+    /// Drops tokens and ledger entries that ended before this unix second, and audit entries that are as old.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub fn forget_before(&self, unix: i64) -> Result<(), StoreError> {
+        self.drop_where(Tree::Tokens, |t: &TokenRecord| t.expires < unix)?;
+        self.drop_where(Tree::Ledger, |e: &LedgerEntry| e.not_after < unix)?;
+        self.forget_audit(unix)
+    }
+
+    fn drop_where<T: DeserializeOwned>(&self, tree: Tree, over: impl Fn(&T) -> bool) -> Result<(), StoreError> {
+        let mut dropped = Vec::new();
+        self.each(tree, |name, value| {
+            if over(&self.decode(value)?) {
+                dropped.push(Write::Delete(Key::new(tree, name)));
+            }
+            Ok(())
+        })?;
+        for writes in dropped.chunks(self.engine.room()) {
+            self.engine.commit(&[], writes)?;
+        }
+        Ok(())
+    }
+
+    /// Earlier versions kept the whole quarantine in one record, for which not every engine has room.
+    fn spread_quarantine(&self) -> Result<(), StoreError> {
+        let key = Key::new(Tree::Meta, QUARANTINE_KEY);
+        let Some(bytes) = self.engine.get(&key)? else { return Ok(()) };
+        let record: QuarantineRecord = self.decode(&bytes)?;
+        if record.digests.is_empty() {
+            return Ok(());
+        }
+        let mut writes = Vec::new();
+        for (digest, quarantined) in &record.digests {
+            writes.push(Write::Put(Key::new(Tree::Quarantine, digest.0), self.encode(quarantined)?));
+        }
+        let spread = QuarantineRecord { sequence: record.sequence, digests: BTreeMap::new() };
+        for writes in writes.chunks(self.engine.room()) {
+            self.engine.commit(&[], writes)?;
+        }
+        let condition = Condition { key: key.clone(), holds: Some(bytes) };
+        self.engine.commit(&[condition], &[Write::Put(key, self.encode(&spread)?)]).map(drop)
+    }
+
+    fn each(&self, tree: Tree, mut take: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let mut last: Option<Vec<u8>> = None;
+        loop {
+            let page = self.engine.page(tree, last.as_deref(), PAGE)?;
+            let whole = page.len() >= PAGE;
+            for (name, value) in page {
+                take(&name, &value)?;
+                last = Some(name);
+            }
+            if !whole {
+                return Ok(());
+            }
+        }
+    }
+
+    fn get<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<T>, StoreError> {
+        self.engine.get(key)?.map(|bytes| self.decode(&bytes)).transpose()
+    }
+
+    fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, StoreError> {
+        serde_json::to_vec(value).map_err(|e| self.damaged(&e))
+    }
+
+    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, StoreError> {
+        serde_json::from_slice(bytes).map_err(|e| self.damaged(&e))
+    }
+
+    fn damaged(&self, why: &dyn std::fmt::Display) -> StoreError {
+        StoreError::Damaged { path: self.engine.place(), why: format!("a record cannot be read: {why}") }
+    }
 }
 
 /// Bytes as base64 text in JSON.

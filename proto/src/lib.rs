@@ -3,6 +3,7 @@
 //! Every type here is parsed once, at the door, into a form that cannot be wrong. Wire messages
 //! (`wire`) never travel further than [`convert`].
 
+pub mod audit;
 pub mod clock;
 pub mod container;
 pub mod convert;

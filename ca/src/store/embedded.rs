@@ -1,43 +1,43 @@
-//! The store inside the daemon's own directory; the only file that names sled.
-//!
-//! Values are JSON, so that a damaged or foreign value is noticed and an operator can read a dump.
+//! The engine inside the daemon's own directory; the only file that names sled.
 //!
 //! sled takes a damaged log for one that was cut off by a crash and silently forgets what comes after the damage:
 //! a used token could be fresh again. So each change also counts up, in the store and then, once it is durable, in a
 //! file beside it. A store that has counted less than its file says is damaged.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
+use std::ops::Bound;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use bonafide_proto::name::NodeName;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use sled::Transactional as _;
+use sled::transaction::{ConflictableTransactionError, TransactionError, TransactionalTree};
+use tokio::sync::watch;
 
-use super::{LedgerEntry, Meta, NodeRecord, QuarantineRecord, Store, StoreError, TokenRecord};
+use super::StoreError;
+use super::engine::{Condition, Engine, Key, Page, Tree, Write};
 
 /// Bytes of cache; the working set is a few records per node.
 const CACHE: u64 = 16 * 1024 * 1024;
+/// Conditions and writes in one commit: as many as are quickly done.
+const ROOM: usize = 4096;
 
-/// A [`Store`] on sled, locked to one daemon.
+/// An [`Engine`] on sled, locked to one daemon.
 #[derive(Debug)]
-pub struct EmbeddedStore {
+pub struct Embedded {
     path: PathBuf,
     db: sled::Db,
-    meta: sled::Tree,
-    tokens: sled::Tree,
-    nodes: sled::Tree,
-    ledger: sled::Tree,
+    /// In the order of [`Tree::ALL`].
+    trees: Vec<sled::Tree>,
     mark: Mutex<Mark>,
+    watched: Mutex<BTreeMap<Key, watch::Sender<u64>>>,
 }
 
-const META_KEY: &[u8] = b"trust-domain";
-const QUARANTINE_KEY: &[u8] = b"quarantine";
 const CHANGES_KEY: &[u8] = b"changes";
 
-impl EmbeddedStore {
+impl Embedded {
     /// Opens or creates the store in this directory.
     ///
     /// # Errors
@@ -45,140 +45,113 @@ impl EmbeddedStore {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |e| convert(path, e);
         let db = sled::Config::new().path(path).cache_capacity(CACHE).open().map_err(failed)?;
-        let store = Self {
-            path: path.to_owned(),
-            mark: Mutex::new(Mark::open(&path.with_extension("changes")).map_err(|e| io_error(path, &e))?),
-            meta: db.open_tree("meta").map_err(failed)?,
-            tokens: db.open_tree("tokens").map_err(failed)?,
-            nodes: db.open_tree("nodes").map_err(failed)?,
-            ledger: db.open_tree("ledger").map_err(failed)?,
-            db,
-        };
-        store.count_is_whole()?;
-        Ok(store)
+        let trees = Tree::ALL.iter().map(|tree| db.open_tree(tree.name()).map_err(failed)).collect::<Result<_, _>>()?;
+        let mark = Mark::open(&path.with_extension("changes")).map_err(|e| io_error(path, &e))?;
+        let engine = Self { path: path.to_owned(), db, trees, mark: Mutex::new(mark), watched: Mutex::default() };
+        engine.count_is_whole()?;
+        Ok(engine)
     }
 
     fn count_is_whole(&self) -> Result<(), StoreError> {
-        let counted = number(self.meta.get(CHANGES_KEY).map_err(|e| convert(&self.path, e))?.as_deref());
+        let counted = number(self.tree(Tree::Meta)?.get(CHANGES_KEY).map_err(|e| self.failed(e))?.as_deref());
         let marked = self.mark.lock().unwrap_or_else(PoisonError::into_inner).changes;
         // A crash may come between the two counts, so the store may be ahead; but not without any mark at all.
         if counted >= marked && (marked > 0 || counted <= 1) {
             return Ok(());
         }
-        let why = format!("{marked} changes were written to it, but it holds only {counted}");
-        Err(StoreError::Damaged { path: self.path.clone(), why })
+        Err(self.damaged(format!("{marked} changes were written to it, but it holds only {counted}")))
+    }
+
+    fn tree(&self, tree: Tree) -> Result<&sled::Tree, StoreError> {
+        // One was opened for each.
+        self.trees.get(tree as usize).ok_or_else(|| self.damaged(format!("it has no {}", tree.name())))
     }
 
     /// Makes everything before it durable, and provably so.
-    fn commit(&self) -> Result<(), StoreError> {
-        let failed = |e| convert(&self.path, e);
-        let count = |seen: Option<&[u8]>| Some(number(seen).saturating_add(1).to_be_bytes().to_vec());
-        let counted = self.meta.update_and_fetch(CHANGES_KEY, count).map_err(failed)?;
-        self.db.flush().map_err(failed)?;
+    fn settle(&self, counted: u64) -> Result<(), StoreError> {
+        self.db.flush().map_err(|e| self.failed(e))?;
         let mut mark = self.mark.lock().unwrap_or_else(PoisonError::into_inner);
-        mark.raise(number(counted.as_deref())).map_err(|e| io_error(&self.path, &e))
+        mark.raise(counted).map_err(|e| io_error(&self.path, &e))
     }
 
-    fn get<T: DeserializeOwned>(&self, tree: &sled::Tree, key: &[u8]) -> Result<Option<T>, StoreError> {
-        match tree.get(key).map_err(|e| convert(&self.path, e))? {
-            Some(bytes) => self.decode(&bytes).map(Some),
-            None => Ok(None),
+    fn tell(&self, writes: &[Write]) {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        for sender in writes.iter().filter_map(|write| watched.get(write.key())) {
+            sender.send_modify(|changes| *changes = changes.wrapping_add(1));
         }
     }
 
-    /// True if the value was `seen` and is now `new`, durably.
-    fn swap<T: Serialize>(&self, tree: &sled::Tree, key: &[u8], seen: Option<&T>, new: &T) -> Result<bool, StoreError> {
-        let seen = seen.map(|v| self.encode(v)).transpose()?;
-        let swapped = tree.compare_and_swap(key, seen, Some(self.encode(new)?)).map_err(|e| convert(&self.path, e))?;
-        if swapped.is_err() {
-            return Ok(false);
-        }
-        self.commit()?;
-        Ok(true)
+    fn failed(&self, e: sled::Error) -> StoreError {
+        convert(&self.path, e)
     }
 
-    fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, StoreError> {
-        serde_json::to_vec(value).map_err(|e| self.damaged(&e))
-    }
-
-    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, StoreError> {
-        serde_json::from_slice(bytes).map_err(|e| self.damaged(&e))
-    }
-
-    fn damaged(&self, why: &dyn std::fmt::Display) -> StoreError {
-        StoreError::Damaged { path: self.path.clone(), why: format!("a record cannot be read: {why}") }
-    }
-
-    fn drop_where<T: DeserializeOwned>(&self, tree: &sled::Tree, over: impl Fn(&T) -> bool) -> Result<(), StoreError> {
-        for item in tree {
-            let (key, value) = item.map_err(|e| convert(&self.path, e))?;
-            if over(&self.decode(&value)?) {
-                tree.remove(key).map_err(|e| convert(&self.path, e))?;
-            }
-        }
-        Ok(())
+    fn damaged(&self, why: String) -> StoreError {
+        StoreError::Damaged { path: self.path.clone(), why }
     }
 }
 
-impl Store for EmbeddedStore {
-    fn meta(&self) -> Result<Option<Meta>, StoreError> {
-        self.get(&self.meta, META_KEY)
+impl Engine for Embedded {
+    fn place(&self) -> PathBuf {
+        self.path.clone()
     }
 
-    fn found(&self, meta: &Meta) -> Result<bool, StoreError> {
-        self.swap(&self.meta, META_KEY, None, meta)
+    fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
+        let value = self.tree(key.tree)?.get(&key.name).map_err(|e| self.failed(e))?;
+        Ok(value.map(|value| value.to_vec()))
     }
 
-    fn token(&self, id: &[u8; 32]) -> Result<Option<TokenRecord>, StoreError> {
-        self.get(&self.tokens, id)
+    fn page(&self, tree: Tree, after: Option<&[u8]>, most: usize) -> Result<Page, StoreError> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let items = self.tree(tree)?.range::<&[u8], _>((from, Bound::Unbounded)).take(most);
+        items.map(|item| item.map(|(k, v)| (k.to_vec(), v.to_vec())).map_err(|e| self.failed(e))).collect()
     }
 
-    fn swap_token(&self, id: &[u8; 32], seen: Option<&TokenRecord>, new: &TokenRecord) -> Result<bool, StoreError> {
-        self.swap(&self.tokens, id, seen, new)
-    }
-
-    fn node(&self, name: &NodeName) -> Result<Option<NodeRecord>, StoreError> {
-        self.get(&self.nodes, name.as_str().as_bytes())
-    }
-
-    fn swap_node(&self, name: &NodeName, seen: Option<&NodeRecord>, new: &NodeRecord) -> Result<bool, StoreError> {
-        self.swap(&self.nodes, name.as_str().as_bytes(), seen, new)
-    }
-
-    fn nodes(&self) -> Result<Vec<(NodeName, NodeRecord)>, StoreError> {
-        let mut all = Vec::new();
-        for item in &self.nodes {
-            let (key, value) = item.map_err(|e| convert(&self.path, e))?;
-            let name = std::str::from_utf8(&key).ok().and_then(|s| s.parse().ok());
-            all.push((name.ok_or_else(|| self.damaged(&"a node name is malformed"))?, self.decode(&value)?));
+    fn commit(&self, conditions: &[Condition], writes: &[Write]) -> Result<bool, StoreError> {
+        match self.trees.as_slice().transaction(|trees| apply(trees, conditions, writes)) {
+            Ok(counted) => self.settle(counted)?,
+            Err(TransactionError::Abort(Lost)) => return Ok(false),
+            Err(TransactionError::Storage(e)) => return Err(self.failed(e)),
         }
-        Ok(all)
+        self.tell(writes);
+        Ok(true)
     }
 
-    fn enter(&self, serial: &str, entry: &LedgerEntry) -> Result<(), StoreError> {
-        match self.swap(&self.ledger, serial.as_bytes(), None, entry)? {
-            true => Ok(()),
-            false => Err(StoreError::SerialTaken(serial.to_owned())),
+    fn room(&self) -> usize {
+        ROOM
+    }
+
+    fn watch(&self, key: &Key) -> watch::Receiver<u64> {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.entry(key.clone()).or_insert_with(|| watch::Sender::new(0)).subscribe()
+    }
+}
+
+/// A condition did not hold.
+struct Lost;
+
+type Applied<T> = Result<T, ConflictableTransactionError<Lost>>;
+
+/// Returns how many changes there were.
+fn apply(trees: &[TransactionalTree], conditions: &[Condition], writes: &[Write]) -> Applied<u64> {
+    for Condition { key, holds } in conditions {
+        if tree(trees, key.tree)?.get(&key.name)?.as_deref() != holds.as_deref() {
+            return Err(ConflictableTransactionError::Abort(Lost));
         }
     }
-
-    fn entry(&self, serial: &str) -> Result<Option<LedgerEntry>, StoreError> {
-        self.get(&self.ledger, serial.as_bytes())
+    for write in writes {
+        match write {
+            Write::Put(key, value) => tree(trees, key.tree)?.insert(key.name.as_slice(), value.as_slice())?,
+            Write::Delete(key) => tree(trees, key.tree)?.remove(key.name.as_slice())?,
+        };
     }
+    let meta = tree(trees, Tree::Meta)?;
+    let counted = number(meta.get(CHANGES_KEY)?.as_deref()).saturating_add(1);
+    meta.insert(CHANGES_KEY, &counted.to_be_bytes())?;
+    Ok(counted)
+}
 
-    fn quarantine(&self) -> Result<Option<QuarantineRecord>, StoreError> {
-        self.get(&self.meta, QUARANTINE_KEY)
-    }
-
-    fn swap_quarantine(&self, seen: Option<&QuarantineRecord>, new: &QuarantineRecord) -> Result<bool, StoreError> {
-        self.swap(&self.meta, QUARANTINE_KEY, seen, new)
-    }
-
-    fn forget_before(&self, unix: i64) -> Result<(), StoreError> {
-        self.drop_where(&self.tokens, |t: &TokenRecord| t.expires < unix)?;
-        self.drop_where(&self.ledger, |e: &LedgerEntry| e.not_after < unix)?;
-        self.commit()
-    }
+fn tree(trees: &[TransactionalTree], of: Tree) -> Applied<&TransactionalTree> {
+    trees.get(of as usize).ok_or(ConflictableTransactionError::Abort(Lost))
 }
 
 /// The file beside the store: how many changes were durable, as eight bytes.

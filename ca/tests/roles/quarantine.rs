@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bonafide_ca::mesh::{Held, QUARANTINE_MAX};
 use bonafide_ca::node::MembershipError;
-use bonafide_ca::store::{EmbeddedStore, QuarantineRecord, Quarantined, Store as _};
+use bonafide_ca::store::{QuarantineRecord, Quarantined, Store};
 use bonafide_ca::{Authority, AuthorityLink as _, LinkError, NodeCa};
 use bonafide_proto::container::Container;
 use bonafide_proto::endpoint;
@@ -207,7 +207,7 @@ async fn every_digest_of_a_program_counts() {
 /// The domain after its authority's list was replaced, as by a backup.
 fn restored(Domain { dir, clock, authority }: Domain, list: &QuarantineRecord) -> Domain {
     drop(authority);
-    let store = EmbeddedStore::open(&charter(dir.path()).state.join("store")).unwrap();
+    let store = Store::embedded(&charter(dir.path()).state.join("store"), clock.clone()).unwrap();
     assert!(store.swap_quarantine(store.quarantine().unwrap().as_ref(), list).unwrap());
     drop(store);
     let authority = Arc::new(Authority::open(&charter(dir.path()), clock.clone()).unwrap());

@@ -59,7 +59,9 @@ async fn half_a_state_never_founds_a_new_root() {
 
     std::fs::rename(dir.path().join("away"), state.join("root.key")).unwrap();
     std::fs::remove_dir_all(state.join("store")).unwrap();
-    std::fs::remove_file(state.join("store.changes")).unwrap();
+    for kept in ["store.changes", "store.audit"] {
+        std::fs::remove_file(state.join(kept)).unwrap();
+    }
     let refused = reopen(dir.path()).unwrap_err();
     assert!(matches!(refused, OpenError::Half { has: "a root key", .. }), "{refused}");
 }

@@ -1,0 +1,123 @@
+//! What goes into the audit chain, and what leaves it for its age.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+
+use bonafide_proto::audit::{Entry, Head};
+use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::name::NodeName;
+
+use super::committer::{Act, audit_key};
+use super::engine::{Tree, Write};
+use super::{LedgerEntry, Store, StoreError};
+
+/// Who had something done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum By {
+    /// Who asked on a unix socket, by the kernel's word.
+    Uid(u32),
+    /// A member, by its certificate or its token.
+    Node(NodeName),
+    /// Somebody without a certificate.
+    Stranger(SocketAddr),
+    /// The daemon itself.
+    Daemon,
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uid(uid) => write!(f, "uid {uid}"),
+            Self::Node(node) => write!(f, "node {node}"),
+            Self::Stranger(address) => write!(f, "stranger {address}"),
+            Self::Daemon => f.write_str("daemon"),
+        }
+    }
+}
+
+/// Something that was done or refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    pub(super) act: &'static str,
+    pub(super) by: String,
+    pub(super) about: BTreeMap<String, String>,
+}
+
+/// The longest value that is written, in bytes: what strangers say is in some.
+const VALUE_MAX: usize = 512;
+
+impl Event {
+    /// An act, such as `token-created`.
+    #[must_use]
+    pub fn new(act: &'static str, by: &By) -> Self {
+        Self { act, by: by.to_string(), about: BTreeMap::new() }
+    }
+
+    /// To what it was done, or how; never a secret.
+    #[must_use]
+    pub fn with(mut self, key: &'static str, value: impl fmt::Display) -> Self {
+        let mut value = value.to_string();
+        if value.len() > VALUE_MAX {
+            value.truncate(value.floor_char_boundary(VALUE_MAX));
+        }
+        self.about.insert(key.to_owned(), value);
+        self
+    }
+
+    pub(super) fn issued(by: &By, serial: &str, entry: &LedgerEntry) -> Self {
+        let issued = Self::new("issued", by).with("serial", serial).with("kind", &entry.kind).with("to", &entry.who);
+        let issued = issued.with("not-after", entry.not_after);
+        let evidence = [("exe", &entry.exe), ("script", &entry.script)];
+        evidence.into_iter().fold(issued, |event, (key, value)| match value {
+            Some(value) => event.with(key, value),
+            None => event,
+        })
+    }
+}
+
+impl Store {
+    /// Where the audit chain ends, and where what is kept of it begins.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub fn audit_head(&self) -> Result<Head, StoreError> {
+        self.committer.head()
+    }
+
+    /// Up to so many entries of the audit chain, as they are kept, from this number on.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub fn audit_entries(&self, from: u64, most: usize) -> Result<Vec<Vec<u8>>, StoreError> {
+        let before = audit_key(from.saturating_sub(1));
+        let page = self.engine.page(Tree::Audit, Some(&before.name), most)?;
+        Ok(page.into_iter().map(|(_, entry)| entry).collect())
+    }
+
+    /// Drops entries from before this unix second. What is kept begins with the digest of the last one dropped, which
+    /// is also written into the chain itself.
+    pub(super) fn forget_audit(&self, unix: i64) -> Result<(), StoreError> {
+        let most = self.engine.room() / 2;
+        loop {
+            let head = self.audit_head()?;
+            let mut begins = head.clone();
+            let mut act = Act::default();
+            for bytes in self.audit_entries(head.first, most)? {
+                let entry: Entry = self.decode(&bytes)?;
+                if entry.time >= unix || entry.sequence != begins.first || entry.sequence >= head.sequence {
+                    break;
+                }
+                begins = Head { first: entry.sequence.saturating_add(1), before: Digest::of(&bytes), ..begins };
+                act.writes.push(Write::Delete(audit_key(entry.sequence)));
+            }
+            if act.writes.is_empty() {
+                return Ok(());
+            }
+            let dropped = Event::new("audit-dropped", &By::Daemon).with("through", begins.first.saturating_sub(1));
+            act.events.push(dropped.with("digest", begins.before));
+            act.begins = Some((begins.first, begins.before));
+            self.committer.commit(act)?;
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! A change of the store that is being put together: all of it is done at once, with its audit entries, or nothing.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::name::NodeName;
+
+use super::audit::{By, Event};
+use super::committer::Act;
+use super::engine::{Condition, Key, Tree, Write};
+use super::{
+    LedgerEntry, META_KEY, Meta, NodeRecord, QUARANTINE_KEY, QuarantineRecord, Store, StoreError, TokenRecord,
+};
+
+/// See the module.
+#[derive(Debug)]
+#[must_use = "nothing is written before it is committed"]
+pub struct Change<'a> {
+    store: &'a Store,
+    act: Act,
+    /// Something is not any more as it was seen.
+    lost: bool,
+}
+
+/// Shows that a change was made, durably.
+#[derive(Debug)]
+pub struct Committed(());
+
+impl<'a> Change<'a> {
+    pub(super) fn new(store: &'a Store) -> Self {
+        Self { store, act: Act::default(), lost: false }
+    }
+
+    /// The store belongs to this; once.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub fn found(&mut self, meta: &Meta) -> Result<(), StoreError> {
+        self.swap(Key::new(Tree::Meta, META_KEY), None, meta)
+    }
+
+    /// Replaces a token as it was `seen` (`None`: absent).
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub fn token(&mut self, id: &[u8; 32], seen: Option<&TokenRecord>, new: &TokenRecord) -> Result<(), StoreError> {
+        self.swap(Key::new(Tree::Tokens, *id), seen, new)
+    }
+
+    /// Replaces a member as it was `seen` (`None`: absent).
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub fn node(&mut self, name: &NodeName, seen: Option<&NodeRecord>, new: &NodeRecord) -> Result<(), StoreError> {
+        self.swap(Key::new(Tree::Nodes, name.as_str()), seen, new)
+    }
+
+    /// Writes down one certificate, and that it was issued for `by`. Its serial number must not be in the ledger.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub fn enter(&mut self, by: &By, serial: &str, entry: &LedgerEntry) -> Result<(), StoreError> {
+        self.put(Key::new(Tree::Ledger, serial), None, self.store.encode(entry)?);
+        self.note(Event::issued(by, serial, entry));
+        Ok(())
+    }
+
+    /// Replaces the quarantine as it was `seen`.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub fn quarantine(&mut self, seen: Option<&QuarantineRecord>, new: &QuarantineRecord) -> Result<(), StoreError> {
+        let number = |record: &QuarantineRecord| QuarantineRecord { sequence: record.sequence, ..Default::default() };
+        self.swap(Key::new(Tree::Meta, QUARANTINE_KEY), seen.map(number).as_ref(), &number(new))?;
+        let before = seen.map(|seen| &seen.digests);
+        let key = |digest: &Digest| Key::new(Tree::Quarantine, digest.0);
+        for (digest, quarantined) in &new.digests {
+            if before.and_then(|before| before.get(digest)) != Some(quarantined) {
+                self.act.writes.push(Write::Put(key(digest), self.store.encode(quarantined)?));
+            }
+        }
+        let gone = before.into_iter().flatten().filter(|(digest, _)| !new.digests.contains_key(*digest));
+        self.act.writes.extend(gone.map(|(digest, _)| Write::Delete(key(digest))));
+        Ok(())
+    }
+
+    /// Writes an entry into the audit chain.
+    pub fn note(&mut self, event: Event) {
+        self.act.events.push(event);
+    }
+
+    /// Makes the change; `None` if something has changed since it was seen.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]; the change may nevertheless have been made then.
+    pub fn commit(self) -> Result<Option<Committed>, StoreError> {
+        let won = !self.lost && self.store.committer.commit(self.act)?;
+        Ok(won.then_some(Committed(())))
+    }
+
+    /// Compares meanings, not bytes: a record that an earlier version wrote with fewer fields is as it was seen.
+    fn swap<T>(&mut self, key: Key, seen: Option<&T>, new: &T) -> Result<(), StoreError>
+    where
+        T: Serialize + DeserializeOwned + PartialEq,
+    {
+        let bytes = self.store.engine.get(&key)?;
+        let found: Option<T> = bytes.as_deref().map(|bytes| self.store.decode(bytes)).transpose()?;
+        self.lost |= found.as_ref() != seen;
+        self.put(key, bytes, self.store.encode(new)?);
+        Ok(())
+    }
+
+    fn put(&mut self, key: Key, holds: Option<Vec<u8>>, value: Vec<u8>) {
+        self.act.conditions.push(Condition { key: key.clone(), holds });
+        self.act.writes.push(Write::Put(key, value));
+    }
+}

@@ -1,0 +1,14 @@
+//! The store on both of its engines, and authorities that share one: with real etcd members.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+mod audit;
+mod cluster;
+mod engines;
