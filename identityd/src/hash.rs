@@ -32,6 +32,7 @@ use crate::patience::{OutOfPatience, Patience};
 use crate::shares::Full;
 use crate::sys::mounts::OwnOverlays;
 use crate::sys::storage::Storage;
+use crate::sys::writeback::Writeback;
 use crate::version::FileVersion;
 use allowance::{Allowances, Exceeded};
 use kept::Kept;
@@ -81,6 +82,7 @@ pub(crate) enum HashError {
 pub(crate) struct Digests {
     known: Mutex<Known>,
     overlays: OwnOverlays,
+    writeback: Writeback,
     clock: SharedClock,
     reader: Arc<Reader>,
 }
@@ -142,7 +144,8 @@ impl Digests {
             moment: AtomicU64::new(0),
             hashed: AtomicU64::new(0),
         };
-        Ok(Self { known: Mutex::default(), overlays: OwnOverlays::open()?, clock, reader: Arc::new(reader) })
+        let (known, writeback, overlays) = (Mutex::default(), Writeback::default(), OwnOverlays::open()?);
+        Ok(Self { known, overlays, writeback, clock, reader: Arc::new(reader) })
     }
 
     /// The same, with those that last kept in this directory, and known from there.
@@ -175,7 +178,8 @@ impl Digests {
     async fn digest_version(&self, version: FileVersion, file: &Arc<File>, user: u32) -> Result<Digest, HashError> {
         let own = self.hashable(version)?;
         let asked = self.reader.moment();
-        let lasts = own && version.lasts(self.clock.now());
+        let settled = self.writeback.settled();
+        let lasts = own && settled.is_some_and(|settled| version.lasts(self.clock.now(), settled));
         let account = if lasts { Account::Lasting } else { Account::User(user) };
         let key = (version, account);
         let last = self.last(key);
@@ -380,6 +384,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn where_changes_may_stay_in_memory_for_ever_nothing_is_remembered() {
+        let ((open, digest), never) = (system_file(), tempfile::tempdir().unwrap());
+        std::fs::write(never.path().join("dirty_expire_centisecs"), "3000\n").unwrap();
+        std::fs::write(never.path().join("dirty_writeback_centisecs"), "0\n").unwrap();
+        let digests = Digests { writeback: Writeback::read_from(never.path()), ..digests(true) };
+        for nth in 1..3 {
+            assert_eq!(digests.digest(&open, 1000).await.unwrap(), digest);
+            assert_eq!(hashed(&digests), nth);
+        }
+    }
+
+    #[tokio::test]
     async fn a_restart_hashes_nothing_again_but_what_does_not_last() {
         let dir = tempfile::tempdir().unwrap();
         let ((open, digest), (_kept, others)) = (system_file(), anybodys(b"content"));
@@ -418,7 +434,7 @@ mod tests {
         assert_eq!(hashed(&digests), 0);
         // An overlay of somebody else's over a disk of ours is hashed, and never remembered.
         let disk = FileVersion { layered_on_disk: true, ..foreign };
-        assert!(disk.lasts(digests.clock.now()) && !digests.hashable(disk).unwrap());
+        assert!(disk.lasts(digests.clock.now(), Duration::ZERO) && !digests.hashable(disk).unwrap());
     }
 
     #[tokio::test]

@@ -20,10 +20,6 @@ use rustix::fs::{AtFlags, Statx, StatxAttributes, StatxFlags, StatxTimestamp};
 use crate::sys::executable::FileId;
 use crate::sys::storage::{FileSystem, Storage};
 
-/// How long a file must have been left alone. Any page that was changed by then was written back, and the next store
-/// to it changes the times: dirty pages are written back when they are 30 s old, looked for every 5 s
-/// (`vm.dirty_expire_centisecs`, `vm.dirty_writeback_centisecs`).
-const SETTLED: Duration = Duration::from_secs(60);
 /// Group and others may write. Where a file has an access control list, the group's bit is the list's mask.
 const WRITABLE: u16 = 0o022;
 /// `STATX_MNT_ID_UNIQUE` (include/uapi/linux/stat.h).
@@ -78,11 +74,12 @@ impl FileVersion {
         })
     }
 
-    /// Whether a file of this version has, from now on, the content it has now. Of an overlay that is true only if the
-    /// host itself mounted it.
-    pub(crate) fn lasts(&self, now: Duration) -> bool {
+    /// Whether a file of this version has, from now on, the content it has now: it was left alone for so long that any
+    /// page that was changed by then was written back, and the next store to it changes the times. Of an overlay that is
+    /// true only if the host itself mounted it.
+    pub(crate) fn lasts(&self, now: Duration, settled: Duration) -> bool {
         let nanos = |time: Duration| i128::try_from(time.as_nanos()).unwrap_or(i128::MAX);
-        let settled = nanos(now) - self.changed >= nanos(SETTLED);
+        let settled = nanos(now) - self.changed >= nanos(settled);
         settled && !self.nosuid && (self.root_only || self.sealed) && self.is_told_apart()
     }
 
@@ -111,6 +108,7 @@ mod tests {
     use super::*;
 
     const LATER: Duration = Duration::from_secs(1_000_000);
+    const SETTLED: Duration = Duration::from_secs(60);
 
     fn settled() -> FileVersion {
         FileVersion {
@@ -129,32 +127,33 @@ mod tests {
 
     #[test]
     fn only_what_root_alone_can_write_and_left_alone_lasts() {
-        assert!(settled().lasts(LATER));
-        assert!(!FileVersion { root_only: false, ..settled() }.lasts(LATER));
-        assert!(settled().lasts(SETTLED));
-        assert!(!settled().lasts(SETTLED - Duration::from_nanos(1)));
+        assert!(settled().lasts(LATER, SETTLED));
+        assert!(!FileVersion { root_only: false, ..settled() }.lasts(LATER, SETTLED));
+        assert!(settled().lasts(SETTLED, SETTLED));
+        assert!(!settled().lasts(SETTLED - Duration::from_nanos(1), SETTLED));
         // The clock was set back.
-        assert!(!FileVersion { changed: i128::MAX / 2, ..settled() }.lasts(LATER));
+        assert!(!FileVersion { changed: i128::MAX / 2, ..settled() }.lasts(LATER, SETTLED));
     }
 
     #[test]
     fn what_the_kernel_keeps_from_being_written_lasts_whoever_owns_it() {
         let sealed = FileVersion { root_only: false, sealed: true, ..settled() };
-        assert!(sealed.lasts(LATER));
+        assert!(sealed.lasts(LATER, SETTLED));
         // Its inode number may be that of a file which was removed a moment ago.
-        assert!(!sealed.lasts(SETTLED / 2));
-        assert!(!FileVersion { nosuid: true, ..sealed }.lasts(LATER));
+        assert!(!sealed.lasts(SETTLED / 2, SETTLED));
+        assert!(!FileVersion { nosuid: true, ..sealed }.lasts(LATER, SETTLED));
     }
 
     #[test]
     fn what_a_user_may_have_mounted_does_not_last() {
-        assert!(!FileVersion { nosuid: true, ..settled() }.lasts(LATER));
+        assert!(!FileVersion { nosuid: true, ..settled() }.lasts(LATER, SETTLED));
     }
 
     #[test]
     fn what_another_file_may_look_like_does_not_last() {
-        let on =
-            |storage, mount, layered_on_disk| FileVersion { storage, mount, layered_on_disk, ..settled() }.lasts(LATER);
+        let on = |storage, mount, layered_on_disk| {
+            FileVersion { storage, mount, layered_on_disk, ..settled() }.lasts(LATER, SETTLED)
+        };
         assert!(on(Storage::Disk, None, false));
         assert!(on(Storage::Image, Some(4), false) && !on(Storage::Image, None, false));
         assert!(on(Storage::Overlay, Some(4), false) && !on(Storage::Overlay, None, false));

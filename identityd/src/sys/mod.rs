@@ -12,3 +12,4 @@ pub(crate) mod regular;
 pub(crate) mod storage;
 pub(crate) mod uptime;
 pub(crate) mod walk;
+pub(crate) mod writeback;
