@@ -2,7 +2,7 @@
 //! could hide it.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bonafide_proto::clock::Clock;
 use bonafide_proto::fingerprint::{Execution, HashedFile};
@@ -94,7 +94,8 @@ struct Seen {
 
 #[derive(Debug, Default, Clone)]
 struct First {
-    taints: Option<Taints>,
+    /// Locked while they are read.
+    taints: Arc<Mutex<Option<Taints>>>,
     /// Where its script was looked for.
     script: Option<Vec<u8>>,
     /// The script it began with.
@@ -112,12 +113,13 @@ impl Early {
         image: u64,
         read: impl FnOnce() -> Result<Taints, AttestRefusal>,
     ) -> Result<Taints, AttestRefusal> {
-        if let Some(taints) = self.first(image).and_then(|first| first.taints) {
-            return Ok(taints);
+        let Some(known) = self.note(image, |first| Arc::clone(&first.taints)) else { return read() };
+        // Whoever comes meanwhile waits for the same.
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some(taints) => Ok(taints.clone()),
+            None => Ok(known.insert(read()?).clone()),
         }
-        let taints = read()?;
-        self.note(image, |first| first.taints = Some(taints.clone()));
-        Ok(taints)
     }
 
     /// The script's path from the root, found while the process was in the directory where it began.
@@ -165,9 +167,10 @@ impl Early {
         Some(first.clone())
     }
 
-    fn note(&self, image: u64, write: impl FnOnce(&mut First)) {
+    /// `None` where there is no number to remember it by.
+    fn note<T>(&self, image: u64, write: impl FnOnce(&mut First) -> T) -> Option<T> {
         if image == 0 {
-            return;
+            return None;
         }
         let mut seen = self.lock();
         seen.now += 1;
@@ -177,7 +180,7 @@ impl Early {
         }
         let first = seen.images.entry(image).or_default();
         first.used = now;
-        write(first);
+        Some(write(first))
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
@@ -198,6 +201,9 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use bonafide_proto::clock::SystemClock;
     use bonafide_proto::fingerprint::Digest;
     use bonafide_proto::taint::Taint;
@@ -239,6 +245,26 @@ mod tests {
         std::thread::sleep(2 * uptime::TICK);
         assert!(seen(Some(executed)).is_before(now(), &SystemClock).unwrap());
         assert!(!seen(None).is_before(now(), &SystemClock).unwrap());
+    }
+
+    #[test]
+    fn an_environment_is_read_by_one_however_many_ask_and_by_the_next_if_it_cannot_be() {
+        let (early, readings) = (Early::default(), AtomicUsize::new(0));
+        let together = Barrier::new(8);
+        let ask = || {
+            together.wait();
+            let read = || match readings.fetch_add(1, Ordering::SeqCst) {
+                0 => refuse(AttestReason::Unreadable, "not now"),
+                _ => Ok(Taints::from([Taint::Preload])),
+            };
+            early.taints(7, read).ok()
+        };
+        let told: Vec<Option<Taints>> = std::thread::scope(|scope| {
+            let asking: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+            asking.into_iter().map(|asked| asked.join().unwrap()).collect()
+        });
+        assert_eq!(told.iter().filter(|told| told.is_none()).count(), 1);
+        assert_eq!(readings.into_inner(), 2);
     }
 
     #[test]
