@@ -263,6 +263,7 @@ mod tests {
         Ok(Attestation {
             executions: vec![Execution { pid: 1, start_ticks: 2, image: 3 }],
             fingerprint: Fingerprint::of(exe, (0, 0), host),
+            account: 0,
             workload: Some(workload.parse().unwrap()),
             near_misses: vec![],
             source: "kernel".into(),

@@ -261,6 +261,7 @@ impl<S: SocketSource> Attestor<S> {
         };
         Ok(Attestation {
             executions,
+            account: first.account,
             fingerprint: first.fingerprint,
             workload: earned.workload,
             near_misses: earned.near_misses,

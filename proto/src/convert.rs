@@ -228,6 +228,8 @@ pub struct Attestation {
     pub executions: Vec<Execution>,
     /// The evidence.
     pub fingerprint: Fingerprint,
+    /// The user on whose account work about it is: a person's subordinate users are that person. No evidence.
+    pub account: u32,
     /// The workload it earned.
     pub workload: Option<WorkloadName>,
     /// Workloads that almost fit, nearest first. Empty if one was earned.
@@ -253,6 +255,7 @@ impl From<&Attestation> for wire::Attested {
                 })
                 .collect(),
             source: a.source.clone(),
+            account: Some(a.account),
         }
     }
 }
@@ -273,7 +276,9 @@ impl TryFrom<wire::Attested> for Attestation {
             .into_iter()
             .map(|m| NearMiss { of: m.workload, field: m.selector, expected: m.expected, seen: m.seen })
             .collect();
-        Ok(Self { executions, fingerprint: w.fingerprint.try_into()?, workload, near_misses, source: w.source })
+        let fingerprint = Fingerprint::try_from(w.fingerprint)?;
+        let account = w.account.unwrap_or(fingerprint.uid);
+        Ok(Self { executions, fingerprint, account, workload, near_misses, source: w.source })
     }
 }
 

@@ -118,11 +118,16 @@ impl ObservedFlow {
         wire::ObservedFlow::from(self).encode_to_vec()
     }
 
-    /// As its node shares it with the other end's: without near misses, which are about this node's policy. `None`: it
+    /// As its node shares it with the other end's: without near misses, which are about this node's policy, and
+    /// the account, which is its own. `None`: it
     /// is too long all the same; nobody would read it.
     #[must_use]
     pub fn to_half(&self) -> Option<Vec<u8>> {
-        let here = self.here.clone().map(|here| Attestation { near_misses: Vec::new(), ..here });
+        let here = self.here.clone().map(|here| Attestation {
+            near_misses: Vec::new(),
+            account: here.fingerprint.uid,
+            ..here
+        });
         let bytes = Self { here, ..self.clone() }.to_bytes();
         (bytes.len() <= HALF_MAX).then_some(bytes)
     }
@@ -286,6 +291,7 @@ mod tests {
         let here = Attestation {
             executions: vec![Execution { pid: 1, start_ticks: 2, image: 3 }],
             fingerprint: Fingerprint::of(exe, (0, 0), host),
+            account: 0,
             workload: None,
             near_misses: vec![near; near_misses],
             source: "kernel".to_owned(),

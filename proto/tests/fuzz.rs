@@ -63,6 +63,7 @@ fn evidence(fingerprint: Fingerprint) -> Attestation {
             Execution { pid: 10, start_ticks: 11, image: 0 },
         ],
         fingerprint,
+        account: 1000,
         workload: Some("web".parse().unwrap()),
         near_misses: vec![NearMiss { of: "api".into(), field: "uid".into(), expected: "33".into(), seen: "0".into() }],
         source: "kernel".into(),

@@ -183,6 +183,7 @@ mod tests {
                 cgroup: Evidence::Known("/system.slice".into()),
                 ..Fingerprint::of(exe, (33, 34), Host { bios_uuid: absent(), machine_id: absent(), node: None })
             },
+            account: 33,
             workload: workload.map(|w| w.parse().unwrap()),
             near_misses: vec![NearMiss {
                 of: "shop/web".into(),

@@ -186,6 +186,7 @@ mod tests {
     fn attested(fingerprint: Fingerprint) -> Attestation {
         Attestation {
             executions: vec![Execution { pid: 7, start_ticks: 8, image: 9 }],
+            account: fingerprint.uid,
             fingerprint,
             workload: None,
             near_misses: Vec::new(),

@@ -264,6 +264,7 @@ mod tests {
         Arc::new(Attestation {
             executions,
             fingerprint: Fingerprint::of(exe, (33, 34), host),
+            account: 33,
             workload: None,
             near_misses: vec![],
             source: "kernel".into(),

@@ -228,11 +228,11 @@ impl Live {
         doubt.stakes.iter().filter_map(|stake| Some(table.program(*stake)?.about)).collect()
     }
 
-    /// Whose program the doubt is about.
+    /// On whose account questions about the doubted program are.
     pub(crate) fn doubted_user(&self, doubt: &Doubt) -> u32 {
         let table = self.table();
         let program = doubt.stakes.iter().find_map(|stake| table.program(*stake));
-        program.map_or(0, |program| program.attestation.fingerprint.uid)
+        program.map_or(0, |program| program.attestation.account)
     }
 
     /// Takes the answer to a doubt, which was asked for then, and ends the flows that it does not justify.

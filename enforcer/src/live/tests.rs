@@ -92,6 +92,7 @@ fn attestation(pid: u32, but: impl FnOnce(&mut Attestation)) -> Arc<Attestation>
     let mut attestation = Attestation {
         executions: vec![execution(pid)],
         fingerprint: Fingerprint::of(exe, (0, 0), host),
+        account: 0,
         workload: Some(name("a")),
         near_misses: vec![],
         source: "kernel".into(),
@@ -164,6 +165,19 @@ fn a_flow_decided_under_an_older_policy_is_asked_again_when_it_enters() {
     assert_eq!(refused.unwrap_err().reason, Reason::PolicyChanged);
     assert_eq!(world.live.enter(None).unwrap_err().reason, Reason::PolicyChanged);
     assert!(world.live.is_empty());
+}
+
+#[test]
+fn a_doubt_is_on_the_account_that_identityd_names() {
+    let world = world(&allowing());
+    let mut program = world.program(1);
+    program.attestation = attestation(1, |subordinate| {
+        (subordinate.fingerprint.uid, subordinate.account) = (100_007, 1000);
+    });
+    let _seat = world.live.enter(Some(question(program.judged()))).unwrap();
+    world.lapse(Lapsed::Process(process(1)));
+    let doubt = world.live.next_doubt().unwrap();
+    assert_eq!(world.live.doubted_user(&doubt), 1000);
 }
 
 #[test]

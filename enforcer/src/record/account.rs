@@ -312,7 +312,14 @@ mod tests {
             ..Fingerprint::of(exe, (33, 34), host)
         };
         let executions = vec![Execution { pid: 7, start_ticks: 8, image: 9 }];
-        Attestation { executions, fingerprint, workload: None, near_misses: vec![], source: "kernel".into() }
+        Attestation {
+            executions,
+            fingerprint,
+            account: 33,
+            workload: None,
+            near_misses: vec![],
+            source: "kernel".into(),
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! Room for questions on their way: whoever makes answers take long takes a share of it, and root's programs what they need.
+//! Users are accounts, as identityd names them: a person's subordinate users have one share.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -147,6 +147,21 @@ async fn a_process_in_another_user_namespace_is_refused_where_nobody_saw_what_it
     assert_eq!((Path::new(&exe.path), exe.digest), (sleep().as_path(), digest_of(sleep())));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn users_that_a_service_gave_out_are_one_account_and_others_are_themselves() {
+    const FIRST: u32 = 10 << 16;
+    let unshare = needed(&["/usr/bin/unshare"]).display().to_string();
+    let node = Node::start_on("kernel").await;
+    for (run, account) in [(vec![unshare.as_str(), "--user"], FIRST), (vec!["env"], FIRST + 7)] {
+        let mut command = Command::new("setpriv");
+        command.args([&format!("--reuid={}", FIRST + 7), "--clear-groups"]).args(run);
+        let program = Program::start(command.arg(sleep()).arg("1000"));
+        program.runs(&sleep()).await;
+        let attested = node.process(program.pid()).await.unwrap();
+        assert_eq!((attested.fingerprint.uid, attested.account), (FIRST + 7, account));
+    }
+}
+
 /// Its own mounts in its own user namespace, with one program in the place of another.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_path_in_another_user_namespace_is_nobodys_word() {

@@ -40,6 +40,7 @@ fn attestation(workload: Option<&str>) -> Attestation {
     Attestation {
         executions: vec![Execution { pid: 4711, start_ticks: 99, image: 0 }],
         fingerprint: Fingerprint::of(exe, (33, 33), host),
+        account: 33,
         workload: workload.map(|w| w.parse().unwrap()),
         near_misses: vec![],
         source: "proc".to_owned(),
