@@ -23,7 +23,7 @@ use crate::execs::{Execs, NoExecs};
 use crate::host;
 use crate::kernel::{Ground, Kernel};
 use crate::lapse::Lapses;
-use crate::observe::{Attests, Observatory};
+use crate::observe::{Attests, Means, Observatory};
 use crate::policy_file::PolicyFile;
 use crate::proc_source::ProcSource;
 use crate::serve::Service;
@@ -197,7 +197,8 @@ async fn serve<S: SocketSource>(
     let attestor = Arc::new(Attestor::new(source, witness, policy.clone(), watch));
     let attests: Arc<dyn Attests> = Arc::<Attestor<S>>::clone(&attestor);
     let node = attestor.witness().host().node.clone();
-    let flows = ground.map(|ground| Observatory::open(ground, attests, authority.clone(), node, clock));
+    let observe = |ground| Observatory::open(Means { ground, attests, authority: authority.clone(), clock }, node);
+    let flows = ground.map(observe);
     let service = Service::new(attestor, policy, authority, lapses, flows);
 
     let socket = |error| RunError::Socket { path: config.socket.clone(), error };

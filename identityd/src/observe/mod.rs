@@ -66,6 +66,18 @@ pub(crate) struct Observatory {
     orders: mpsc::Sender<Order>,
 }
 
+/// What it takes to observe.
+pub(crate) struct Means {
+    /// The programs in the kernel.
+    pub(crate) ground: Ground,
+    /// Who says whose a flow is.
+    pub(crate) attests: Arc<dyn Attests>,
+    /// Who carries halves of flows to other nodes.
+    pub(crate) authority: Authority,
+    /// The time.
+    pub(crate) clock: SharedClock,
+}
+
 #[derive(Debug)]
 struct Order {
     wish: Wish,
@@ -74,15 +86,9 @@ struct Order {
 
 impl Observatory {
     /// One that is ready to observe.
-    pub(crate) fn open(
-        ground: Ground,
-        attests: Arc<dyn Attests>,
-        authority: Authority,
-        node: Option<NodeName>,
-        clock: SharedClock,
-    ) -> Self {
+    pub(crate) fn open(means: Means, node: Option<NodeName>) -> Self {
         let (orders, taken) = mpsc::channel(16);
-        tokio::spawn(Observer::new(ground, attests, authority, node, clock).run(taken));
+        tokio::spawn(Observer::new(means, node).run(taken));
         Self { orders }
     }
 
@@ -129,10 +135,7 @@ struct Work {
 }
 
 struct Observer {
-    ground: Ground,
-    attests: Arc<dyn Attests>,
-    authority: Authority,
-    clock: SharedClock,
+    means: Means,
     listeners: Vec<Listener>,
     joining: Joining,
     work: Option<Work>,
@@ -148,15 +151,8 @@ enum News {
 }
 
 impl Observer {
-    fn new(
-        ground: Ground,
-        attests: Arc<dyn Attests>,
-        authority: Authority,
-        node: Option<NodeName>,
-        clock: SharedClock,
-    ) -> Self {
-        let joining = Joining::new(node);
-        Self { ground, attests, authority, clock, listeners: Vec::new(), joining, work: None }
+    fn new(means: Means, node: Option<NodeName>) -> Self {
+        Self { means, listeners: Vec::new(), joining: Joining::new(node), work: None }
     }
 
     async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
@@ -207,14 +203,14 @@ impl Observer {
         match &self.work {
             Some(work) => work.programs.want(connections),
             None => {
-                let (programs, heard) = Programs::load(&self.ground, connections)?;
+                let (programs, heard) = Programs::load(&self.means.ground, connections)?;
                 tracing::info!(connections, "flows are observed");
-                let acquaintances = Acquaintances::new(Arc::clone(&self.attests));
+                let acquaintances = Acquaintances::new(Arc::clone(&self.means.attests));
                 self.work = Some(Work {
                     programs,
                     heard,
                     acquaintances,
-                    sharing: Sharing::by(self.authority.issuance()),
+                    sharing: Sharing::by(self.means.authority.issuance()),
                     talks: Talks::default(),
                     source_address: SourceAddress::default(),
                     moment: Moment::default(),
@@ -277,7 +273,7 @@ impl Observer {
     fn tell(&mut self, flow: Flow, here: Attested) {
         let Some(work) = &mut self.work else { return };
         let (life, now) = (flow.life, Instant::now());
-        let flow = observed(&flow, here, &work.moment, &self.clock);
+        let flow = observed(&flow, here, &work.moment, &self.means.clock);
         let told_before = self.joining.has_told_of(&flow, now);
         let whole = match life {
             Life::Lives => self.joining.begins(&flow, now),
