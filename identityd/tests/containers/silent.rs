@@ -17,6 +17,9 @@ use crate::runtimes::{config, runtimes, unique};
 /// Identityd waits one second; the others are for a busy machine.
 const BOUND: Duration = Duration::from_secs(20);
 
+/// Between two bytes of a server that is slow.
+const DRIP: Duration = Duration::from_millis(100);
+
 const ALL: [&str; 3] = ["containerd", "docker", "podman"];
 
 /// How a server that is no runtime treats its callers.
@@ -95,10 +98,11 @@ async fn serve(mut stream: UnixStream, manners: Manners) {
     }
 }
 
-async fn drip(stream: &mut UnixStream, text: &[u8]) -> std::io::Result<()> {
-    for byte in text {
-        stream.write_all(&[*byte]).await?;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+/// Says something that never ends, a byte at a time, until whoever listens has enough.
+async fn drip(stream: &mut UnixStream, head: &[u8]) -> std::io::Result<()> {
+    stream.write_all(&[head, b"Slow: "].concat()).await?;
+    while tokio::time::timeout(DRIP, stream.read(&mut [0; 4096])).await.map_or(Ok(1), |heard| heard)? > 0 {
+        stream.write_all(b"x").await?;
     }
     Ok(())
 }
