@@ -274,7 +274,7 @@ mod tests {
         let (_policy, policies) = watch::channel(None);
         let (_quarantine, quarantined) = watch::channel(Arc::default());
         let live = Live::new(policies, quarantined, Arc::new(Memory::default()));
-        let lost = Arc::new(Lapse { what: Lapsed::Everything, why: "lost".into() });
+        let lost = Arc::new(Lapse { what: Lapsed::Everything, why: "lost".into(), at_ns: 0 });
         let just_now = Some(Instant::now() + Duration::from_secs(3600));
         for (last, waits) in [(None, false), (Instant::now().checked_sub(SEARCH_PAUSE), false), (just_now, true)] {
             let mut searches = searches(last);

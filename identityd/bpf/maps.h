@@ -17,6 +17,8 @@
 #define HANDSHAKES_MAX 65536
 #define SOUGHT_MAX 16384
 #define WATCHED_MAX (1 << 16)
+/* A power of two. */
+#define KIN_KEPT 4
 #define RING_BYTES (1 << 20)
 
 /* Thread group -> what it executed last. */
@@ -114,6 +116,10 @@ struct origin {
 	__u32 strangers;
 	__u32 listens;
 	__u64 told_ns;
+	/* Processes of the same image that were told of last, how many were, and when. */
+	__u64 kin[KIN_KEPT];
+	__u64 kin_told_ns;
+	__u64 kins;
 };
 
 struct {

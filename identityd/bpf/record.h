@@ -135,6 +135,8 @@ enum kind {
 	ENDED = 2,
 	CHANGED = 3,
 	USED = 4,
+	/* By another process that runs the same image. */
+	USED_BY_KIN = 5,
 };
 
 enum change {

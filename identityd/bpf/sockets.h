@@ -9,6 +9,8 @@
 
 /* How often one socket's strangers take turns and each is told of; from then on that it may be anybody's. */
 #define STRANGERS_MAX 32
+/* How many processes of the owner's image are each told of at once; from then on one of them every AGAIN_NS. */
+#define KIN_MAX 64
 /* How soon a stranger that goes on is told of again. What is accepted often goes to another program, and rightly. */
 #define AGAIN_NS (32 * 1000 * 1000ULL)
 #define AGAIN_SERVED_NS (1000 * 1000 * 1000ULL)
@@ -133,6 +135,12 @@ static __always_inline __u32 doubts(struct task_struct *task, struct origin *ori
 	return doubts;
 }
 
+static __always_inline void forget_kin(struct origin *origin)
+{
+	__builtin_memset(origin->kin, 0, sizeof(origin->kin));
+	origin->kins = 0;
+}
+
 static __always_inline void connecting(struct bpf_sock_ops *ctx)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
@@ -182,6 +190,7 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx)
 	origin->user_uid = record.uid;
 	origin->strangers = 0;
 	origin->listens = 0;
+	forget_kin(origin);
 
 	local_address(handshake.source, sk);
 	handshake.isn = record.isn;
@@ -234,6 +243,7 @@ static __always_inline void listening(struct bpf_sock_ops *ctx)
 	origin->user_uid = origin->owner_uid;
 	origin->strangers = 0;
 	origin->listens = 1;
+	forget_kin(origin);
 }
 
 SEC("sockops")
@@ -254,6 +264,45 @@ int connections(struct bpf_sock_ops *ctx)
 		break;
 	}
 	return 1;
+}
+
+static __always_inline void name_ends(struct event *event, struct sock *sk)
+{
+	local_address(event->local.address, sk);
+	remote_address(event->remote.address, sk);
+	event->local.port = sk->__sk_common.skc_num;
+	event->remote.port = bpf_ntohs(sk->__sk_common.skc_dport);
+	event->local.scope = event->remote.scope = sk->__sk_common.skc_bound_dev_if;
+}
+
+/*
+ * A child that executed nothing is its parent's program, but may be traced, or another user, or load more code, alone.
+ * Each is told of once for each socket, so that it is watched, too.
+ */
+static __always_inline void used_by_kin(struct sock *sk, struct origin *origin, struct task_struct *task)
+{
+	__u64 start = start_of(task), process = start ^ (__u64)task->tgid << 40;
+	struct event *event;
+	int i;
+
+	if (task->tgid == origin->owner.pid && start == origin->owner.start_ns)
+		return;
+#pragma unroll
+	for (i = 0; i < KIN_KEPT; i++)
+		if (origin->kin[i] == process)
+			return;
+	if (origin->kins >= KIN_MAX && bpf_ktime_get_boot_ns() - origin->kin_told_ns < AGAIN_NS)
+		return;
+	event = begin(USED_BY_KIN);
+	if (!event)
+		return;
+	origin->kin[origin->kins & (KIN_KEPT - 1)] = process;
+	origin->kins++;
+	origin->kin_told_ns = event->at_ns;
+	event->of = origin->owner;
+	event->by = execution_of(task);
+	name_ends(event, sk);
+	bpf_ringbuf_submit(event, 0);
 }
 
 /*
@@ -284,8 +333,10 @@ static __always_inline void used(struct sock *sk)
 	another = !image || image != origin->user || uid != origin->user_uid;
 	origin->user = image;
 	origin->user_uid = uid;
-	if (image && image == origin->owner.image && (origin->listens || uid == origin->owner_uid))
+	if (image && image == origin->owner.image && (origin->listens || uid == origin->owner_uid)) {
+		used_by_kin(sk, origin, task);
 		return;
+	}
 	if (another && origin->strangers <= STRANGERS_MAX)
 		origin->strangers++;
 	else if (bpf_ktime_get_boot_ns() - origin->told_ns < (origin->listens ? AGAIN_SERVED_NS : AGAIN_NS))
@@ -297,11 +348,7 @@ static __always_inline void used(struct sock *sk)
 	event->of = origin->owner;
 	if (origin->strangers <= STRANGERS_MAX)
 		event->by = execution_of(task);
-	local_address(event->local.address, sk);
-	remote_address(event->remote.address, sk);
-	event->local.port = sk->__sk_common.skc_num;
-	event->remote.port = bpf_ntohs(sk->__sk_common.skc_dport);
-	event->local.scope = event->remote.scope = sk->__sk_common.skc_bound_dev_if;
+	name_ends(event, sk);
 	bpf_ringbuf_submit(event, 0);
 }
 

@@ -23,17 +23,29 @@ pub(crate) enum Event {
     Changed(Execution, Change),
     /// A socket was written or read by another program than the one that connected it, or that listens.
     Used {
-        /// Of the program's socket.
-        local: SocketAddr,
-        /// Of the program's socket.
-        remote: SocketAddr,
+        /// The use.
+        used: Use,
         /// Who connected it or listens; pid 0 if that is not known.
         owner: Execution,
-        /// Who used it.
-        by: Execution,
     },
+    /// A socket was used by another process that runs the same image as the one that connected it, or that listens. Told
+    /// once of each such process and socket.
+    UsedByKin(Use),
     /// So many events were lost: whatever was known has to be looked at again.
     Lost(u64),
+}
+
+/// Somebody wrote or read a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Use {
+    /// Of the program's socket.
+    pub(crate) local: SocketAddr,
+    /// Of the program's socket.
+    pub(crate) remote: SocketAddr,
+    /// Who used it.
+    pub(crate) by: Execution,
+    /// When, in nanoseconds since boot; 0 if that is not known.
+    pub(crate) at_ns: u64,
 }
 
 /// What changed in place.

@@ -1,7 +1,6 @@
 //! Lapses: what was attested before and is so no longer, told to everybody who remembers answers.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -14,6 +13,8 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
+use crate::events::Use;
+
 /// Lapses that may wait for a listener who is slow; beyond that it is told that everything lapsed.
 const WAITING_MAX: usize = 4096;
 
@@ -23,14 +24,9 @@ pub(crate) enum Lapsed {
     /// The evidence about this execution changed.
     Execution(Execution),
     /// Somebody used this socket who is not the program that was attested.
-    Flow {
-        /// Of the program's socket.
-        local: SocketAddr,
-        /// Of the program's socket.
-        remote: SocketAddr,
-        /// Who used it.
-        used_by: Execution,
-    },
+    Flow(Use),
+    /// Another process of the same program used this socket: what that is by now has to be asked, too.
+    Kin(Use),
     /// Others may hold the sockets of this execution by now, as the same program.
     Holders(Execution),
     /// Events were lost.
@@ -129,12 +125,11 @@ impl Stream for Heard {
 
 impl From<Lapse> for wire::Lapse {
     fn from(lapse: Lapse) -> Self {
-        use wire::lapse::{Flow, Of};
+        use wire::lapse::Of;
         let of = match lapse.what {
             Lapsed::Execution(execution) => Of::Execution(execution.into()),
-            Lapsed::Flow { local, remote, used_by } => {
-                Of::Flow(Flow { local: Some(local.into()), remote: Some(remote.into()), used_by: Some(used_by.into()) })
-            }
+            Lapsed::Flow(used) => Of::Flow(flow(used)),
+            Lapsed::Kin(used) => Of::Kin(flow(used)),
             Lapsed::Holders(execution) => Of::Holders(execution.into()),
             Lapsed::Everything => Of::Everything(true),
             Lapsed::Quarantine(digests) => {
@@ -143,6 +138,10 @@ impl From<Lapse> for wire::Lapse {
         };
         Self { of: Some(of), reason: lapse.reason.as_str().to_owned(), detail: lapse.detail }
     }
+}
+
+fn flow(Use { local, remote, by, at_ns }: Use) -> wire::lapse::Flow {
+    wire::lapse::Flow { local: Some(local.into()), remote: Some(remote.into()), used_by: Some(by.into()), at_ns }
 }
 
 #[cfg(test)]

@@ -13,8 +13,9 @@ use crate::wait::wait_until;
 use crate::world::BareWorld;
 
 /// Scripts that come with the scenarios: name and text.
-const SCRIPTS: [(&str, &str); 12] = [
+const SCRIPTS: [(&str, &str); 13] = [
     ("echo_server.py", include_str!("../programs/echo_server.py")),
+    ("forking.py", include_str!("../programs/forking.py")),
     ("say.py", include_str!("../programs/say.py")),
     ("hold.py", include_str!("../programs/hold.py")),
     ("bulk.py", include_str!("../programs/bulk.py")),

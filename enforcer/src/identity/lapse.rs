@@ -47,6 +47,8 @@ pub(crate) enum Lapsed {
     Process(Process),
     /// This socket was used by another program than the one that was attested; by whom, where that is known for sure.
     Socket(Socket, Option<Execution>),
+    /// Another process of the same program used this socket.
+    Kin(Socket, Execution),
     /// Others may hold the sockets of this process by now.
     Holders(Process),
     /// All of it: nobody knows what changed.
@@ -60,12 +62,14 @@ pub(crate) struct Lapse {
     pub(crate) what: Lapsed,
     /// What changed, in words.
     pub(crate) why: String,
+    /// When a socket was used, in nanoseconds since boot; 0 if that is not known.
+    pub(crate) at_ns: u64,
 }
 
 impl Lapse {
     /// Everything must be asked again.
     pub(super) fn of_everything(why: impl Into<String>) -> Self {
-        Self { what: Lapsed::Everything, why: why.into() }
+        Self { what: Lapsed::Everything, why: why.into(), at_ns: 0 }
     }
 
     /// Whether an answer about these executions may be another one now. A socket's lapse is no word about who a program
@@ -75,8 +79,24 @@ impl Lapse {
             Lapsed::Process(process) | Lapsed::Holders(process) => {
                 executions.iter().any(|execution| process == (*execution).into())
             }
-            Lapsed::Socket(..) => false,
+            Lapsed::Socket(..) | Lapsed::Kin(..) => false,
             Lapsed::Everything => true,
+        }
+    }
+
+    /// The socket that it is about.
+    pub(super) fn socket(&self) -> Option<Socket> {
+        match self.what {
+            Lapsed::Socket(socket, _) | Lapsed::Kin(socket, _) => Some(socket),
+            Lapsed::Process(_) | Lapsed::Holders(_) | Lapsed::Everything => None,
+        }
+    }
+
+    /// Who of the same program used this socket, besides these.
+    pub(crate) fn kin(&self, socket: Socket, executions: &[Execution]) -> Option<Execution> {
+        match self.what {
+            Lapsed::Kin(used, by) if used == socket && !executions.contains(&by) => Some(by),
+            _ => None,
         }
     }
 
@@ -110,6 +130,10 @@ impl From<wire::Lapse> for Told {
     fn from(told: wire::Lapse) -> Self {
         use wire::lapse::Of;
         let why = words(&told.reason, told.detail);
+        let at_ns = match &told.of {
+            Some(Of::Flow(flow) | Of::Kin(flow)) => flow.at_ns,
+            _ => 0,
+        };
         let what = match told.of {
             Some(Of::Ready(_)) => return Self::Ready,
             Some(Of::Quarantine(quarantine)) => {
@@ -121,11 +145,15 @@ impl From<wire::Lapse> for Told {
                 // Without its number it may have been another program when it was attested.
                 socket(flow).map(|socket| Lapsed::Socket(socket, by.filter(|by| by.image != 0)))
             }
+            Some(Of::Kin(flow)) => {
+                let by = flow.used_by.and_then(|by| Execution::try_from(by).ok());
+                socket(flow).zip(by).map(|(socket, by)| Lapsed::Kin(socket, by))
+            }
             Some(Of::Holders(execution)) => Execution::try_from(execution).ok().map(|e| Lapsed::Holders(e.into())),
             Some(Of::Everything(_)) => Some(Lapsed::Everything),
             None => None,
         };
-        what.map_or_else(Self::garbled, |what| Self::Lapse(Lapse { what, why }))
+        what.map_or_else(Self::garbled, |what| Self::Lapse(Lapse { what, why, at_ns }))
     }
 }
 
@@ -177,7 +205,8 @@ mod tests {
         let socket = Socket::new("10.0.0.1:4000".parse().unwrap(), remote);
         let unwitnessed = Execution { image: 0, ..execution };
         for (by, known) in [(None, None), (Some(execution), Some(execution)), (Some(unwitnessed), None)] {
-            let flow = Flow { local: Some(local.into()), remote: Some(remote.into()), used_by: by.map(Into::into) };
+            let used_by = by.map(Into::into);
+            let flow = Flow { local: Some(local.into()), remote: Some(remote.into()), used_by, at_ns: 5 };
             assert_eq!(what(told(Some(Of::Flow(flow)))), (Lapsed::Socket(socket, known), why.clone()));
         }
         assert_eq!(told(Some(Of::Ready(true))), Told::Ready);
@@ -188,7 +217,7 @@ mod tests {
         let ends = ["10.0.0.1:4000".parse().unwrap(), "10.0.0.2:80".parse().unwrap(), "10.0.0.3:80".parse().unwrap()];
         let (socket, other) = (Socket::new(ends[0], ends[1]), Socket::new(ends[0], ends[2]));
         let [one, two] = [7, 8].map(|pid| Execution { pid, start_ticks: 8, image: 9 });
-        let lapse = |by| Lapse { what: Lapsed::Socket(socket, by), why: String::new() };
+        let lapse = |by| Lapse { what: Lapsed::Socket(socket, by), why: String::new(), at_ns: 0 };
         assert!(lapse(Some(one)).ends(socket, &[two]));
         assert!(!lapse(Some(one)).ends(socket, &[two, one]));
         assert!(lapse(None).ends(socket, &[two, one]));
@@ -200,9 +229,15 @@ mod tests {
     fn what_is_not_understood_concerns_everything() {
         use wire::lapse::{Flow, Of};
         let no_pid = wire::Execution { pid: 0, start_ticks: 1, image: 1 };
-        let no_address = Flow { local: None, remote: None, used_by: None };
+        let no_address = Flow { local: None, remote: None, used_by: None, at_ns: 0 };
         let no_digest = wire::Quarantine { sha256: vec![vec![1; 31]] };
-        for of in [None, Some(Of::Execution(no_pid)), Some(Of::Flow(no_address)), Some(Of::Quarantine(no_digest))] {
+        for of in [
+            None,
+            Some(Of::Execution(no_pid)),
+            Some(Of::Flow(no_address.clone())),
+            Some(Of::Kin(no_address)),
+            Some(Of::Quarantine(no_digest)),
+        ] {
             let Told::Lapse(lapse) = told(of) else { panic!("no lapse") };
             assert_eq!(lapse.what, Lapsed::Everything);
         }

@@ -16,10 +16,10 @@ use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::kernel::{ConnectRecord, Doubts};
 use tokio::sync::watch;
 
-use super::lapse::{Lapse, Lapsed, Process};
+use super::lapse::{Lapse, Lapsed, Process, Socket};
 
 /// Lapses that are remembered. Who missed more than that has missed everything.
-const LAPSES_MAX: usize = 4096;
+const LAPSES_MAX: usize = 16_384;
 /// Answers in each of the two halves of the cache.
 const HALF_MAX: usize = 8192;
 
@@ -49,6 +49,10 @@ struct Known {
     heard: u64,
     /// The newest lapses, the newest last.
     lapses: VecDeque<Arc<Lapse>>,
+    /// Those of them that are about sockets.
+    uses: HashMap<Socket, VecDeque<Arc<Lapse>>>,
+    /// When the last use by another program was that is not remembered.
+    forgotten_ns: u64,
     answers: Answers,
 }
 
@@ -110,7 +114,7 @@ impl Memory {
             match lapse.what {
                 Lapsed::Process(process) | Lapsed::Holders(process) => known.answers.forget(process),
                 Lapsed::Everything => known.answers = Answers::default(),
-                Lapsed::Socket(..) => {}
+                Lapsed::Socket(..) | Lapsed::Kin(..) => {}
             }
             known.note(lapse)
         };
@@ -139,6 +143,17 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// Which uses of a socket were told of, of those since then: a connection that began then had no others. `None`: too
+    /// many uses by other programs were told of to know.
+    pub(crate) fn uses(&self, socket: Socket, since_ns: u64) -> Option<Vec<Arc<Lapse>>> {
+        let known = self.known();
+        let uses = known.uses.get(&socket).into_iter().flatten();
+        let since = || uses.filter(|lapse| lapse.at_ns >= since_ns).cloned().collect();
+        (known.forgotten_ns < since_ns).then(since)
+    }
+}
+
 impl AsOf {
     /// Whether identityd was away since then, or may have been replaced by another one.
     pub(crate) fn is_of_another_session(self, now: Self) -> bool {
@@ -152,12 +167,31 @@ impl Known {
     }
 
     fn note(&mut self, lapse: Lapse) -> u64 {
-        if self.lapses.len() == LAPSES_MAX {
-            self.lapses.pop_front();
+        if self.lapses.len() == LAPSES_MAX
+            && let Some(oldest) = self.lapses.pop_front()
+        {
+            self.forget(&oldest);
         }
-        self.lapses.push_back(Arc::new(lapse));
+        let lapse = Arc::new(lapse);
+        if let Some(socket) = lapse.socket() {
+            self.uses.entry(socket).or_default().push_back(Arc::clone(&lapse));
+        }
+        self.lapses.push_back(lapse);
         self.heard += 1;
         self.heard
+    }
+
+    fn forget(&mut self, oldest: &Lapse) {
+        let Some(socket) = oldest.socket() else { return };
+        if matches!(oldest.what, Lapsed::Socket(..)) {
+            self.forgotten_ns = self.forgotten_ns.max(oldest.at_ns);
+        }
+        if let Some(uses) = self.uses.get_mut(&socket) {
+            uses.pop_front();
+            if uses.is_empty() {
+                self.uses.remove(&socket);
+            }
+        }
     }
 
     fn since(&self, then: AsOf) -> Vec<Arc<Lapse>> {
@@ -272,7 +306,7 @@ mod tests {
     }
 
     fn lapse(what: Lapsed) -> Lapse {
-        Lapse { what, why: "because".into() }
+        Lapse { what, why: "because".into(), at_ns: 0 }
     }
 
     fn ready() -> Memory {
@@ -378,6 +412,21 @@ mod tests {
         assert!(!remembers(&memory, &record(2)), "too many lapses to know");
         ask(&memory, 2, |memory| (0..LAPSES_MAX).for_each(|_| memory.hear(of_one())));
         assert!(remembers(&memory, &record(2)), "just not too many");
+    }
+
+    #[test]
+    fn uses_of_a_socket_are_known_from_when_its_connection_began() {
+        let memory = ready();
+        let [one, other] = [1, 2].map(|port| Socket::new(([10, 0, 0, 1], port).into(), ([10, 0, 0, 2], 80).into()));
+        let used = |socket, at_ns| Lapse { at_ns, ..lapse(Lapsed::Socket(socket, None)) };
+        memory.hear(used(one, 5));
+        memory.hear(Lapse { at_ns: 7, ..lapse(Lapsed::Kin(one, execution(1))) });
+        let uses = |socket, since| memory.uses(socket, since).map(|uses| uses.len());
+        assert_eq!([uses(one, 5), uses(one, 6), uses(one, 8), uses(other, 1)], [Some(2), Some(1), Some(0), Some(0)]);
+        (0..LAPSES_MAX).for_each(|_| memory.hear(used(other, 9)));
+        assert_eq!([uses(one, 5), uses(one, 6)], [None, Some(0)], "the first is forgotten");
+        (0..LAPSES_MAX).for_each(|_| memory.hear(lapse(Lapsed::Process(execution(1).into()))));
+        assert!(memory.known().uses.is_empty());
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub struct Attested {
 
 /// The most sockets that may be asked about at once.
 pub(crate) const SOCKETS_MAX: usize = 512;
+/// Executions that can be asked about at once.
+pub(crate) const HOLDERS_MAX: usize = 512;
 
 /// A socket that was asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +85,7 @@ pub(crate) struct About {
     /// The program's socket, or for a listener the one that it will accept.
     pub(crate) key: FlowKey,
     /// What the kernel wrote down when it connected.
-    record: Option<ConnectRecord>,
+    pub(crate) record: Option<ConnectRecord>,
 }
 
 impl About {

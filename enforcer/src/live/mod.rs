@@ -15,11 +15,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bonafide_policy::{Mode, Policy};
 use bonafide_proto::convert::Attestation;
+use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::record::Reason;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::identity::{About, AsOf, Lapse, Lapsed, Memory, Quarantine};
+use crate::identity::{About, AsOf, HOLDERS_MAX, Lapse, Lapsed, Memory, Process, Quarantine};
 use crate::record::Why;
 use crate::tunnel::ending::Kind;
 pub(crate) use doubt::Doubt;
@@ -99,14 +100,14 @@ impl Live {
         if let Some(why) = self.objection(question.as_ref()) {
             return Err(why);
         }
-        let lapsed = question.as_ref().map(|question| self.lapsed(question)).unwrap_or_default();
+        let lapsed = question.as_ref().map_or(Ok(Vec::new()), |question| self.lapsed(question))?;
         if let Some((_, lapse)) = lapsed.iter().find(|(_, lapse)| matches!(lapse.what, Lapsed::Socket(..))) {
             return Err(why_changed(Some(Kind::Socket), &lapse.why));
         }
         let (end, ended) = oneshot::channel();
         let key = table.insert(Entry { question, end: Some(end) });
         for (side, lapse) in lapsed {
-            self.doubt(&mut table, Stake { flow: key, side }, &lapse.why, lapse.concerns_holders());
+            self.doubt_by(&mut table, Stake { flow: key, side }, &lapse);
         }
         Ok(Seat { live: Arc::clone(self), key, ended })
     }
@@ -123,17 +124,48 @@ impl Live {
         }
     }
 
-    /// What lapsed of a flow's programs since they were attested.
-    fn lapsed(&self, question: &Question) -> Vec<(question::Side, Arc<Lapse>)> {
-        let of = |(side, program): (question::Side, &Program)| {
-            let concerns = |lapse: &Arc<Lapse>| {
-                let executions = &program.attestation.executions;
-                lapse.ends(program.socket(), executions) || lapse.concerns(executions)
-            };
-            let lapses = self.memory.since(program.as_of).1;
-            lapses.into_iter().filter(concerns).map(|lapse| (side, lapse)).collect::<Vec<_>>()
-        };
-        question.programs().flat_map(of).collect()
+    /// What lapsed of a flow's programs since they were attested, and of their sockets since they were connected.
+    fn lapsed(&self, question: &Question) -> Result<Vec<(question::Side, Arc<Lapse>)>, Why> {
+        let mut all = Vec::new();
+        for (side, program) in question.programs() {
+            let mut lapses = self.memory.since(program.as_of).1;
+            if let Some(record) = &program.about.record {
+                let uses = self.memory.uses(program.socket(), record.at_ns);
+                let forgotten = "more sockets were used by other programs since it began than are remembered";
+                lapses.extend(uses.ok_or_else(|| why_changed(Some(Kind::Socket), forgotten))?);
+            }
+            let (socket, executions) = (program.socket(), &program.attestation.executions);
+            lapses.retain(|lapse| {
+                lapse.ends(socket, executions) || lapse.concerns(executions) || lapse.kin(socket, executions).is_some()
+            });
+            all.extend(lapses.into_iter().map(|lapse| (side, lapse)));
+        }
+        Ok(all)
+    }
+
+    fn doubt_by(&self, table: &mut Table, stake: Stake, lapse: &Lapse) {
+        match lapse.what {
+            Lapsed::Kin(_, by) => self.doubt_kin(table, stake, by, &lapse.why),
+            _ => self.doubt(table, stake, &lapse.why, lapse.concerns_holders()),
+        }
+    }
+
+    /// Somebody of the same program uses the socket: from now on the flow depends on that process, too.
+    fn doubt_kin(&self, table: &mut Table, stake: Stake, by: Execution, why: &str) {
+        let raised = self.memory.as_of();
+        let Some(program) = table.program(stake) else { return };
+        if program.attestation.executions.contains(&by) {
+            return;
+        }
+        let mut executions = program.executions(raised);
+        // Beyond that identityd says who holds the socket, or that they are too many.
+        let of_holders = executions.len() >= HOLDERS_MAX;
+        if !of_holders {
+            executions.push(by);
+        }
+        let (stakes, why) = ([stake].into(), why.to_owned());
+        table.doubts.raise(Doubt { executions, raised, of_holders, stakes, why });
+        self.doubted.notify_one();
     }
 
     fn doubt(&self, table: &mut Table, stake: Stake, why: &str, of_holders: bool) {
@@ -197,6 +229,11 @@ impl Live {
                 }
             }
             Lapsed::Everything => self.doubt_all(&mut table, &lapse.why, true),
+            Lapsed::Kin(socket, by) => {
+                for stake in table.stakes.of_socket(socket) {
+                    self.doubt_kin(&mut table, stake, by, &lapse.why);
+                }
+            }
             Lapsed::Socket(socket, _) if self.enforces() => {
                 let mut used = table.stakes.of_socket(socket);
                 used.retain(|stake| {
@@ -241,7 +278,7 @@ impl Live {
     pub(crate) fn settle(&self, doubt: &Doubt, asked: AsOf, answer: &Result<Arc<Attestation>, AttestRefusal>) -> usize {
         let mut table = self.table();
         let settled = |stake: &&Stake| {
-            let why = self.settled(&mut table, **stake, asked, answer, &doubt.why);
+            let why = self.settled(&mut table, **stake, asked, answer, doubt);
             why.is_some_and(|why| self.enforces() && table.end(stake.flow, why))
         };
         doubt.stakes.iter().filter(settled).count()
@@ -254,7 +291,7 @@ impl Live {
         stake: Stake,
         asked: AsOf,
         answer: &Result<Arc<Attestation>, AttestRefusal>,
-        doubt: &str,
+        doubt: &Doubt,
     ) -> Option<Why> {
         let program = table.program(stake)?;
         let now = match answer {
@@ -264,14 +301,30 @@ impl Live {
                 return Some(Why::new(Reason::Quarantined, refusal.detail.clone()));
             }
             Err(refusal) => {
-                return Some(why_changed(kind_in_doubt(refusal.reason), &format!("{doubt}; asked again: {refusal}")));
+                return Some(why_changed(
+                    kind_in_doubt(refusal.reason),
+                    &format!("{}; asked again: {refusal}", doubt.why),
+                ));
             }
         };
         if let Some(changed) = program.changed(now) {
-            return Some(why_changed(changed.of, &format!("{doubt}; asked again: {}", changed.how)));
+            return Some(why_changed(changed.of, &format!("{}; asked again: {}", doubt.why, changed.how)));
         }
-        table.update(stake, now, asked);
+        let before = program.attestation.executions.clone();
+        table.update(stake, now, asked, &doubt.executions);
+        self.hear_of_newcomers(table, stake, asked, &before, &now.executions);
         self.objection(table.entries.get(&stake.flow)?.question.as_ref())
+    }
+
+    /// Who was not known to have to do with a flow may have lapsed while it was asked about.
+    fn hear_of_newcomers(&self, table: &mut Table, stake: Stake, asked: AsOf, before: &[Execution], now: &[Execution]) {
+        let new: Vec<Execution> = now.iter().filter(|execution| !before.contains(execution)).copied().collect();
+        if new.is_empty() {
+            return;
+        }
+        for lapse in self.memory.since(asked).1.iter().filter(|lapse| lapse.concerns(&new)) {
+            self.doubt(table, stake, &lapse.why, lapse.concerns_holders());
+        }
     }
 
     /// Ends every flow, because the enforcer stops.
@@ -332,12 +385,13 @@ impl Table {
         questions.flat_map(|(flow, question)| question.programs().map(move |(side, _)| Stake { flow, side })).collect()
     }
 
-    /// Another look, at that time, found the same program.
-    fn update(&mut self, stake: Stake, now: &Arc<Attestation>, asked: AsOf) {
+    /// Another look, at that time and at those who were asked about, found the same program. Who came to be known
+    /// meanwhile stays.
+    fn update(&mut self, stake: Stake, now: &Arc<Attestation>, asked: AsOf, about: &[Execution]) {
         let question = self.entries.get_mut(&stake.flow).and_then(|entry| entry.question.as_mut());
         if let Some(program) = question.and_then(|question| question.program_mut(stake.side)) {
             self.stakes.remove(stake, program);
-            program.attestation = Arc::clone(now);
+            program.attestation = with_others(now, &program.attestation.executions, about);
             program.as_of = asked;
             self.stakes.insert(stake, program);
         }
@@ -363,6 +417,18 @@ impl Table {
         }
         count
     }
+}
+
+/// The answer about some executions, and with it those that it was not about.
+fn with_others(now: &Arc<Attestation>, known: &[Execution], about: &[Execution]) -> Arc<Attestation> {
+    let was_asked = |one: &Execution| about.iter().any(|asked| Process::from(*asked) == Process::from(*one));
+    let mut others = known.iter().filter(|one| !was_asked(one) && !now.executions.contains(one)).peekable();
+    if others.peek().is_none() {
+        return Arc::clone(now);
+    }
+    let mut all = Attestation::clone(now);
+    all.executions.extend(others);
+    Arc::new(all)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@ use std::net::SocketAddr;
 
 use bonafide_proto::fingerprint::{Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Script};
 use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
+use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::program::CertifiedProgram;
 use bonafide_proto::record::NearMiss;
@@ -53,7 +54,7 @@ impl World {
     }
 
     fn lapse(&self, what: Lapsed) -> usize {
-        let lapse = Lapse { what, why: "it changed".into() };
+        let lapse = Lapse { what, why: "it changed".into(), at_ns: 5 };
         self.memory.hear(lapse.clone());
         self.live.hear(&lapse)
     }
@@ -354,6 +355,67 @@ fn a_socket_that_another_program_used_ends_its_flow_alone() {
     let why = used.ended.try_recv().unwrap();
     assert_eq!((why.reason, why.changed), (Reason::IdentityChanged, Some(Kind::Socket)));
     assert!(lives(&mut other));
+    assert!(world.live.next_doubt().is_none());
+}
+
+#[test]
+fn who_else_of_a_program_uses_its_socket_is_what_the_flow_depends_on_too() {
+    let world = world(&allowing());
+    let (mut used, mut other) = (world.enter(1), world.enter(2));
+    for by in [7, 8, 1] {
+        assert_eq!(world.lapse(Lapsed::Kin(socket(1), execution(by))), 0);
+    }
+    let doubts: Vec<Doubt> = std::iter::from_fn(|| world.live.next_doubt()).collect();
+    let asked: Vec<_> = doubts.iter().map(|doubt| doubt.executions.clone()).collect();
+    assert_eq!(asked, [[execution(1), execution(7)], [execution(1), execution(8)]]);
+    // The answers overtake each other: nobody is forgotten.
+    for (doubt, kin) in doubts.iter().zip([7, 8]) {
+        assert!(!doubt.of_holders);
+        assert_eq!(world.settle(doubt, Ok(attestation(1, |now| now.executions.push(execution(kin))))), 0);
+    }
+    world.lapse(Lapsed::Kin(socket(1), execution(7)));
+    assert!(world.live.next_doubt().is_none(), "it is known");
+    for of in [7, 8] {
+        world.lapse(Lapsed::Process(process(of)));
+    }
+    let doubt = world.live.next_doubt().unwrap();
+    assert_eq!(doubt.executions.len(), 3, "{doubt:?}");
+    assert_eq!(world.settle(&doubt, Err(AttestReason::TwoPrograms)), 1);
+    assert!(!lives(&mut used) && lives(&mut other));
+}
+
+#[test]
+fn who_lapses_while_it_is_asked_about_for_the_first_time_is_asked_about_again() {
+    let world = world(&allowing());
+    let _seat = world.enter(1);
+    world.lapse(Lapsed::Kin(socket(1), execution(7)));
+    let doubt = world.live.next_doubt().unwrap();
+    let asked = world.memory.as_of();
+    world.lapse(Lapsed::Process(process(7)));
+    assert!(world.live.next_doubt().is_none(), "nobody is known to depend on it");
+    let both = attestation(1, |now| now.executions.push(execution(7)));
+    assert_eq!(world.live.settle(&doubt, asked, &Ok(both)), 0);
+    assert_eq!(world.live.next_doubt().unwrap().executions, [execution(1), execution(7)]);
+}
+
+#[test]
+fn who_used_a_socket_since_it_was_connected_counts_though_that_was_before_it_was_attested() {
+    let world = world(&allowing());
+    // Both were at that time.
+    const AT: u64 = 5;
+    world.lapse(Lapsed::Socket(socket(1), None));
+    world.lapse(Lapsed::Kin(socket(2), execution(7)));
+    let enter = |pid: u32, at_ns: u64| {
+        let mut program = world.program(pid);
+        program.about.record = Some(ConnectRecord { at_ns, ..ConnectRecord::parse(&[1; 80]).unwrap() });
+        world.live.enter(Some(question(program.judged())))
+    };
+    let refused = enter(1, AT).unwrap_err();
+    assert_eq!((refused.reason, refused.changed), (Reason::IdentityChanged, Some(Kind::Socket)));
+    let _asked = enter(2, AT).unwrap();
+    assert_eq!(world.live.next_doubt().unwrap().executions, [execution(2), execution(7)]);
+    // That was another connection, of the same addresses.
+    let _later = [1, 2].map(|pid| enter(pid, AT + 1).unwrap());
     assert!(world.live.next_doubt().is_none());
 }
 

@@ -76,14 +76,17 @@ fn event(kind: u32, change: u32) -> Vec<u8> {
 /// What is not understood counts as lost, and is told of before what comes after it.
 #[test]
 fn events_of_the_programs() {
-    let seeds = [event(1, 0), event(2, 0), event(3, 5), event(3, 6), event(4, 0), event(5, 0), vec![0; 127]];
+    let seeds =
+        [event(1, 0), event(2, 0), event(3, 5), event(3, 6), event(4, 0), event(5, 0), event(6, 0), vec![0; 127]];
     fuzz!(&seeds.each_ref().map(|seed| seed.as_slice()), |bytes| {
         let (mut outlet, mut heard) = Outlet::new();
         outlet.hear(bytes);
         outlet.hear(&event(2, 0));
         match heard.try_recv().unwrap() {
             Event::Lost(lost) => assert_eq!(lost, 1),
-            Event::Used { local, remote, .. } => [local, remote].into_iter().for_each(canonical),
+            Event::Used { used, .. } | Event::UsedByKin(used) => {
+                [used.local, used.remote].into_iter().for_each(canonical)
+            }
             _ => assert!(bytes.len() >= 128),
         }
         assert!(matches!(heard.try_recv(), Ok(Event::Ended(_))));

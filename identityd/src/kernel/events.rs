@@ -12,7 +12,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use super::layout;
 use super::layout::Counters;
 use super::load::Programs;
-use crate::events::{Change, Event};
+use crate::events::{Change, Event, Use};
 
 /// Events that may wait for a consumer who is slow; what finds no room is lost, and it is told so.
 const WAITING_MAX: usize = 1 << 16;
@@ -119,12 +119,14 @@ pub(super) fn start(programs: &Arc<Programs>) -> std::io::Result<(Reader, mpsc::
 
 /// What the programs said, in the daemon's words.
 fn understand(event: layout::Event) -> Option<Event> {
-    let layout::Event { kind, change, now, of, by, parent, local, remote } = event;
+    let layout::Event { at_ns, kind, change, now, of, by, parent, local, remote } = event;
+    let used = Use { local, remote, by, at_ns };
     match kind {
         1 => Some(Event::Executed { before: of, now, parent }),
         2 => Some(Event::Ended(of)),
         3 => changed(change).map(|change| Event::Changed(of, change)),
-        4 => Some(Event::Used { local, remote, owner: of, by }),
+        4 => Some(Event::Used { used, owner: of }),
+        5 => Some(Event::UsedByKin(used)),
         _ => None,
     }
 }
@@ -179,7 +181,7 @@ mod tests {
             bytes[12..16].copy_from_slice(&change.to_ne_bytes());
             layout::Event::read(&bytes).and_then(understand)
         };
-        assert!(event(0, 0).is_none() && event(5, 0).is_none() && event(3, 0).is_none() && event(3, 6).is_none());
+        assert!(event(0, 0).is_none() && event(6, 0).is_none() && event(3, 0).is_none() && event(3, 6).is_none());
         assert!(matches!(event(3, 5), Some(Event::Changed(_, Change::Executable))));
     }
 }

@@ -66,6 +66,7 @@ pub(crate) struct Counters {
 /// `struct event`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Event {
+    pub(crate) at_ns: u64,
     pub(crate) kind: u32,
     pub(crate) change: u32,
     pub(crate) now: u64,
@@ -146,7 +147,7 @@ impl Counters {
 impl Event {
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
-        let _at_ns = fields.u64()?;
+        let at_ns = fields.u64()?;
         let (kind, change, now) = (fields.u32()?, fields.u32()?, fields.u64()?);
         let of = fields.execution()?;
         let _padding = fields.u32()?;
@@ -154,7 +155,7 @@ impl Event {
         let _padding = fields.u32()?;
         let parent = fields.u32()?;
         let _padding = fields.u32()?;
-        Some(Self { kind, change, now, of, by, parent, local: fields.end()?, remote: fields.end()? })
+        Some(Self { at_ns, kind, change, now, of, by, parent, local: fields.end()?, remote: fields.end()? })
     }
 }
 

@@ -17,6 +17,7 @@ use super::Eyes;
 use super::changes::Believed;
 use super::shares::{Limits, Shares, Ticket};
 use super::table::Program;
+use crate::events::Use;
 use crate::refuse::refuse;
 use crate::sys::diag::{Diag, Found};
 use crate::sys::glance::{Glimpse, glance};
@@ -45,16 +46,12 @@ pub(crate) enum Doubt {
     },
     /// A socket was used by somebody else.
     Stranger {
-        /// Of the program's socket.
-        local: SocketAddr,
-        /// Of the program's socket.
-        remote: SocketAddr,
+        /// The use.
+        used: Use,
         /// Whose it is; pid 0 if that is not known.
         owner: Execution,
         /// What that is, if it is or was watched.
         program: Option<Program>,
-        /// Who used it.
-        by: Execution,
     },
 }
 
@@ -116,14 +113,14 @@ impl Doubt {
     pub(crate) fn about(&self) -> Execution {
         match self {
             Self::Heir { now, .. } => *now,
-            Self::Stranger { by, .. } => *by,
+            Self::Stranger { used, .. } => used.by,
         }
     }
 
     fn stranger(&self) -> Option<Stranger> {
         match self {
             Self::Heir { .. } => None,
-            Self::Stranger { local, remote, by, .. } => Some((*local, *remote, *by)),
+            Self::Stranger { used, .. } => Some((used.local, used.remote, used.by)),
         }
     }
 }
@@ -170,12 +167,10 @@ impl Eyes {
         self.heirs.begin(&doubt);
         match doubt {
             Doubt::Heir { now, program, owners } => self.heir(ticket, now, program, &owners).await,
-            Doubt::Stranger { local, remote, owner, program, by } => {
-                if !self.is_same(ticket, by, owner, program).await {
-                    self.flow(local, remote, by, "which runs another program");
-                } else if self.known().table.get_mut(by).is_none() {
-                    // Who is watched was asked about before.
-                    self.shared(owner, format!("process {} runs the same program, and used its socket", by.pid));
+            Doubt::Stranger { used, owner, program } => {
+                match self.is_same(ticket, used.by, owner, program).await {
+                    true => self.kin(used),
+                    false => self.flow(used, "which runs another program"),
                 }
                 None
             }
@@ -273,7 +268,8 @@ impl Eyes {
         };
         for found in connections {
             for heir in heirs.iter().filter(|heir| heir.sockets.contains(&found.inode)) {
-                self.flow(found.local, found.remote, heir.now, "which executed another program and kept it");
+                let used = Use { local: found.local, remote: found.remote, by: heir.now, at_ns: 0 };
+                self.flow(used, "which executed another program and kept it");
             }
         }
     }

@@ -13,7 +13,7 @@ use super::heirs::Doubt;
 use super::quarantine::unquarantined;
 use super::turns::Lane;
 use super::{Eyes, Quarantined};
-use crate::events::Event;
+use crate::events::{Event, Use};
 use crate::lapse::{Lapse, Lapsed};
 
 /// How often the table is searched for those who were not looked at for long, and how many of them are: 4,000 in the
@@ -46,7 +46,8 @@ impl Eyes {
                 let mut known = self.known();
                 self.suspect(&mut known, execution, Lane::Urgent);
             }
-            Event::Used { local, remote, owner, by } => self.used(local, remote, owner, by),
+            Event::Used { used, owner } => self.used(used, owner),
+            Event::UsedByKin(used) => self.kin(used),
             Event::Lost(lost) => {
                 tracing::warn!(lost, "events were lost: everything is looked at again");
                 self.everything(format!("{lost} events were lost"));
@@ -73,30 +74,36 @@ impl Eyes {
         self.warm.put(self.witness.account(now), now);
     }
 
-    fn used(&self, local: std::net::SocketAddr, remote: std::net::SocketAddr, owner: Execution, by: Execution) {
+    fn used(&self, used: Use, owner: Execution) {
         let program = self.known().table.program(owner.image, owner.pid);
-        self.doubt(Doubt::Stranger { local, remote, owner, program, by });
+        self.doubt(Doubt::Stranger { used, owner, program });
     }
 
     fn doubt(&self, doubt: Doubt) {
         if let Err(doubt) = self.heirs.put(self.witness.account(doubt.about()), doubt) {
             // Nobody can be spared to look into it: what can be named is ended, and what cannot is asked again.
             match doubt {
-                Doubt::Stranger { local, remote, by, .. } => {
-                    self.flow(local, remote, by, "which could not be looked at")
-                }
+                Doubt::Stranger { used, .. } => self.flow(used, "which could not be looked at"),
                 Doubt::Heir { .. } => self.everything("too many programs were executed at once".to_owned()),
             }
         }
     }
 
     /// Somebody else has or uses a socket.
-    pub(crate) fn flow(&self, local: std::net::SocketAddr, remote: std::net::SocketAddr, by: Execution, what: &str) {
+    pub(crate) fn flow(&self, used: Use, what: &str) {
+        let Use { local, remote, by, .. } = used;
         let detail = format!("the socket {local} to {remote} is in the hands of process {}, {what}", by.pid);
         // It is told as long as it goes on; who ends the flow says why.
         tracing::debug!(detail, "no longer what was attested");
-        let what = Lapsed::Flow { local, remote, used_by: by };
-        self.lapses.tell(Lapse { what, reason: AttestReason::TwoPrograms, detail });
+        self.lapses.tell(Lapse { what: Lapsed::Flow(used), reason: AttestReason::TwoPrograms, detail });
+    }
+
+    /// Another process of the same program uses a socket. Whoever has a flow there asks about that process, too, which is
+    /// then watched.
+    pub(crate) fn kin(&self, used: Use) {
+        let Use { local, remote, by, .. } = used;
+        let detail = format!("process {} runs the same program, and uses the socket {local} to {remote}", by.pid);
+        self.lapses.tell(Lapse { what: Lapsed::Kin(used), reason: AttestReason::EvidenceChanged, detail });
     }
 
     pub(crate) fn everything(&self, detail: String) {

@@ -10,6 +10,7 @@ use tokio_stream::StreamExt as _;
 
 use super::proc_sentry::ProcSentry;
 use super::*;
+use crate::events::Use;
 use crate::execs::{Arguments, AtExec, NoExecs};
 use crate::lapse::Heard;
 use crate::sys::executable::FileId;
@@ -185,26 +186,21 @@ async fn who_uses_a_socket_ends_its_flow_unless_it_is_the_same_program() {
     let [owner, twin] = [(); 2].map(|()| Running::shell());
     let stranger = Running::start(Command::new("python3").args(["-c", "print(flush=True); input()"]));
     let socket = |port: u16| std::net::SocketAddr::from(([127, 0, 0, 1], port));
-    let used = |by: &Running, port| Event::Used {
-        local: socket(port),
-        remote: socket(80),
-        owner: owner.execution(),
-        by: by.execution(),
-    };
+    let by = |by: &Running, port| Use { local: socket(port), remote: socket(80), by: by.execution(), at_ns: 7 };
+    let used = |who: &Running, port| Event::Used { used: by(who, port), owner: owner.execution() };
     for event in [used(&twin, 1), used(&stranger, 2)] {
         world.events.send(event).await.unwrap();
     }
     // Of the twin it is only asked; whichever comes first.
     let mut told = [world.next().await, world.next().await];
-    told.sort_by_key(|of| matches!(of, Of::Holders(_)));
-    let [Of::Flow(flow), Of::Holders(asked)] = &told else { panic!("{told:?}") };
-    assert_eq!(*asked, owner.execution().into());
-    assert_eq!(flow.local, Some(socket(2).into()));
+    told.sort_by_key(|of| matches!(of, Of::Kin(_)));
+    let [Of::Flow(flow), Of::Kin(kin)] = &told else { panic!("{told:?}") };
+    assert_eq!((kin.local.clone(), kin.used_by), (Some(socket(1).into()), Some(twin.execution().into())));
+    assert_eq!((flow.local.clone(), flow.at_ns), (Some(socket(2).into()), 7));
     assert_eq!(flow.used_by, Some(stranger.execution().into()));
     // Whose it is is not known: nobody can say that it is the same.
     let nobodys = Execution { pid: 0, start_ticks: 0, image: 0 };
-    let unowned = Event::Used { local: socket(3), remote: socket(80), owner: nobodys, by: twin.execution() };
-    world.events.send(unowned).await.unwrap();
+    world.events.send(Event::Used { used: by(&twin, 3), owner: nobodys }).await.unwrap();
     let Of::Flow(flow) = world.next().await else { panic!("no flow") };
     assert_eq!(flow.local, Some(socket(3).into()));
 }

@@ -87,6 +87,13 @@ impl Attested {
         self.node.client.clone().reattest(request).await.unwrap().into_inner().try_into().unwrap()
     }
 
+    /// Who these are by now.
+    async fn again(&self, executions: &[Execution]) -> Result<Attestation, AttestRefusal> {
+        let executions = executions.iter().map(|execution| (*execution).into()).collect();
+        let request = wire::ReattestRequest { executions, sockets: Vec::new() };
+        self.node.client.clone().reattest(request).await.unwrap().into_inner().try_into().unwrap()
+    }
+
     /// Makes it do something, and waits until that is done.
     fn does(&mut self, line: &str) {
         self.program.tell(line);
@@ -99,7 +106,7 @@ impl Attested {
         loop {
             let lapse = heard(&mut self.lapses).await;
             match &lapse.of {
-                Some(Of::Flow(flow)) if [flow.local.clone(), flow.remote.clone()] != own => {}
+                Some(Of::Flow(flow) | Of::Kin(flow)) if [flow.local.clone(), flow.remote.clone()] != own => {}
                 _ => return lapse,
             }
         }
@@ -292,6 +299,30 @@ async fn who_is_left_with_the_socket_is_asked_about_and_watched(source: &str) {
     attested.does("s.close()");
     assert_eq!(attested.holders().await.unwrap_err().reason, AttestReason::ProcessGone);
     attested.program.tell("os._exit(0)");
+}
+
+/// Only the kernel programs tell who uses a socket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_uses_the_connection_is_told_of_once_and_watched_like_its_parent() {
+    let mut attested = Attested::start("kernel", &python(), None).await;
+    attested.does(
+        r#"exec("r, w = os.pipe()\nif not os.fork():\n os.close(w); s.send(b'x'); s.send(b'x'); os.read(r, 1); os.setuid(65534); os.read(r, 1); os._exit(0)")"#,
+    );
+    let told = attested.next().await;
+    let Some(Of::Kin(kin)) = told.of else { panic!("{told:?}") };
+    assert!(kin.at_ns >= attested.record.unwrap().at_ns);
+    let child = Execution::try_from(kin.used_by.unwrap()).unwrap();
+    assert_eq!(child.image, attested.execution.image);
+    assert_ne!(child.pid, attested.execution.pid);
+
+    let both = attested.again(&[attested.execution, child]).await.unwrap().executions;
+    assert_eq!(both, [attested.execution, child]);
+    // That is the next thing that is heard: its second use was not told.
+    attested.does("_ = os.write(w, b'x')");
+    let owner = std::mem::replace(&mut attested.execution, child);
+    assert!(attested.lapsed(AttestReason::EvidenceChanged).await.starts_with("uid was 0 and is 65534"));
+    attested.execution = owner;
+    attested.does("_ = os.write(w, b'x'); os.wait()");
 }
 
 async fn what_is_put_in_quarantine_lapses_and_is_refused(source: &str) {

@@ -26,6 +26,7 @@ mod demo;
 mod edits;
 mod failures;
 mod fallback;
+mod forked;
 mod generations;
 mod grants;
 mod idle;

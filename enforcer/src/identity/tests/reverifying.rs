@@ -281,7 +281,7 @@ async fn a_socket_used_by_another_program_ends_its_flow_unasked() {
     let world = world().await;
     let mut seat = world.enter().await;
     let (local, remote) = (Some(key().local.into()), Some(key().remote.into()));
-    world.fake.lapse(Of::Flow(Flow { local, remote, used_by: None }));
+    world.fake.lapse(Of::Flow(Flow { local, remote, used_by: None, at_ns: 0 }));
     assert_eq!(ended(&mut seat).await, Reason::IdentityChanged);
     assert_eq!(world.fake.asked_again(), 0);
 }
