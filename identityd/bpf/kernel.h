@@ -176,6 +176,10 @@ struct sock {
 	struct socket *sk_socket;
 };
 
+struct unix_sock {
+	struct sock *peer;
+};
+
 struct tcp_sock {
 	__u32 write_seq;
 	__u32 copied_seq;
@@ -214,6 +218,7 @@ struct bpf_iter__bpf_map_elem {
 #define PF_IO_WORKER 0x00000010
 #define PF_KTHREAD 0x00200000
 
+#define AF_UNIX 1
 #define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1

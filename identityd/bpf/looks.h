@@ -5,6 +5,23 @@
  */
 #pragma once
 
+/*
+ * By which cookie a socket is sought: of a unix socket it is the other end's. That end is the daemon's own, and who asks
+ * there is meant: it tells its cookie whatever namespace the asker is in.
+ */
+static __always_inline __u64 sought_by(struct sock *sk)
+{
+	struct unix_sock *other;
+	struct sock *peer;
+
+	if (sk->__sk_common.skc_family != AF_UNIX)
+		return sk->__sk_common.skc_cookie.counter;
+	other = bpf_skc_to_unix_sock(sk);
+	/* It may be going away, so nothing of it is believed to be there. */
+	peer = other ? other->peer : NULL;
+	return peer ? BPF_CORE_READ(peer, __sk_common.skc_cookie.counter) : 0;
+}
+
 /* Every descriptor of the sockets that are sought. */
 SEC("iter/task_file")
 int holders(struct bpf_iter__task_file *ctx)
@@ -19,7 +36,7 @@ int holders(struct bpf_iter__task_file *ctx)
 	socket = bpf_sock_from_file(file);
 	if (!socket || !socket->sk)
 		return 0;
-	holder.cookie = socket->sk->__sk_common.skc_cookie.counter;
+	holder.cookie = sought_by(socket->sk);
 	if (!holder.cookie || !bpf_map_lookup_elem(&sought, &holder.cookie))
 		return 0;
 	holder.table = (__u64)BPF_CORE_READ(task, files);

@@ -21,6 +21,7 @@ use crate::source::{Held as _, Known, SocketSource};
 use crate::sys::process::Process;
 use crate::watch::Watch;
 use crate::witness::{Witness, Witnessed};
+use crate::workload_api::{Caller, Entitled, Entitlement, Entitles};
 
 /// Waits before the next attempt where a moment may heal the doubt: a fork or a hand-over was under way.
 const RETRIES: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(30)];
@@ -177,6 +178,33 @@ impl<S: SocketSource> Attestor<S> {
         }
     }
 
+    /// Whoever asks over a unix socket of this daemon: every process that could read the answer, and among them the very
+    /// execution that had connected when it was accepted.
+    ///
+    /// # Errors
+    /// `connector-differs` if that one has executed another program or handed the connection on; any doubt, by name.
+    pub(crate) async fn caller(&self, caller: &Caller) -> Result<Attestation, AttestRefusal> {
+        self.policy.get()?;
+        let mut retries = RETRIES.iter();
+        loop {
+            match (self.caller_now(caller).await, retries.next()) {
+                (Err(refusal), Some(wait)) if may_heal(refusal.reason) => tokio::time::sleep(*wait).await,
+                (answer, _) => return answer,
+            }
+        }
+    }
+
+    async fn caller_now(&self, caller: &Caller) -> Result<Attestation, AttestRefusal> {
+        let connected = caller.connected()?;
+        let held = self.source.across(caller.cookie()).await?;
+        if !held.executions().contains(&connected) {
+            let detail =
+                format!("process {} connected, and what it executed then does not have the connection", connected.pid);
+            return refuse(AttestReason::ConnectorDiffers, detail);
+        }
+        self.of(held, SocketRole::Connector).await
+    }
+
     /// The fingerprint of executions that were attested before, if all of them still earn this workload.
     ///
     /// # Errors
@@ -273,6 +301,23 @@ impl<S: SocketSource> Attestor<S> {
 impl<S: SocketSource> Attests for Attestor<S> {
     fn execution(&self, execution: Execution) -> Asked<'_> {
         Box::pin(async move { self.again(&[execution]).await })
+    }
+}
+
+impl<S: SocketSource> Entitles for Attestor<S> {
+    fn entitled<'c>(&'c self, caller: &'c Caller) -> Entitlement<'c> {
+        Box::pin(async move {
+            let Attestation { executions, fingerprint, workload, .. } = self.caller(caller).await?;
+            match workload {
+                Some(workload) if self.policy.get()?.policy.serves_workload_api(&workload) => {
+                    Ok(Entitled { workload, fingerprint, executions })
+                }
+                Some(workload) => {
+                    refuse(AttestReason::NotEntitled, format!("{workload} has not workload_api = true in the policy"))
+                }
+                None => refuse(AttestReason::NotEntitled, format!("{} earns no workload", fingerprint.exe.path)),
+            }
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```toml
 //! node = "a"
 //! socket = "/run/bonafide/identityd.sock"
+//! workload_socket = "/run/bonafide/workload.sock"   # where programs ask for their own identity; default: nowhere
 //! ca_socket = "/run/bonafide/ca.sock"
 //! policy = "/etc/bonafide/policy.toml"
 //! state = "/var/lib/bonafide/identityd"   # where digests of files, and what was witnessed, outlive a restart; default: nowhere
@@ -35,6 +36,8 @@ pub struct Config {
     pub node: NodeName,
     /// Where it is asked. Absolute.
     pub socket: PathBuf,
+    /// Where programs ask for their own identity (SPIFFE Workload API, SDS). Absolute. None: nowhere.
+    pub workload_socket: Option<PathBuf>,
     /// Where the node's CA answers. Absolute.
     pub ca_socket: PathBuf,
     /// The policy file. Absolute; it need not exist yet.
@@ -103,6 +106,7 @@ pub enum SourceChoice {
 struct RawConfig {
     node: String,
     socket: PathBuf,
+    workload_socket: Option<PathBuf>,
     ca_socket: PathBuf,
     policy: PathBuf,
     state: Option<PathBuf>,
@@ -167,12 +171,15 @@ impl Config {
             wrong("log", raw.log.clone(), "is not one of off, error, warn, info, debug, trace".to_owned())
         })?;
         let paths = [("socket", &raw.socket), ("ca_socket", &raw.ca_socket), ("policy", &raw.policy)];
-        for (field, path) in paths.into_iter().chain(raw.state.iter().map(|path| ("state", path))) {
+        let workload_socket = raw.workload_socket.iter().map(|path| ("workload_socket", path));
+        let optional = raw.state.iter().map(|path| ("state", path)).chain(workload_socket);
+        for (field, path) in paths.into_iter().chain(optional) {
             if !path.is_absolute() {
                 return Err(wrong(field, path.display().to_string(), "is not an absolute path".to_owned()));
             }
         }
-        let RawConfig { socket, ca_socket, policy, state, source, callers: RawCallers::Listed(mut callers), .. } = raw;
+        let RawConfig { socket, workload_socket, ca_socket, policy, state, source, callers, .. } = raw;
+        let RawCallers::Listed(mut callers) = callers;
         callers.push(0);
         callers.sort_unstable();
         callers.dedup();
@@ -183,7 +190,7 @@ impl Config {
                 .map(|runtime| RuntimeConfig::try_from(runtime).map_err(|e| wrong(e.field, e.value, e.expected)))
                 .collect::<Result<_, _>>()?,
         };
-        Ok(Self { node, socket, ca_socket, policy, state, callers, source, log, runtimes })
+        Ok(Self { node, socket, workload_socket, ca_socket, policy, state, callers, source, log, runtimes })
     }
 }
 
@@ -263,7 +270,10 @@ policy = "/etc/p.toml"
         assert!(error(&GOOD.replace("node = \"a\"\n", "")).contains("node"));
         assert!(error(&GOOD.replace("\"a\"", "\"A b\"")).contains("identityd.toml: node = \"A b\""));
         assert!(error(&GOOD.replace("/run/i.sock", "i.sock")).contains("socket = \"i.sock\" is not an absolute path"));
-        assert!(error(&format!("{GOOD}state = \"s\"")).contains("state = \"s\" is not an absolute path"));
+        for field in ["state", "workload_socket"] {
+            let said = error(&format!("{GOOD}{field} = \"s\""));
+            assert!(said.contains(&format!("{field} = \"s\" is not an absolute path")), "{said}");
+        }
         assert!(error(&format!("{GOOD}log = \"loud\"")).contains("log = \"loud\""));
         for callers in ["[-1]", "7"] {
             let said = error(&format!("{GOOD}callers = {callers}"));

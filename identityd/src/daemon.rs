@@ -11,6 +11,7 @@ use bonafide_proto::endpoint;
 use bonafide_proto::wire::node::attestation_server::AttestationServer;
 use clap::Parser;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing_subscriber::filter::LevelFilter;
@@ -32,6 +33,7 @@ use crate::sys::namespace::{INITIAL_USER_NAMESPACE, Namespace};
 use crate::watch::proc_sentry::ProcSentry;
 use crate::watch::{Parts, Watch};
 use crate::witness::Witness;
+use crate::workload_api;
 
 /// Questions of one caller that are under way at once: so many that no user of the host gets others kept waiting by
 /// questions about their own programs, which are answered or refused within seconds.
@@ -192,18 +194,26 @@ async fn serve<S: SocketSource>(
     let (file, policy) = PolicyFile::open(config.policy, Arc::clone(&clock));
     let authority = Authority::follow(config.ca_socket);
     let (lapses, quarantined) = (Lapses::new(), authority.quarantine());
+    let asked = Arc::clone(&execs);
     let parts = Parts { witness: Arc::clone(&witness), sentry, events, execs, lapses: lapses.clone(), quarantined };
     let (watch, _watching) = Watch::start(parts)?;
     let attestor = Arc::new(Attestor::new(source, witness, policy.clone(), watch));
     let attests: Arc<dyn Attests> = Arc::<Attestor<S>>::clone(&attestor);
     let node = attestor.witness().host().node.clone();
+    let programs = workload_api::Parts {
+        attests: Arc::<Attestor<S>>::clone(&attestor),
+        execs: asked,
+        authority: authority.clone(),
+        policy: policy.clone(),
+        lapses: lapses.clone(),
+        clock: Arc::clone(&clock),
+    };
     let observe = |ground| Observatory::open(Means { ground, attests, authority: authority.clone(), clock }, node);
     let flows = ground.map(observe);
     let service = Service::new(attestor, policy, authority, lapses, flows);
 
-    let socket = |error| RunError::Socket { path: config.socket.clone(), error };
-    let listener = endpoint::bind(&config.socket).map_err(socket)?;
-    let _socket_file = SocketFile(&config.socket);
+    let (listener, _socket_file) = bind(&config.socket)?;
+    let workload_endpoint = config.workload_socket.as_deref().map(bind).transpose()?;
     let looking = tokio::spawn(file.run());
     tracing::info!(socket = %config.socket.display(), "ready");
     let callers = endpoint::admit(listener, config.callers);
@@ -211,13 +221,25 @@ async fn serve<S: SocketSource>(
         .max_concurrent_streams(QUESTIONS_MAX)
         .add_service(AttestationServer::new(service))
         .serve_with_incoming(callers);
+    let to_programs = async {
+        match workload_endpoint {
+            Some((listener, _socket_file)) => workload_api::serve(listener, programs).await,
+            None => std::future::pending().await,
+        }
+    };
     // Streams of policy and bundle never end by themselves, so nothing is waited for.
     let ended = tokio::select! {
         served = serving => served.map_err(RunError::from),
+        served = to_programs => served.map_err(RunError::from),
         () = stop => Ok(()),
     };
     looking.abort();
     ended
+}
+
+fn bind(path: &Path) -> Result<(UnixListener, SocketFile<'_>), RunError> {
+    let listener = endpoint::bind(path).map_err(|error| RunError::Socket { path: path.to_owned(), error })?;
+    Ok((listener, SocketFile(path)))
 }
 
 /// Removes the socket file when serving ends.

@@ -73,6 +73,11 @@ impl Lapses {
         let _ = self.told.send(lapse);
     }
 
+    /// Every lapse from now on, for whoever is in this daemon.
+    pub(crate) fn told(&self) -> broadcast::Receiver<Lapse> {
+        self.told.subscribe()
+    }
+
     /// `ready`, then the digests in quarantine, then every lapse from now on. Who falls behind is told that everything
     /// lapsed, and what is in quarantine by then.
     pub(crate) fn listen(&self) -> Heard {

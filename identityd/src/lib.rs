@@ -66,3 +66,4 @@ mod version;
 mod walks;
 mod watch;
 mod witness;
+mod workload_api;

@@ -107,6 +107,11 @@ impl SocketSource for ProcSource {
         self.of(left, None).await.map(Some)
     }
 
+    async fn across(&self, _: u64) -> Result<ProcHeld, AttestRefusal> {
+        let detail = format!("only the kernel programs tell who has the other end of a unix socket: {}", self.reason);
+        refuse(AttestReason::Unavailable, detail)
+    }
+
     fn is_over(&self, _: &ConnectRecord) -> bool {
         // Nobody recorded who has what of whom.
         false

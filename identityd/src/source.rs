@@ -26,7 +26,7 @@ pub(crate) struct Known {
 }
 
 /// Traces sockets to processes.
-pub(crate) trait SocketSource: Send + Sync + 'static {
+pub(crate) trait SocketSource: std::fmt::Debug + Send + Sync + 'static {
     /// What was found, so that it can be looked at again.
     type Held: Held;
 
@@ -59,6 +59,12 @@ pub(crate) trait SocketSource: Send + Sync + 'static {
         &self,
         sockets: &[Known],
     ) -> impl Future<Output = Result<Option<Self::Held>, AttestRefusal>> + Send;
+
+    /// Every execution that holds the other end of a unix socket of this daemon, which has this cookie.
+    ///
+    /// # Errors
+    /// Any doubt, by name: above all that somebody may hold it who was not seen.
+    fn across(&self, cookie: u64) -> impl Future<Output = Result<Self::Held, AttestRefusal>> + Send;
 
     /// Whether the process that connected has ended, and left nobody who could have the socket from it.
     fn is_over(&self, record: &ConnectRecord) -> bool;

@@ -50,6 +50,7 @@ pub(crate) const WORKLOAD: &TableKind = &TableKind {
         ("gid", "33"),
         ("nodes", "[\"host-a\", \"host-b\"]"),
         ("allow_taints", "[\"no-script\"]"),
+        ("workload_api", "true"),
     ],
 };
 

@@ -150,6 +150,12 @@ impl Policy {
         self.by_name.contains_key(name)
     }
 
+    /// Whether the programs of this workload are given its identity by the SPIFFE Workload API.
+    #[must_use]
+    pub fn serves_workload_api(&self, name: &WorkloadName) -> bool {
+        self.workloads.iter().any(|workload| workload.workload_api && workload.name == *name)
+    }
+
     /// On which side of the mesh an address lies. IPv4-mapped IPv6 addresses are IPv4 addresses.
     #[must_use]
     pub fn place(&self, addr: IpAddr) -> Place {

@@ -20,7 +20,11 @@ pub(crate) struct Workload {
     pub(crate) name: WorkloadName,
     /// What earns the name: all that are given must hold.
     pub(crate) selectors: Selectors,
+    /// Whether its programs are given its identity itself, and not only the connections made in its name.
+    pub(crate) workload_api: bool,
 }
+
+const WORKLOAD_API: &str = "workload_api";
 
 /// Reads every `[[workload]]`.
 pub(crate) fn read<'t>(tables: &[Table<'t>], names: &mut Names<'t>, faults: &mut Faults<'_>) -> Vec<Workload> {
@@ -28,6 +32,7 @@ pub(crate) fn read<'t>(tables: &[Table<'t>], names: &mut Names<'t>, faults: &mut
     let mut earlier = HashMap::new();
     for (position, table) in (0..).zip(tables) {
         let name = read_name(table, End::Workload(position), names, faults);
+        let workload_api = read_workload_api(table, faults);
         let Some(selectors) = read_selectors(table, faults) else { continue };
         if let Some(at) = earlier.insert(selectors.clone(), table.at) {
             let line = faults.line(at);
@@ -35,7 +40,7 @@ pub(crate) fn read<'t>(tables: &[Table<'t>], names: &mut Names<'t>, faults: &mut
             faults
                 .wrong_if_whole(table.at, format!("{same}, so neither could be earned; tell them apart or remove one"));
         }
-        workloads.extend(name.map(|name| Workload { name, selectors }));
+        workloads.extend(name.map(|name| Workload { name, selectors, workload_api }));
     }
     shadow::report(&earlier, faults);
     workloads
@@ -51,6 +56,16 @@ pub(crate) fn read_name<'t>(
     let text = table.required_text("name", faults)?;
     names.declare(text, end, faults);
     names::parse(text, faults)
+}
+
+/// Off where nothing is written.
+fn read_workload_api(table: &Table<'_>, faults: &mut Faults<'_>) -> bool {
+    let Some(value) = table.get(WORKLOAD_API) else { return false };
+    let on = value.get_ref().as_bool();
+    if on.is_none() {
+        table.wrong_type(WORKLOAD_API, "true or false", value, faults);
+    }
+    on.unwrap_or(false)
 }
 
 /// None if there is a mistake in it, which was reported.

@@ -426,6 +426,15 @@ fn taints_that_are_none() {
 }
 
 #[test]
+fn workload_api_that_is_no_bool() {
+    refused_with(
+        "exe = \"/usr/sbin/nginx\"",
+        "exe = \"/usr/sbin/nginx\"\nworkload_api = ¶\"true\"",
+        &["workload_api must be true or false, not a string; for example workload_api = true"],
+    );
+}
+
+#[test]
 fn two_kinds_of_code() {
     let digest = "ab".repeat(32);
     refused_with(

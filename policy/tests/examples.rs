@@ -11,6 +11,7 @@
 //! #= earns nothing exe=… near="workload: selector"     the nearest of the near misses
 //! #= earns unavailable exe=… near="workload: selector" evidence that somebody should have told
 //! #= certified NAME sha256=… [script_sha256=… libraries=… image=… node=… near=selector]
+//! #= workload_api NAME on=yes                          on=no: its programs are not given its identity
 //! #= outside ADDRESS port=N name=NAME                  name=none: no [[outside]] covers it
 //! ```
 //! `A` and `B` are names of workloads, or addresses.
@@ -100,6 +101,7 @@ fn check(policy: &Policy, mut line: Expectation) -> Option<String> {
         "deny" => check_deny(policy, &mut line),
         "earns" => check_earns(policy, &mut line),
         "certified" => check_certified(policy, &mut line),
+        "workload_api" => check_workload_api(policy, &mut line),
         "outside" => check_outside(policy, &mut line),
         other => panic!("{other} is no expectation"),
     };
@@ -165,6 +167,13 @@ fn check_earns(policy: &Policy, line: &mut Expectation) -> Option<String> {
 fn check_outside(policy: &Policy, line: &mut Expectation) -> Option<String> {
     let addr = SocketAddr::new(line.subject.parse().unwrap(), line.port());
     assert_eq!(policy.outside(addr).unwrap_or("none"), line.must("name"));
+    None
+}
+
+fn check_workload_api(policy: &Policy, line: &mut Expectation) -> Option<String> {
+    let name = line.subject.parse().unwrap();
+    assert!(policy.knows(&name));
+    assert_eq!(if policy.serves_workload_api(&name) { "yes" } else { "no" }, line.must("on"));
     None
 }
 

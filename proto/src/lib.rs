@@ -29,6 +29,12 @@ pub mod wire {
     pub mod node {
         tonic::include_proto!("bonafide.node.v1");
     }
+    /// The SPIFFE Workload API, and Envoy's SDS, as others define them.
+    pub mod workload_endpoint {
+        include!(concat!(env!("OUT_DIR"), "/workload_endpoint.rs"));
+        /// All of it, described for reflection.
+        pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/workload_endpoint.bin"));
+    }
     /// The authority and its nodes.
     pub mod authority {
         tonic::include_proto!("bonafide.authority.v1");

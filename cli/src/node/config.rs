@@ -53,6 +53,7 @@ struct NodeTable<'a> {
 pub(super) struct IdentitydToml<'a> {
     node: &'a NodeName,
     socket: PathBuf,
+    workload_socket: PathBuf,
     ca_socket: PathBuf,
     policy: &'a Path,
     state: PathBuf,
@@ -126,6 +127,7 @@ impl<'a> IdentitydToml<'a> {
         Self {
             node: &spec.name,
             socket: layout.identityd_socket(),
+            workload_socket: layout.workload_socket(),
             ca_socket: layout.ca_socket(),
             policy,
             state: layout.identityd_state(),

@@ -78,6 +78,11 @@ impl Layout {
     pub fn identityd_socket(&self) -> PathBuf {
         self.run().join("identityd/identityd.sock")
     }
+    /// Where identityd serves the SPIFFE Workload API and Envoy's SDS to programs.
+    #[must_use]
+    pub fn workload_socket(&self) -> PathBuf {
+        self.run().join("identityd/workload.sock")
+    }
     /// Where the enforcer serves `Enforcement`.
     #[must_use]
     pub fn enforcer_socket(&self) -> PathBuf {

@@ -169,6 +169,12 @@ impl SocketSource for KernelSource {
         Ok((!executions.is_empty()).then_some(KernelHeld { question: None, executions }))
     }
 
+    async fn across(&self, cookie: u64) -> Result<KernelHeld, AttestRefusal> {
+        // Nobody tells who uses a unix socket, so a reference that is not explained may be anybody's.
+        let executions = self.walks.seek(vec![cookie]).await?.holders(&[cookie], Calls::NotBelieved)?;
+        Ok(KernelHeld { question: None, executions })
+    }
+
     fn is_over(&self, record: &ConnectRecord) -> bool {
         let ended = self.execs.image(record.pid, record.start_ticks()).is_none();
         ended && !self.execs.is_run(record.image)
