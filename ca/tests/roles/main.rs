@@ -18,3 +18,4 @@ mod quarantine;
 mod renewing;
 mod state;
 mod strangers;
+mod x509_svid;

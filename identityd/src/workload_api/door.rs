@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+use super::authority::Authority;
 use super::caller::Caller;
 use crate::execs::Execs;
 
@@ -28,6 +29,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Connection {
     stream: UnixStream,
     caller: Caller,
+    authority: Authority,
     _place: Place,
 }
 
@@ -42,7 +44,11 @@ pub(super) fn admit(listener: UnixListener, execs: Arc<dyn Execs>) -> ReceiverSt
                     let uid = stream.peer_cred().map(|peer| peer.uid());
                     let Some(place) = uid.ok().and_then(|uid| room.place(uid)) else { continue };
                     let caller = Caller::of(&stream, execs.as_ref());
-                    if to.send(Ok(Connection { stream, caller, _place: place })).await.is_err() {
+                    if to
+                        .send(Ok(Connection { stream, caller, authority: Authority::default(), _place: place }))
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -66,7 +72,12 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Some(new) = buf.filled_mut().get_mut(before..) {
+            self.authority.reads(new);
+        }
+        read
     }
 }
 

@@ -1,14 +1,17 @@
-//! What programs ask for themselves: the SPIFFE Workload API on a unix socket that is open to all.
+//! What programs ask for themselves: the SPIFFE Workload API and Envoy's SDS on a unix socket that is open to all.
 //!
 //! Nobody shows anything there; who asks is who can read the answer. Each connection is its caller's (`caller`, `door`):
 //! every process that has the other end, found by the kernel's walk, and the execution that connected among them. It is
 //! attested like any process and watched, and again for every message that is sent (`subscription`). What it is given is
 //! made and certified once for all programs that are the same (`svids`).
 //!
-//! Reading order: [`serve`] wires; `service` is the Workload API itself, `x509` what its messages say.
+//! Reading order: [`serve`] wires; `service` is the Workload API itself, `x509` what its messages say; `sds` is the same for
+//! Envoy.
 
+mod authority;
 mod caller;
 mod door;
+mod sds;
 mod service;
 mod subscription;
 mod svids;
@@ -26,6 +29,7 @@ use bonafide_proto::wire::workload_endpoint::DESCRIPTORS;
 use tokio::net::UnixListener;
 
 pub(crate) use self::caller::Caller;
+use self::sds::Sds;
 use self::service::WorkloadApi;
 use self::subscription::Subscriptions;
 use self::svids::Svids;
@@ -94,7 +98,8 @@ pub(crate) async fn serve(listener: UnixListener, parts: Parts) -> Result<(), to
     };
     let mut server = tonic::transport::Server::builder().max_concurrent_streams(STREAMS_MAX);
     server
-        .add_service(WorkloadApi::server(subscriptions))
+        .add_service(WorkloadApi::server(subscriptions.clone()))
+        .add_service(Sds::server(subscriptions))
         .add_service(health_service)
         .add_optional_service(described().build_v1().ok())
         .add_optional_service(described().build_v1alpha().ok())

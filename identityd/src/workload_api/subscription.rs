@@ -30,7 +30,7 @@ use crate::lapse::{Lapse, Lapsed, Lapses};
 use crate::policy_file::{InForce, State};
 
 /// What clients look for to tell that there is nothing for them from anything else that is denied.
-const NO_IDENTITY: &str = "no identity issued";
+pub(super) const NO_IDENTITY: &str = "no identity issued";
 
 /// However far away it is, the time is looked at so often: clocks are set.
 const CLOCK_STEP: Duration = Duration::from_secs(1);
@@ -90,9 +90,9 @@ impl Subscriptions {
         said: impl Fn(&Told) -> M + Send + 'static,
     ) -> ReceiverStream<Result<M, Status>> {
         let (to, told) = mpsc::channel(1);
-        let this = self.clone();
+        let follower = self.follow(caller);
         tokio::spawn(async move {
-            if let Err(refusal) = this.run(&caller, wants, said, &to).await {
+            if let Err(refusal) = run(follower, wants, said, &to).await {
                 tracing::debug!(%refusal, "nothing is told to a program");
                 // Who is gone does not want to know.
                 let _ = to.send(Err(status(&refusal))).await;
@@ -101,32 +101,9 @@ impl Subscriptions {
         ReceiverStream::new(told)
     }
 
-    async fn run<M: PartialEq + Clone>(
-        &self,
-        caller: &Caller,
-        wants: Wants,
-        said: impl Fn(&Told) -> M,
-        to: &mpsc::Sender<Result<M, Status>>,
-    ) -> Result<(), AttestRefusal> {
-        // What changes from here on is a reason to look again.
-        let mut changes = Changes::of(&self.0);
-        let mut sent = None;
-        loop {
-            let told = self.told(caller, wants).await?;
-            let message = said(&told);
-            if sent.as_ref() != Some(&message) {
-                if to.send(Ok(message.clone())).await.is_err() {
-                    return Ok(());
-                }
-                sent = Some(message);
-            }
-            let renew_at = told.svid.as_ref().map(|svid| svid.renew_at);
-            tokio::select! {
-                () = to.closed() => return Ok(()),
-                () = changes.next(&told.executions) => {}
-                () = due(&self.0.clock, renew_at) => {}
-            }
-        }
+    /// Looks for one caller, and hears of every change from here on.
+    pub(super) fn follow(&self, caller: Caller) -> Follower {
+        Follower { of: self.clone(), caller, changes: Changes::of(&self.0) }
     }
 
     /// What there is to tell this caller now.
@@ -159,7 +136,58 @@ impl Subscriptions {
     }
 }
 
+async fn run<M: PartialEq + Clone>(
+    mut follower: Follower,
+    wants: Wants,
+    said: impl Fn(&Told) -> M,
+    to: &mpsc::Sender<Result<M, Status>>,
+) -> Result<(), AttestRefusal> {
+    let mut sent = None;
+    loop {
+        let told = follower.look(wants).await?;
+        let message = said(&told);
+        if sent.as_ref() != Some(&message) {
+            if to.send(Ok(message.clone())).await.is_err() {
+                return Ok(());
+            }
+            sent = Some(message);
+        }
+        tokio::select! {
+            () = to.closed() => return Ok(()),
+            () = follower.changed(&told) => {}
+        }
+    }
+}
+
+/// What one caller is to know, as it changes.
+#[derive(Debug)]
+pub(super) struct Follower {
+    of: Subscriptions,
+    caller: Caller,
+    changes: Changes,
+}
+
+impl Follower {
+    /// As it is now.
+    ///
+    /// # Errors
+    /// Why there is nothing.
+    pub(super) async fn look(&self, wants: Wants) -> Result<Told, AttestRefusal> {
+        self.of.told(&self.caller, wants).await
+    }
+
+    /// Until it may be something else.
+    pub(super) async fn changed(&mut self, told: &Told) {
+        let renew_at = told.svid.as_ref().map(|current| current.renew_at);
+        tokio::select! {
+            () = self.changes.next(&told.executions) => {}
+            () = due(&self.of.0.clock, renew_at) => {}
+        }
+    }
+}
+
 /// What makes it worth while to look again.
+#[derive(Debug)]
 struct Changes {
     lapses: broadcast::Receiver<Lapse>,
     policy: watch::Receiver<State>,

@@ -15,6 +15,9 @@
 
 mod callers;
 mod endpoint;
+mod envoy;
+mod others;
 mod program;
+mod python;
 mod requests;
 mod x509;

@@ -13,7 +13,7 @@ use crate::endpoint::{ENTITLED, Endpoint, LEAF_TTL, PATIENCE, policy};
 use crate::program::{Program, bytes, refusal};
 
 /// The certificates of a concatenation.
-fn certificates(der: &[u8]) -> Vec<CertificateDer<'static>> {
+pub(crate) fn certificates(der: &[u8]) -> Vec<CertificateDer<'static>> {
     let (mut rest, mut found) = (der, Vec::new());
     while !rest.is_empty() {
         let (left, _) = X509Certificate::from_der(rest).unwrap();
@@ -23,7 +23,7 @@ fn certificates(der: &[u8]) -> Vec<CertificateDer<'static>> {
     found
 }
 
-fn the_one(said: &Value) -> &Value {
+pub(crate) fn the_one(said: &Value) -> &Value {
     let svids = said["svids"].as_array().unwrap_or_else(|| panic!("{said}"));
     assert_eq!(svids.len(), 1);
     &svids[0]
@@ -84,7 +84,7 @@ async fn openssl_accepts_chain_and_key() {
     assert_eq!(of_key, openssl(dir.path(), &["x509", "-in", "chain0.pem", "-noout", "-pubkey"]));
 }
 
-fn openssl(dir: &Path, arguments: &[&str]) -> String {
+pub(crate) fn openssl(dir: &Path, arguments: &[&str]) -> String {
     let output = Command::new("openssl").args(arguments).current_dir(dir).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
