@@ -3,13 +3,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bonafide_proto::clock::SharedClock;
+use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::grant::{Grant, Mandate};
 use bonafide_proto::name::{NodeName, TrustDomain};
 use bonafide_proto::svid::{PeerSvid, TrustBundle};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
 
-use crate::certify::{IssueError, Place, Signer};
+use crate::certify::{Entered, IssueError, Place, Signer};
 use crate::csr::{self, CsrError, PublicKey};
 use crate::followers::{Follower, Followers};
 use crate::founding::{self, Charter, OpenError};
@@ -20,7 +22,7 @@ use crate::quarantine::Quarantine;
 use crate::refusal::MembershipRefusal;
 use crate::sharing::{Exchange, Seat};
 use crate::state;
-use crate::store::{NodeRecord, Store, StoreError, TokenRecord};
+use crate::store::{Admitted, By, Change, Committed, Etcd, Event, NodeRecord, Store, StoreError, TokenRecord};
 use bonafide_proto::token::{JoinToken, Secret, TokenError};
 
 /// Lifetime of the authority's own SVID, seconds; replaced at half of it.
@@ -56,6 +58,8 @@ pub struct TokenTerms {
     pub ttl: u32,
     /// What the node may issue; `None`: what that name was granted before, else nothing.
     pub grant: Option<Grant>,
+    /// Who asks for it.
+    pub by: By,
 }
 
 /// What a member holds.
@@ -86,6 +90,8 @@ pub struct Authority {
     quarantine: Quarantine,
     followers: Arc<Followers>,
     exchange: Arc<Exchange>,
+    /// False while the store does not answer.
+    able: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -101,7 +107,7 @@ impl Authority {
     /// Any [`OpenError`]; nothing that exists is changed then.
     pub fn open(charter: &Charter, clock: SharedClock) -> Result<Self, OpenError> {
         state::prepare(&charter.state)?;
-        let store = Arc::new(Store::embedded(&charter.state.join("store"), clock.clone())?);
+        let store = Arc::new(open_store(charter, &clock)?);
         let signer = founding::root_signer(charter, store.as_ref(), clock.unix())?;
         store.forget_before(clock.unix().saturating_sub(REMEMBER))?;
         Ok(Self {
@@ -115,6 +121,7 @@ impl Authority {
             own: Mutex::new(None),
             followers: Arc::default(),
             exchange: Arc::default(),
+            able: watch::Sender::new(true),
         })
     }
 
@@ -141,38 +148,93 @@ impl Authority {
     /// # Errors
     /// [`TokenCreationError`].
     pub fn create_token(&self, terms: TokenTerms) -> Result<(JoinToken, i64), TokenCreationError> {
-        let TokenTerms { node, ttl, grant } = terms;
+        let TokenTerms { node, ttl, grant, by } = terms;
         if !(1..=TOKEN_TTL_MAX).contains(&ttl) {
             return Err(TokenCreationError::Ttl(ttl));
         }
         let expires = self.clock.unix().saturating_add(i64::from(ttl));
         let secret = Secret::generate()?;
-        let record = TokenRecord { node, expires, used: None, grant };
-        match self.store.swap_token(&secret.id(), None, &record)? {
-            true => Ok((JoinToken::new(secret, self.signer.certificate.clone()), expires)),
-            false => Err(TokenCreationError::Token(TokenError::Random)),
+        let record = TokenRecord { node, expires, used: None, admitted: None, grant };
+        let mut change = self.store.change();
+        change.token(&secret.id(), None, &record)?;
+        change.note(token_event("token-created", &by, secret.id(), &record));
+        match change.commit()? {
+            Some(_) => Ok((JoinToken::new(secret, self.signer.certificate.clone()), expires)),
+            None => Err(TokenCreationError::Token(TokenError::Random)),
         }
     }
 
-    /// Admits a node: the token is spent, the name taken, both certificates entered in the ledger, in this order.
+    /// Admits a node: the token is spent, the name taken, both certificates entered in the ledger, all at once.
     ///
     /// # Errors
-    /// The named refusal. A token is spent only when everything it could be refused for was checked.
+    /// The named refusal. A token is spent only when everything it could be refused for was checked. The very
+    /// application that it admitted is answered again while it lives: the first answer may have been lost.
     pub fn join(&self, secret: &Secret, application: &Application) -> Result<Membership, MembershipRefusal> {
-        let now = self.clock.unix();
-        let token = self.live_token(secret, &application.node, now)?;
-        let keys = NodeKeys::of(&application.signing_csr, &application.authentication_csr)?;
-        check_machine(application)?;
-        let seen = self.store.node(&application.node)?;
-        // Only the operator, by a token bound to the name, lets a machine take over a name in use.
-        if seen.is_some() && token.node.is_none() {
-            return Err(MembershipRefusal::NameTaken(application.node.clone()));
+        loop {
+            let now = self.clock.unix();
+            // First: who does not know a secret learns nothing, and has nothing of theirs looked at.
+            let token = self.store.token(&secret.id())?.ok_or(MembershipRefusal::TokenUnknown)?;
+            let keys = NodeKeys::of(&application.signing_csr, &application.authentication_csr)?;
+            check_token(&token, application, &keys, now)?;
+            check_machine(application)?;
+            let seen = self.store.node(&application.node)?;
+            if let Some(admitted) = &token.admitted {
+                return self.admitted_before(application, admitted, seen, &keys, now);
+            }
+            // Only the operator, by a token bound to the name, lets a machine take over a name in use.
+            if seen.is_some() && token.node.is_none() {
+                return Err(MembershipRefusal::NameTaken(application.node.clone()));
+            }
+            let record = self.place(application, seen.as_ref(), &token, now);
+            let admitted = Admitted { application: keys.digest(application), membership: record.membership };
+            let used = TokenRecord { used: Some(now), admitted: Some(admitted), ..token.clone() };
+            let mut change = self.store.change();
+            change.token(&secret.id(), Some(&token), &used)?;
+            change.node(&application.node, seen.as_ref(), &record)?;
+            let by = By::Node(application.node.clone());
+            change.note(token_event("admitted", &by, secret.id(), &used).with("membership", record.membership));
+            let certified = self.certify(&application.node, &keys, &record, &mut change, now)?;
+            // Who came first this very moment is seen, and refused or not, when looking again.
+            if let Some(done) = change.commit()? {
+                return Ok(self.membership(certified, &done));
+            }
         }
-        if !self.store.swap_token(&secret.id(), Some(&token), &TokenRecord { used: Some(now), ..token.clone() })? {
-            return Err(MembershipRefusal::TokenUsed);
+    }
+
+    /// Certificates for keys that were admitted, unless another machine has taken the name since.
+    fn admitted_before(
+        &self,
+        application: &Application,
+        admitted: &Admitted,
+        seen: Option<NodeRecord>,
+        keys: &NodeKeys,
+        now: i64,
+    ) -> Result<Membership, MembershipRefusal> {
+        let record = seen.filter(|record| record.membership == admitted.membership);
+        let record = record.ok_or_else(|| MembershipRefusal::Replaced(application.node.clone()))?;
+        self.recertify(&application.node, keys, &record, now)
+    }
+
+    /// The next certificates of a member.
+    fn recertify(
+        &self,
+        node: &NodeName,
+        keys: &NodeKeys,
+        record: &NodeRecord,
+        now: i64,
+    ) -> Result<Membership, MembershipRefusal> {
+        let not_after = self.node_validity(now).until.max(record.not_after);
+        let number = record.number.saturating_add(1);
+        let renewed = NodeRecord { last_renewed: now, not_after, number, ..record.clone() };
+        let mut change = self.store.change();
+        change.node(node, Some(record), &renewed)?;
+        change.note(Event::new("renewed", &By::Node(node.clone())).with("number", number));
+        let certified = self.certify(node, keys, &renewed, &mut change, now)?;
+        match change.commit()? {
+            Some(done) => Ok(self.membership(certified, &done)),
+            // It joined or renewed at the same moment elsewhere; the node asks again.
+            None => Err(MembershipRefusal::BadRequest("the node is being changed at this moment; try again".into())),
         }
-        let record = self.admit(application, seen, &token, now)?;
-        self.certify(&application.node, &keys, &record, now)
     }
 
     /// Renews a member's certificates. `peer` is what its connection proved.
@@ -188,28 +250,37 @@ impl Authority {
         let now = self.clock.unix();
         let (node, record) = self.current(peer, now)?;
         let keys = NodeKeys::of(signing_csr, authentication_csr)?;
-        let not_after = self.node_validity(now).until.max(record.not_after);
-        let number = record.number.saturating_add(1);
-        let renewed = NodeRecord { last_renewed: now, not_after, number, ..record.clone() };
-        if !self.store.swap_node(&node, Some(&record), &renewed)? {
-            // It joined or renewed at the same moment elsewhere; the node asks again.
-            return Err(MembershipRefusal::BadRequest("the node is being changed at this moment; try again".into()));
+        self.recertify(&node, &keys, &record, now)
+    }
+
+    /// Writes down whom it refused, and why.
+    pub fn note_refused(&self, act: &'static str, by: &By, node: &str, refusal: &MembershipRefusal) {
+        if !matches!(refusal, MembershipRefusal::Internal(_)) {
+            self.store.refused(Event::new(act, by).with("node", node).with("reason", refusal.as_str()));
         }
-        self.certify(&node, &keys, &renewed, now)
+    }
+
+    /// Its store: whose audit chain says what it did.
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
     }
 
     /// From its next renewal on a node may issue this; false if it was so before.
     ///
     /// # Errors
     /// [`GrantNodeError`].
-    pub fn grant(&self, node: &NodeName, grant: &Grant) -> Result<bool, GrantNodeError> {
+    pub fn grant(&self, by: &By, node: &NodeName, grant: &Grant) -> Result<bool, GrantNodeError> {
         loop {
             let seen = self.store.node(node)?.ok_or_else(|| GrantNodeError::Unknown(node.clone()))?;
             if seen.grant == *grant {
                 return Ok(false);
             }
             let new = NodeRecord { grant: grant.clone(), ..seen.clone() };
-            if self.store.swap_node(node, Some(&seen), &new)? {
+            let mut change = self.store.change();
+            change.node(node, Some(&seen), &new)?;
+            change.note(Event::new("granted", by).with("node", node).with("grant", grant));
+            if change.commit()?.is_some() {
                 tracing::info!(%node, %grant, "granted");
                 return Ok(true);
             }
@@ -221,8 +292,32 @@ impl Authority {
     /// # Errors
     /// The named refusal.
     pub fn follow(&self, peer: &PeerSvid) -> Result<Follower, MembershipRefusal> {
+        self.check_able()?;
         let (node, _) = self.current(peer, self.clock.unix())?;
         Ok(Follower { states: self.quarantine.follow(), place: self.followers.enter(node) })
+    }
+
+    /// Looks what changed in the store, and tells those that follow.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]; then nobody follows until it has succeeded.
+    pub fn look(&self) -> Result<(), StoreError> {
+        let looked = self.quarantine.look();
+        self.able.send_if_modified(|able| std::mem::replace(able, looked.is_ok()) != looked.is_ok());
+        looked
+    }
+
+    /// Done when it can no longer say what is so.
+    pub async fn unable(&self) {
+        // Its sender is the authority itself.
+        let _ = self.able.subscribe().wait_for(|able| !able).await;
+    }
+
+    fn check_able(&self) -> Result<(), StoreError> {
+        match *self.able.borrow() {
+            true => Ok(()),
+            false => Err(StoreError::Unavailable { path: "of the authority".into(), why: "for a while now".into() }),
+        }
     }
 
     /// Those that follow.
@@ -236,6 +331,7 @@ impl Authority {
     /// # Errors
     /// The named refusal.
     pub fn share_flows(&self, peer: &PeerSvid) -> Result<Seat, MembershipRefusal> {
+        self.check_able()?;
         let (node, _) = self.current(peer, self.clock.unix())?;
         Ok(self.exchange.enter(node))
     }
@@ -289,46 +385,17 @@ impl Authority {
         Ok((node, record))
     }
 
-    fn live_token(&self, secret: &Secret, node: &NodeName, now: i64) -> Result<TokenRecord, MembershipRefusal> {
-        let token = self.store.token(&secret.id())?.ok_or(MembershipRefusal::TokenUnknown)?;
-        if token.used.is_some() {
-            return Err(MembershipRefusal::TokenUsed);
-        }
-        if now > token.expires {
-            return Err(MembershipRefusal::TokenExpired(now - token.expires));
-        }
-        match &token.node {
-            Some(bound) if bound != node => Err(MembershipRefusal::TokenForAnotherNode(bound.clone())),
-            _ => Ok(token),
-        }
-    }
-
-    /// Takes the name. An unbound token never replaces a node, not even one that came this very moment.
-    fn admit(
-        &self,
-        application: &Application,
-        mut seen: Option<NodeRecord>,
-        token: &TokenRecord,
-        now: i64,
-    ) -> Result<NodeRecord, MembershipRefusal> {
-        loop {
-            let record = NodeRecord {
-                membership: seen.as_ref().map_or(1, |s| s.membership.saturating_add(1)),
-                bios_uuid: application.bios_uuid.clone(),
-                machine_id: application.machine_id.clone(),
-                joined: now,
-                last_renewed: now,
-                not_after: self.node_validity(now).until.max(seen.as_ref().map_or(0, |s| s.not_after)),
-                number: seen.as_ref().map_or(1, |s| s.number.saturating_add(1)),
-                grant: token.grant.clone().or_else(|| Some(seen.as_ref()?.grant.clone())).unwrap_or_default(),
-            };
-            if self.store.swap_node(&application.node, seen.as_ref(), &record)? {
-                return Ok(record);
-            }
-            if token.node.is_none() {
-                return Err(MembershipRefusal::NameTaken(application.node.clone()));
-            }
-            seen = self.store.node(&application.node)?;
+    /// The node under its name, after whoever had it.
+    fn place(&self, application: &Application, seen: Option<&NodeRecord>, token: &TokenRecord, now: i64) -> NodeRecord {
+        NodeRecord {
+            membership: seen.map_or(1, |s| s.membership.saturating_add(1)),
+            bios_uuid: application.bios_uuid.clone(),
+            machine_id: application.machine_id.clone(),
+            joined: now,
+            last_renewed: now,
+            not_after: self.node_validity(now).until.max(seen.map_or(0, |s| s.not_after)),
+            number: seen.map_or(1, |s| s.number.saturating_add(1)),
+            grant: token.grant.clone().or_else(|| Some(seen?.grant.clone())).unwrap_or_default(),
         }
     }
 
@@ -341,24 +408,49 @@ impl Authority {
         node: &NodeName,
         keys: &NodeKeys,
         record: &NodeRecord,
+        change: &mut Change<'_>,
         now: i64,
-    ) -> Result<Membership, MembershipRefusal> {
+    ) -> Result<[Entered; 2], IssueError> {
         let validity = self.node_validity(now);
         let place = Place { membership: record.membership, number: record.number };
-        let issue = |holder, key| {
+        let by = By::Node(node.clone());
+        let mut enter = |holder, key| {
             let order = Order { trust_domain: self.trust_domain.clone(), holder, validity };
-            self.signer.issue(&order, key, Some(place), self.store.as_ref(), now)
+            self.signer.enter(&order, key, Some(place), &by, change, now)
         };
         let mandate = Mandate { number: record.number, grant: record.grant.clone() };
-        let intermediate = issue(Holder::Intermediate(node.clone(), mandate), &keys.signing)?;
-        let node_svid = issue(Holder::Node(node.clone()), &keys.authentication)?;
-        Ok(Membership {
+        Ok([
+            enter(Holder::Intermediate(node.clone(), mandate), &keys.signing)?,
+            enter(Holder::Node(node.clone()), &keys.authentication)?,
+        ])
+    }
+
+    fn membership(&self, [intermediate, node_svid]: [Entered; 2], done: &Committed) -> Membership {
+        Membership {
             trust_domain: self.trust_domain.clone(),
-            intermediate: intermediate.der().clone(),
-            node_svid: node_svid.der().clone(),
+            intermediate: intermediate.hand_out(done).der().clone(),
+            node_svid: node_svid.hand_out(done).der().clone(),
             roots: self.bundle.roots().to_vec(),
             mesh: MeshState::clone(&self.quarantine.now()),
-        })
+        }
+    }
+}
+
+/// What happened to a token, which is told from others by the beginning of its digest.
+fn token_event(act: &'static str, by: &By, id: [u8; 32], token: &TokenRecord) -> Event {
+    let event = Event::new(act, by).with("token", hex::encode(id.get(..8).unwrap_or_default()));
+    let event = event.with("for", token.node.as_ref().map_or("any", NodeName::as_str)).with("expires", token.expires);
+    match &token.grant {
+        Some(grant) => event.with("grant", grant),
+        None => event,
+    }
+}
+
+fn open_store(charter: &Charter, clock: &SharedClock) -> Result<Store, StoreError> {
+    let own = charter.state.join("store");
+    match &charter.shared {
+        None => Store::embedded(&own, clock.clone()),
+        Some(place) => Store::open(Arc::new(Etcd::open(place, clock)?), &own.with_extension("audit"), clock.clone()),
     }
 }
 
@@ -414,6 +506,33 @@ impl NodeKeys {
             return Err(MembershipRefusal::BadRequest("the two certificate requests are for the same key".into()));
         }
         Ok(Self { signing, authentication })
+    }
+}
+
+fn check_token(
+    token: &TokenRecord,
+    application: &Application,
+    keys: &NodeKeys,
+    now: i64,
+) -> Result<(), MembershipRefusal> {
+    let again = token.admitted.as_ref().is_some_and(|admitted| admitted.application == keys.digest(application));
+    if token.used.is_some() && !again {
+        return Err(MembershipRefusal::TokenUsed);
+    }
+    if now > token.expires {
+        return Err(MembershipRefusal::TokenExpired(now - token.expires));
+    }
+    match &token.node {
+        Some(bound) if *bound != application.node => Err(MembershipRefusal::TokenForAnotherNode(bound.clone())),
+        _ => Ok(()),
+    }
+}
+
+impl NodeKeys {
+    /// Tells this application from every other one.
+    fn digest(&self, application: &Application) -> Digest {
+        let node = application.node.as_str().as_bytes();
+        Digest::of(&[node, b"\0", self.signing.spki(), self.authentication.spki()].concat())
     }
 }
 

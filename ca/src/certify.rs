@@ -7,7 +7,7 @@ use crate::csr::PublicKey;
 use crate::key::Key;
 use crate::mint::{self, MintError};
 use crate::order::{Holder, Order, Validity};
-use crate::store::{LedgerEntry, Store, StoreError};
+use crate::store::{By, Change, Committed, LedgerEntry, Store, StoreError};
 use crate::template;
 
 /// Why no certificate came to be.
@@ -46,13 +46,42 @@ impl Signer {
         ledger: &Store,
         now: i64,
     ) -> Result<Checked, IssueError> {
+        let mut change = ledger.change();
+        let entered = self.enter(order, key, of_node, &By::Daemon, &mut change, now)?;
+        let serial = entered.0.serial().to_owned();
+        let done = change.commit()?.ok_or(StoreError::SerialTaken(serial))?;
+        Ok(entered.hand_out(&done))
+    }
+
+    /// Makes one certificate part of a change; it is handed out once that is made.
+    pub(crate) fn enter(
+        &self,
+        order: &Order,
+        key: &PublicKey,
+        of_node: Option<Place>,
+        by: &By,
+        change: &mut Change<'_>,
+        now: i64,
+    ) -> Result<Entered, IssueError> {
         if !self.validity.covers(now) || order.validity.from >= order.validity.until {
             return Err(IssueError::IssuerExpired(self.validity.until));
         }
         let draft = mint::sign(&template::template(order)?, key, &self.holder, &self.key)?;
         let checked = checker::check(&draft, order, key.spki(), SignedBy::Issuer(&self.certificate))?;
-        ledger.enter(checked.serial(), &entry(order, of_node, now))?;
-        Ok(checked)
+        change.enter(by, checked.serial(), &entry(order, of_node, now))?;
+        Ok(Entered(checked))
+    }
+}
+
+/// A certificate that nobody may have before the change it is part of was made.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Entered(Checked);
+
+impl Entered {
+    /// The certificate, which the ledger has now.
+    pub(crate) fn hand_out(self, _: &Committed) -> Checked {
+        self.0
     }
 }
 
@@ -138,7 +167,9 @@ mod tests {
         assert_eq!((line.kind.as_str(), line.who.as_str()), ("node", "a"));
         assert_eq!((line.membership, line.number), (Some(3), Some(5)));
         assert_eq!((line.issued, line.not_before, line.not_after), (NOW, NOW - 60, NOW + 600));
-        assert!(matches!(store.enter(issued.serial(), &line), Err(StoreError::SerialTaken(_))));
+        let mut again = store.change();
+        again.enter(&By::Daemon, issued.serial(), &line).unwrap();
+        assert!(again.commit().unwrap().is_none(), "no serial number is issued twice");
         store.forget_before(NOW + 601).unwrap();
         assert_eq!(store.entry(issued.serial()).unwrap(), None);
     }

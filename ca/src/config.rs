@@ -8,9 +8,12 @@ use serde::Deserialize;
 
 use crate::founding::Charter;
 use crate::node::NodeSetup;
+use crate::store::{EtcdPlace, EtcdTls};
 
 /// The largest configuration file that is read, in bytes.
 const FILE_MAX: u64 = 64 * 1024;
+/// The most authorities of one node.
+const AUTHORITIES_MAX: usize = 16;
 /// Lifetime of node certificates, seconds, where the file says nothing.
 const INTERMEDIATE_TTL: u32 = 86_400;
 /// Lifetime of leaves, seconds, where the file says nothing.
@@ -73,8 +76,8 @@ pub struct NodeConfig {
 /// How a node becomes a member.
 #[derive(Debug, Clone)]
 pub struct Joining {
-    /// `host:port` of the authority.
-    pub authority: String,
+    /// `host:port` of the authority, or of each of those that share a store: the first that answers is asked.
+    pub authorities: Vec<String>,
     /// Where its operator puts the token.
     pub token_file: PathBuf,
 }
@@ -135,6 +138,24 @@ struct RawRoot {
     admin_socket: PathBuf,
     #[serde(default = "default_intermediate_ttl")]
     intermediate_ttl_seconds: u32,
+    store: Option<String>,
+    store_tls: Option<RawStoreTls>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawStoreTls {
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+/// One, or a list.
+#[derive(Deserialize, Clone)]
+#[serde(untagged, expecting = "expected \"host:port\", or a list of them")]
+enum RawAuthorities {
+    One(String),
+    Listed(Vec<String>),
 }
 
 /// A list; what is none is answered with one.
@@ -170,7 +191,7 @@ struct RawNode {
     socket: PathBuf,
     #[serde(default)]
     callers: RawCallers,
-    authority: Option<String>,
+    authority: Option<RawAuthorities>,
     join_token_file: Option<PathBuf>,
     #[serde(default = "default_leaf_ttl")]
     leaf_ttl_seconds: u32,
@@ -227,10 +248,29 @@ fn root_config(root: RawRoot, state: &Path) -> Result<RootConfig, String> {
     absolute("[root] admin_socket", &root.admin_socket)?;
     let ttl = within("[root] intermediate_ttl_seconds", root.intermediate_ttl_seconds, 60, 30 * 86_400)?;
     let state = state.join("authority");
-    let charter = Charter { state, trust_domain: root.trust_domain, intermediate_ttl: ttl };
+    let shared = shared_store(root.store, root.store_tls)?;
+    let charter = Charter { state, trust_domain: root.trust_domain, intermediate_ttl: ttl, shared };
     let RawListen::Listed(listen) = root.listen;
     let listen = listen.iter().map(|text| listening_at(text)).collect::<Result<_, _>>()?;
     Ok(RootConfig { charter, listen, admin_socket: root.admin_socket })
+}
+
+fn shared_store(store: Option<String>, tls: Option<RawStoreTls>) -> Result<Option<EtcdPlace>, String> {
+    let Some(store) = store else {
+        return match tls {
+            None => Ok(None),
+            Some(_) => {
+                Err("[root] store_tls: it says how the members of `store` are told from others; there is none".into())
+            }
+        };
+    };
+    if let Some(RawStoreTls { ca, cert, key }) = &tls {
+        for (field, path) in [("ca", ca), ("cert", cert), ("key", key)] {
+            absolute(&format!("[root] store_tls.{field}"), path)?;
+        }
+    }
+    let tls = tls.map(|RawStoreTls { ca, cert, key }| EtcdTls { ca, cert, key });
+    EtcdPlace::new(&store, tls).map(Some).map_err(|e| format!("[root] store = {store:?}: {e}"))
 }
 
 fn listening_at(text: &str) -> Result<SocketAddr, String> {
@@ -239,11 +279,20 @@ fn listening_at(text: &str) -> Result<SocketAddr, String> {
 }
 
 fn joining(node: RawNode, state: &Path) -> Result<Role, String> {
-    let authority = node.authority.clone().ok_or("[node] authority: role = \"node\" needs \"host:port\"")?;
-    check_address(&authority)?;
+    let authorities = match node.authority.clone() {
+        Some(RawAuthorities::One(one)) => vec![one],
+        Some(RawAuthorities::Listed(all)) => all,
+        None => Vec::new(),
+    };
+    if !matches!(authorities.len(), 1..=AUTHORITIES_MAX) {
+        return Err(format!(
+            "[node] authority: role = \"node\" needs \"host:port\", or 1 to {AUTHORITIES_MAX} of them"
+        ));
+    }
+    authorities.iter().try_for_each(|authority| check_address(authority))?;
     let token_file = node.join_token_file.clone().ok_or("[node] join_token_file: role = \"node\" needs a path")?;
     absolute("[node] join_token_file", &token_file)?;
-    Ok(Role::Node(node_config(node, state)?, Joining { authority, token_file }))
+    Ok(Role::Node(node_config(node, state)?, Joining { authorities, token_file }))
 }
 
 fn alone(node: RawNode, state: &Path) -> Result<NodeConfig, String> {
@@ -370,6 +419,27 @@ mod tests {
         Config::parse(ROOT).unwrap();
         for (text, expected) in mistakes {
             let said = Config::parse(&text).unwrap_err();
+            assert!(said.contains(expected), "{said}");
+        }
+    }
+
+    #[test]
+    fn authorities_may_share_a_store_and_a_node_may_know_several() {
+        let root = |more: &str| Config::parse(&ROOT.replace("[root]", &format!("[root]\n{more}\n")));
+        let shared =
+            root("store = \"etcd://10.0.0.1:2379/b\"\nstore_tls = { ca = \"/c\", cert = \"/d\", key = \"/k\" }");
+        let Role::Root(shared) = shared.unwrap().role else { panic!("no root") };
+        assert_eq!(shared.charter.shared.unwrap().to_string(), "etcd://10.0.0.1:2379/b");
+        for (more, expected) in [
+            ("store = \"etcd://10.0.0.1:2379/b\"", "store_tls must say"),
+            ("store = \"sled\"", "does not begin with etcd://"),
+            ("store_tls = { ca = \"/c\", cert = \"/d\", key = \"/k\" }", "there is none"),
+            (
+                "store = \"etcd://127.0.0.1:2379/b\"\nstore_tls = { ca = \"c\", cert = \"/d\", key = \"/k\" }",
+                "store_tls.ca",
+            ),
+        ] {
+            let said = root(more).unwrap_err();
             assert!(said.contains(expected), "{said}");
         }
     }

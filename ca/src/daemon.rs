@@ -29,6 +29,8 @@ use crate::upkeep::{self, TokenSource, UpkeepError};
 const GRACE: Duration = Duration::from_millis(500);
 /// How often a silent node is asked whether it is still there, and how long it may take to say so.
 const ALIVE: Duration = Duration::from_secs(10);
+/// How often the store is looked at, although it says when it changes.
+const LOOK: Duration = Duration::from_secs(2);
 /// Requests at once on one connection of a unix socket.
 const CONCURRENCY: usize = 64;
 
@@ -121,8 +123,8 @@ impl Daemon {
                 let authority = bind_authority(root, clock).await?;
                 Ok(Self { authority: Some(authority), node: None })
             }
-            Role::Node(node, Joining { authority, token_file }) => {
-                let link = Arc::new(Remote::new(authority, clock.clone()));
+            Role::Node(node, Joining { authorities, token_file }) => {
+                let link = Arc::new(Remote::among(authorities, &clock));
                 let node = bind_node(node, link, TokenSource::File(token_file.clone()), clock)?;
                 Ok(Self { authority: None, node: Some(node) })
             }
@@ -213,8 +215,31 @@ async fn serve_authority(mut doors: AuthorityDoors, stopped: watch::Receiver<()>
     let incoming = listener::incoming(std::mem::take(&mut doors.tcp), &doors.authority)?;
     let membership = membership.serve_with_incoming_shutdown(incoming, ended(stopped.clone()));
     let admission = serve_unix(admission, &mut doors.admin, vec![0, us], stopped);
-    tokio::try_join!(async { membership.await.map_err(DaemonError::from) }, admission)?;
-    Ok(())
+    let serving = async { tokio::try_join!(async { membership.await.map_err(DaemonError::from) }, admission) };
+    tokio::select! {
+        ended = serving => ended.map(|_| ()),
+        never = keep_told(&doors.authority) => match never {},
+    }
+}
+
+/// Looks what other authorities changed in the store, for ever: as soon as it changes, and now and then. Members
+/// are let go while the store does not answer: another authority may know what this one does not.
+async fn keep_told(authority: &Arc<Authority>) -> std::convert::Infallible {
+    let mut changes = authority.quarantine().changes();
+    loop {
+        let looking = authority.clone();
+        if let Ok(Err(e)) = tokio::task::spawn_blocking(move || looking.look()).await {
+            tracing::error!(error = %e, "the store does not say what changed; members are let go until it does");
+        }
+        // It may have no sender any more; then there is still the clock.
+        let _ = tokio::time::timeout(LOOK, changed(&mut changes)).await;
+    }
+}
+
+async fn changed(changes: &mut watch::Receiver<u64>) {
+    if changes.changed().await.is_err() {
+        std::future::pending().await
+    }
 }
 
 async fn serve_node(mut door: NodeDoor, stopped: watch::Receiver<()>) -> Result<(), DaemonError> {

@@ -13,7 +13,7 @@ use crate::checker::{self, CheckError, ReadRoot};
 use crate::key::{Key, KeyError};
 use crate::order::{BACKDATE, Holder, Order, Validity};
 use crate::state::StateError;
-use crate::store::{Meta, Store, StoreError};
+use crate::store::{By, EtcdPlace, Event, Meta, Store, StoreError};
 
 /// Lifetime of a root certificate, seconds: ten years.
 const ROOT_TTL: i64 = 10 * 365 * 86_400;
@@ -50,7 +50,7 @@ pub enum OpenError {
         configured: TrustDomain,
     },
     /// Half of the state is gone.
-    #[error("{} has {has} but no {lacks}: restore it from a backup, or remove the directory to found a new trust domain", path.display())]
+    #[error("{} has {has} but no {lacks}: restore it from a backup (an authority that shares its store with others needs their root.key), or remove the directory to found a new trust domain", path.display())]
     Half {
         /// Where.
         path: PathBuf,
@@ -73,6 +73,8 @@ pub struct Charter {
     pub trust_domain: TrustDomain,
     /// Lifetime of node certificates, seconds.
     pub intermediate_ttl: u32,
+    /// A store that it shares with other authorities; `None`: its own, in the directory.
+    pub shared: Option<EtcdPlace>,
 }
 
 /// The root of this charter: found again, or founded in an empty state.
@@ -96,8 +98,15 @@ fn found(charter: &Charter, path: &Path, store: &Store, now: i64) -> Result<Sign
     let order = Order { trust_domain: charter.trust_domain.clone(), holder: Holder::Root, validity };
     let root = certify::found(&order, &key)?;
     key.create_file(path)?;
-    store.enter(root.serial(), &certify::entry(&order, None, now))?;
-    store.found(&Meta { trust_domain: charter.trust_domain.clone(), root: root.der().to_vec() })?;
+    let mut change = store.change();
+    change.found(&Meta { trust_domain: charter.trust_domain.clone(), root: root.der().to_vec() })?;
+    change.note(Event::new("founded", &By::Daemon).with("trust-domain", &charter.trust_domain));
+    change.enter(&By::Daemon, root.serial(), &certify::entry(&order, None, now))?;
+    if change.commit()?.is_none() {
+        // Nothing was signed by it.
+        std::fs::remove_file(path).map_err(|source| KeyError::File { path: path.to_owned(), source })?;
+        return Err(half(charter, "a root certificate", "root.key"));
+    }
     tracing::info!(trust_domain = %charter.trust_domain, "founded a new trust domain");
     Ok(Signer { key, certificate: root.der().clone(), holder: Holder::Root, validity })
 }

@@ -25,7 +25,7 @@ use crate::member::{Candidate, Member, MemberError};
 use crate::mesh::{Held, MeshState};
 use crate::order::{Holder, Order};
 use crate::state::{self, StateError};
-use crate::store::{Store, StoreError};
+use crate::store::{By, Event, Store, StoreError};
 use bonafide_proto::token::JoinToken;
 
 /// How long expired leaves stay in the ledger, seconds.
@@ -221,6 +221,19 @@ impl NodeCa {
         fingerprint: &Fingerprint,
         csr: &[u8],
     ) -> Result<Leaf, AttestRefusal> {
+        self.try_issue(workload, fingerprint, csr).inspect_err(|refusal| {
+            let event = Event::new("issuance-refused", &By::Daemon).with("workload", workload);
+            self.store.refused(event.with("reason", refusal.reason).with("exe", fingerprint.exe.digest));
+        })
+    }
+
+    /// The audit chain of what this node issued.
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    fn try_issue(&self, workload: &WorkloadName, fingerprint: &Fingerprint, csr: &[u8]) -> Result<Leaf, AttestRefusal> {
         let no_intermediate = |why: &str| AttestRefusal::new(AttestReason::NoIntermediate, why);
         let member = self.member().ok_or_else(|| no_intermediate("this node has not joined the trust domain yet"))?;
         self.not_quarantined(fingerprint)?;

@@ -7,7 +7,7 @@ use bonafide_proto::fingerprint::Digest;
 use tokio::sync::watch;
 
 use crate::mesh::{MeshState, QUARANTINE_MAX};
-use crate::store::{QuarantineRecord, Quarantined, Store, StoreError};
+use crate::store::{By, Event, QuarantineRecord, Quarantined, Store, StoreError};
 
 /// The longest reason, in bytes.
 pub const REASON_MAX: usize = 256;
@@ -45,12 +45,13 @@ impl Quarantine {
     ///
     /// # Errors
     /// Any [`QuarantineError`].
-    pub fn add(&self, digest: Digest, reason: &str) -> Result<bool, QuarantineError> {
+    pub fn add(&self, by: &By, digest: Digest, reason: &str) -> Result<bool, QuarantineError> {
         if reason.len() > REASON_MAX || reason.chars().any(char::is_control) {
             return Err(QuarantineError::Reason);
         }
         let new = Quarantined { since: self.clock.unix(), reason: reason.to_owned() };
-        self.change(|list| {
+        let event = Event::new("quarantined", by).with("digest", digest).with("reason", reason);
+        self.change(&event, |list| {
             if list.digests.contains_key(&digest) {
                 return Ok(false);
             }
@@ -63,8 +64,9 @@ impl Quarantine {
     ///
     /// # Errors
     /// [`QuarantineError::Store`].
-    pub fn lift(&self, digest: Digest) -> Result<bool, QuarantineError> {
-        self.change(|list| Ok(list.digests.remove(&digest).is_some()))
+    pub fn lift(&self, by: &By, digest: Digest) -> Result<bool, QuarantineError> {
+        let event = Event::new("quarantine-lifted", by).with("digest", digest);
+        self.change(&event, |list| Ok(list.digests.remove(&digest).is_some()))
     }
 
     /// Every digest in it.
@@ -89,6 +91,7 @@ impl Quarantine {
 
     fn change(
         &self,
+        event: &Event,
         edit: impl Fn(&mut QuarantineRecord) -> Result<bool, QuarantineError>,
     ) -> Result<bool, QuarantineError> {
         loop {
@@ -98,11 +101,24 @@ impl Quarantine {
                 return Ok(false);
             }
             new.sequence = new.sequence.saturating_add(1);
-            if self.store.swap_quarantine(seen.as_ref(), &new)? {
+            let mut change = self.store.change();
+            change.quarantine(seen.as_ref(), &new)?;
+            change.note(event.clone());
+            if change.commit()?.is_some() {
                 self.tell(state(&new));
                 return Ok(true);
             }
         }
+    }
+
+    /// Changes after every change of the list in the store, by whichever authority.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.store.watch_quarantine()
+    }
+
+    /// Looks what the store has, and tells it.
+    pub(crate) fn look(&self) -> Result<(), StoreError> {
+        self.store.quarantine().map(|record| self.tell(state(&record.unwrap_or_default())))
     }
 
     /// Two changes at once may come here in either order: the later one stays.

@@ -1,6 +1,8 @@
 //! The authority on another host, over TLS 1.3: one connection per request, its server verified as `Expect::Authority`.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bonafide_proto::clock::{SharedClock, TlsTime};
@@ -32,6 +34,8 @@ use bonafide_proto::token::JoinToken;
 
 /// How long connecting, handshake included, may take.
 const CONNECT: Duration = Duration::from_secs(10);
+/// As long, where there is another address to try.
+const CONNECT_ONE: Duration = Duration::from_secs(2);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(20);
 /// How often a silent authority is asked whether it is still there: what it tells must come within a second, so a
@@ -42,23 +46,118 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// The largest answer that is read, in bytes.
 const ANSWER_MAX: usize = 256 * 1024;
 
-/// An authority reached over the network.
-#[derive(Debug, Clone)]
+/// The authority, reached over the network: at one address, or at several of authorities that share a store.
+///
+/// Who does not answer, or cannot, is passed over for the next one, with the very same request: an authority knows an
+/// application again that it, or another one, has admitted.
+#[derive(Debug)]
 pub struct Remote {
-    address: String,
-    clock: SharedClock,
+    doors: Vec<Door>,
+    /// Which one answered last.
+    current: AtomicUsize,
 }
 
 impl Remote {
     /// The authority at `host:port`. The address is only where to knock: the certificate says who opens.
     #[must_use]
     pub fn new(address: impl Into<String>, clock: SharedClock) -> Self {
-        Self { address: address.into(), clock }
+        Self { doors: vec![Door { address: address.into(), clock, patience: CONNECT }], current: AtomicUsize::new(0) }
     }
 
+    /// Whichever of these answers.
+    #[must_use]
+    pub fn among(addresses: &[String], clock: &SharedClock) -> Self {
+        let patience = if addresses.len() > 1 { CONNECT_ONE } else { CONNECT };
+        let door = |address: &String| Door { address: address.clone(), clock: clock.clone(), patience };
+        Self { doors: addresses.iter().map(door).collect(), current: AtomicUsize::new(0) }
+    }
+
+    /// The first answer, beginning at this door.
+    async fn ask<'a, T>(&'a self, first: usize, ask: impl Fn(&'a Door) -> Asking<'a, T>) -> Result<T, LinkError> {
+        let mut outcome = Err(LinkError::Unreachable { address: "nowhere".into(), why: "it has no address".into() });
+        for (number, door) in self.from(first) {
+            outcome = ask(door).await;
+            match &outcome {
+                Ok(_) => self.current.store(number, Ordering::Relaxed),
+                Err(e) if cannot(e) => {
+                    tracing::debug!(error = %e, "asking the next authority");
+                    continue;
+                }
+                Err(_) => {}
+            }
+            break;
+        }
+        outcome
+    }
+
+    fn from(&self, first: usize) -> impl Iterator<Item = (usize, &Door)> {
+        self.doors.iter().enumerate().cycle().skip(first).take(self.doors.len())
+    }
+
+    fn current(&self) -> usize {
+        self.current.load(Ordering::Relaxed)
+    }
+}
+
+type Asking<'a, T> = Pin<Box<dyn Future<Output = Result<T, LinkError>> + Send + 'a>>;
+
+/// Whether another authority may do what this one cannot.
+fn cannot(e: &LinkError) -> bool {
+    match e {
+        LinkError::Unreachable { .. } | LinkError::Distrust { .. } | LinkError::Malformed(_) => true,
+        LinkError::Refused { reason, .. } => reason == "authority-failed",
+    }
+}
+
+#[tonic::async_trait]
+impl AuthorityLink for Remote {
+    async fn join(&self, token: &JoinToken, application: &Application) -> Result<Membership, LinkError> {
+        self.ask(self.current(), |door| Box::pin(door.join(token, application))).await
+    }
+
+    async fn renew(
+        &self,
+        member: &Member,
+        signing_csr: Vec<u8>,
+        authentication_csr: Vec<u8>,
+    ) -> Result<Membership, LinkError> {
+        let (signing, authentication) = (&signing_csr, &authentication_csr);
+        self.ask(self.current(), |door| Box::pin(door.renew(member, signing, authentication))).await
+    }
+
+    /// Always the first one that can: where all nodes follow, all halves of flows meet.
+    async fn follow(&self, member: &Member, held: watch::Receiver<Held>) -> Result<MeshStates, LinkError> {
+        self.ask(0, |door| Box::pin(door.follow(member, held.clone()))).await
+    }
+
+    async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
+        let mut outcome = Err(LinkError::Unreachable { address: "nowhere".into(), why: "it has no address".into() });
+        for (number, door) in self.from(self.current()) {
+            match door.client(member.bundle().clone(), Some(member)).await {
+                Ok(client) => {
+                    self.current.store(number, Ordering::Relaxed);
+                    return door.share_flows(client, flows).await;
+                }
+                Err(e) => outcome = Err(e),
+            }
+        }
+        outcome
+    }
+}
+
+/// One address of an authority.
+#[derive(Debug, Clone)]
+struct Door {
+    address: String,
+    clock: SharedClock,
+    /// How long connecting, handshake included, may take.
+    patience: Duration,
+}
+
+impl Door {
     async fn client(&self, bundle: TrustBundle, as_member: Option<&Member>) -> Result<Client, LinkError> {
         let config = self.config(bundle, as_member).map_err(|e| self.distrust(&e))?;
-        let stream = match tokio::time::timeout(CONNECT, self.dial(config)).await {
+        let stream = match tokio::time::timeout(self.patience, self.dial(config)).await {
             Ok(dialled) => dialled?,
             Err(_) => return Err(self.unreachable("no answer in time")),
         };
@@ -135,8 +234,7 @@ impl Remote {
 
 type Client = MembershipClient<Channel>;
 
-#[tonic::async_trait]
-impl AuthorityLink for Remote {
+impl Door {
     async fn join(&self, token: &JoinToken, application: &Application) -> Result<Membership, LinkError> {
         let root = checker::read_root(token.root()).map_err(|e| self.distrust(&e))?;
         let bundle = TrustBundle::new(root.trust_domain, vec![token.root().clone()]).map_err(|e| self.distrust(&e))?;
@@ -155,9 +253,10 @@ impl AuthorityLink for Remote {
     async fn renew(
         &self,
         member: &Member,
-        signing_csr: Vec<u8>,
-        authentication_csr: Vec<u8>,
+        signing_csr: &[u8],
+        authentication_csr: &[u8],
     ) -> Result<Membership, LinkError> {
+        let (signing_csr, authentication_csr) = (signing_csr.to_vec(), authentication_csr.to_vec());
         let mut client = self.client(member.bundle().clone(), Some(member)).await?;
         self.answered(client.renew(wire::RenewRequest { signing_csr, authentication_csr })).await
     }
@@ -177,8 +276,7 @@ impl AuthorityLink for Remote {
         })))
     }
 
-    async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
-        let mut client = self.client(member.bundle().clone(), Some(member)).await?;
+    async fn share_flows(&self, mut client: Client, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
         let offered = ReceiverStream::new(flows).map(|flow| wire::FlowHalf { node: String::new(), flow });
         let opened = match tokio::time::timeout(ANSWER, client.share_flows(offered)).await {
             Ok(opened) => opened.map_err(|status| self.refused(&status))?,

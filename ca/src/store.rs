@@ -23,6 +23,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use audit::Refusals;
 pub use audit::{By, Event};
 pub use change::{Change, Committed};
 use committer::Committer;
@@ -94,9 +95,21 @@ pub struct TokenRecord {
     pub expires: i64,
     /// Unix seconds; `None`: not used yet.
     pub used: Option<i64>,
+    /// Whom it admitted: the same application is answered again, should the first answer have been lost.
+    #[serde(default)]
+    pub admitted: Option<Admitted>,
     /// What the node it admits may issue; `None`: what that name was granted before, else nothing.
     #[serde(default)]
     pub grant: Option<Grant>,
+}
+
+/// Whom a token admitted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admitted {
+    /// Digest of the name and both keys.
+    pub application: Digest,
+    /// Under which membership.
+    pub membership: u64,
 }
 
 /// A member.
@@ -179,6 +192,8 @@ pub struct Quarantined {
 pub struct Store {
     engine: Arc<dyn Engine>,
     committer: Committer,
+    clock: SharedClock,
+    refusals: Refusals,
 }
 
 const META_KEY: &[u8] = b"trust-domain";
@@ -200,13 +215,17 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`]; [`StoreError::AuditChanged`] if the chain is not that of which the mark is.
     pub fn open(engine: Arc<dyn Engine>, mark: &Path, clock: SharedClock) -> Result<Self, StoreError> {
-        let store = Self { committer: Committer::open(engine.clone(), mark, clock)?, engine };
+        let store = Self {
+            committer: Committer::open(engine.clone(), mark, clock.clone())?,
+            engine,
+            clock,
+            refusals: Refusals::default(),
+        };
         store.spread_quarantine()?;
         Ok(store)
     }
 
     /// A change that nothing belongs to yet.
-    #[must_use]
     pub fn change(&self) -> Change<'_> {
         Change::new(self)
     }
@@ -280,16 +299,6 @@ impl Store {
         }
     }
 
-    /// Writes what it belongs to, once; false if it was written before.
-    ///
-    /// # Errors
-    /// Any [`StoreError`].
-    pub fn found(&self, meta: &Meta) -> Result<bool, StoreError> {
-        let mut change = self.change();
-        change.found(meta)?;
-        change.commit().map(|done| done.is_some())
-    }
-
     /// Replaces a token as it was `seen` (`None`: absent); false if it has changed since.
     ///
     /// # Errors
@@ -298,26 +307,6 @@ impl Store {
         let mut change = self.change();
         change.token(id, seen, new)?;
         change.commit().map(|done| done.is_some())
-    }
-
-    /// Replaces a member as it was `seen` (`None`: absent); false if it has changed since.
-    ///
-    /// # Errors
-    /// Any [`StoreError`].
-    pub fn swap_node(&self, name: &NodeName, seen: Option<&NodeRecord>, new: &NodeRecord) -> Result<bool, StoreError> {
-        let mut change = self.change();
-        change.node(name, seen, new)?;
-        change.commit().map(|done| done.is_some())
-    }
-
-    /// Writes down one certificate.
-    ///
-    /// # Errors
-    /// [`StoreError::SerialTaken`] if that serial was written before; any other.
-    pub fn enter(&self, serial: &str, entry: &LedgerEntry) -> Result<Committed, StoreError> {
-        let mut change = self.change();
-        change.enter(&By::Daemon, serial, entry)?;
-        change.commit()?.ok_or_else(|| StoreError::SerialTaken(serial.to_owned()))
     }
 
     /// Replaces the quarantine as it was `seen`; false if it has changed since.

@@ -176,7 +176,12 @@ async fn join(node: &NodeCa, link: &dyn AuthorityLink, tokens: &TokenSource) -> 
 
 /// A node that holds its authority's root key may issue whatever it likes.
 fn own_terms(node: &NodeCa) -> TokenTerms {
-    TokenTerms { node: Some(node.name().clone()), ttl: OWN_TOKEN_TTL, grant: Some(Grant::everything()) }
+    TokenTerms {
+        node: Some(node.name().clone()),
+        ttl: OWN_TOKEN_TTL,
+        grant: Some(Grant::everything()),
+        ..TokenTerms::default()
+    }
 }
 
 fn read_token(path: &Path) -> Result<JoinToken, UpkeepError> {

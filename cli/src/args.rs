@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::admission::{NodeCommand, TokenCommand};
+use crate::audit::AuditCommand;
 use crate::exit::EXIT_CODES;
 use crate::flows::FlowsArgs;
 use crate::launch::{Capability, Launch};
@@ -53,6 +54,9 @@ pub enum Verb {
     Node(NodeCommand),
     /// Puts a program's digest in quarantine on every node (where the authority runs)
     Quarantine(QuarantineArgs),
+    /// Shows what the CA did, and checks that nobody changed the record of it
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Runs a node on this machine until Ctrl-C, then removes every trace of it
     Run(RunArgs),
     /// Becomes a daemon, with its own cgroup, user and capabilities

@@ -9,6 +9,7 @@ pub mod node;
 
 mod admission;
 mod ask;
+mod audit;
 mod exit;
 mod flows;
 mod policy_check;
@@ -68,6 +69,7 @@ fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
         Verb::Node(NodeCommand::Grant(args)) => admission::grant(&args, &layout, screen),
         Verb::Node(NodeCommand::List) => admission::list_nodes(&layout, screen),
         Verb::Quarantine(args) => quarantine::quarantine(&args, &layout, screen),
+        Verb::Audit(command) => audit::audit(&command, &layout, screen),
         Verb::Workload(WorkloadCommand::Add(add)) => workload::add(&add, &layout, screen),
         Verb::Run(run) => run::run(&run, &args.dir, screen),
         Verb::Launch(launch) => match launch::launch(&launch.into()) {

@@ -117,7 +117,7 @@ impl Node {
             policy: files.policy.to_owned(),
             evidence: EvidenceSources::default(),
             backend: files.backend.as_str().to_owned(),
-            authority: AuthorityAt::Remote { addr, token: Some(files.token.to_owned()) },
+            authority: AuthorityAt::Remote { addrs: vec![addr], token: Some(files.token.to_owned()) },
             binaries: binaries(),
             leaf_ttl_seconds: None,
             outbound_port: DEFAULT_OUTBOUND_PORT,

@@ -8,12 +8,13 @@ use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::grant::Grant;
 use bonafide_proto::name::NodeName;
 use bonafide_proto::wire::authority as wire;
+use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
 use crate::authority::{Authority, GrantNodeError, TokenCreationError, TokenTerms};
 use crate::quarantine::QuarantineError;
-use crate::serve::{MESSAGE_MAX, blocking};
-use crate::store::{NodeRecord, Quarantined};
+use crate::serve::{MESSAGE_MAX, audit_page, blocking};
+use crate::store::{By, NodeRecord, Quarantined};
 
 /// How long nodes may take to say that a change is in force: one whose connection is just being made again, too.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -50,6 +51,7 @@ impl wire::admission_server::Admission for AdmissionService {
         if self.1 == Reach::OneNode {
             return Err(Status::failed_precondition(ONE_NODE));
         }
+        let by = caller(&request)?;
         let wire::CreateTokenRequest { node, ttl_seconds: ttl, grant } = request.into_inner();
         let grant = grant.map(granted).transpose()?;
         let node: Option<NodeName> = match node.as_str() {
@@ -58,7 +60,7 @@ impl wire::admission_server::Admission for AdmissionService {
         };
         let authority = self.0.clone();
         let granted = grant.as_ref().map(ToString::to_string);
-        let terms = TokenTerms { node: node.clone(), ttl, grant };
+        let terms = TokenTerms { node: node.clone(), ttl, grant, by };
         let (token, expires) = blocking(move || authority.create_token(terms).map_err(token_status)).await?;
         tracing::info!(node = node.as_ref().map_or("any", |n| n.as_str()), granted, expires, "join token made");
         Ok(Response::new(wire::CreateTokenResponse { token: token.reveal().to_string(), expires }))
@@ -79,11 +81,12 @@ impl wire::admission_server::Admission for AdmissionService {
         &self,
         request: Request<wire::GrantNodeRequest>,
     ) -> Result<Response<wire::GrantNodeResponse>, Status> {
+        let by = caller(&request)?;
         let wire::GrantNodeRequest { node, grant } = request.into_inner();
         let node = named(&node)?;
         let grant = granted(grant.unwrap_or_default())?;
         let authority = self.0.clone();
-        let changed = blocking(move || authority.grant(&node, &grant).map_err(grant_status)).await?;
+        let changed = blocking(move || authority.grant(&by, &node, &grant).map_err(grant_status)).await?;
         Ok(Response::new(wire::GrantNodeResponse { changed }))
     }
 
@@ -91,12 +94,13 @@ impl wire::admission_server::Admission for AdmissionService {
         &self,
         request: Request<wire::QuarantineRequest>,
     ) -> Result<Response<wire::QuarantineResponse>, Status> {
+        let by = caller(&request)?;
         let wire::QuarantineRequest { sha256, lift, reason } = request.into_inner();
         let digest = Digest::try_from(sha256.as_slice()).map_err(|e| Status::invalid_argument(format!("it {e}")))?;
         let authority = self.0.clone();
         let (changed, sequence, members) = blocking(move || {
             let list = authority.quarantine();
-            let changed = if lift { list.lift(digest) } else { list.add(digest, &reason) };
+            let changed = if lift { list.lift(&by, digest) } else { list.add(&by, digest, &reason) };
             let changed = changed.map_err(quarantine_status)?;
             tracing::info!(%digest, lift, changed, reason, "quarantine");
             Ok((changed, list.now().sequence, members(&authority)?))
@@ -107,6 +111,12 @@ impl wire::admission_server::Admission for AdmissionService {
             .map(|count| u32::try_from(count).unwrap_or(u32::MAX));
         let untold = without.iter().take(NAMED_MAX).map(ToString::to_string).collect();
         Ok(Response::new(wire::QuarantineResponse { changed, told, nodes, untold }))
+    }
+
+    async fn show_audit(&self, request: Request<wire::ShowAuditRequest>) -> Result<Response<wire::AuditPage>, Status> {
+        let (store, from) = (self.0.store().clone(), request.into_inner().from);
+        let (head, entries) = blocking(move || audit_page(&store, from)).await?;
+        Ok(Response::new(wire::AuditPage { head, entries }))
     }
 
     async fn list_quarantine(
@@ -123,6 +133,12 @@ impl wire::admission_server::Admission for AdmissionService {
         });
         Ok(Response::new(wire::ListQuarantineResponse { quarantined: quarantined.collect() }))
     }
+}
+
+/// Who asks, by the kernel's word.
+fn caller<T>(request: &Request<T>) -> Result<By, Status> {
+    let connection = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+    connection.map(|cred| By::Uid(cred.uid())).ok_or_else(|| Status::internal("a connection without credentials"))
 }
 
 /// Those that can have a certificate at all.

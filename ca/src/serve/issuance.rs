@@ -16,7 +16,7 @@ use crate::link::AuthorityLink;
 use crate::member::Member;
 use crate::mesh::MeshState;
 use crate::node::{Contact, NodeCa};
-use crate::serve::{MESSAGE_MAX, blocking};
+use crate::serve::{MESSAGE_MAX, audit_page, blocking};
 use crate::sharing::Half;
 
 /// Halves of flows that may be on their way to the authority.
@@ -102,6 +102,12 @@ impl wire::issuance_server::Issuance for IssuanceService {
             Ok(Half { node, flow }) => Ok(wire::FlowHalf { node: node.to_string(), flow }),
             Err(e) => Err(Status::unavailable(e.to_string())),
         }))))
+    }
+
+    async fn show_audit(&self, request: Request<wire::ShowAuditRequest>) -> Result<Response<wire::AuditPage>, Status> {
+        let (store, from) = (self.0.store().clone(), request.into_inner().from);
+        let (head, entries) = blocking(move || audit_page(&store, from)).await?;
+        Ok(Response::new(wire::AuditPage { head, entries }))
     }
 
     async fn status(&self, _request: Request<wire::StatusRequest>) -> Result<Response<wire::IssuanceStatus>, Status> {

@@ -18,6 +18,7 @@ use crate::mesh::{Held, MeshState};
 use crate::refusal::MembershipRefusal;
 use crate::serve::{MESSAGE_MAX, blocking};
 use crate::sharing::{Half, Seat};
+use crate::store::By;
 use bonafide_proto::token::Secret;
 
 /// A follower is let go in order so long before its connection would end.
@@ -42,7 +43,8 @@ impl MembershipService {
 impl wire::membership_server::Membership for MembershipService {
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::Membered>, Status> {
         let peer = peer(&request)?;
-        let (from, _answering) = (peer.address.to_string(), peer.answering());
+        let (address, _answering) = (peer.address, peer.answering());
+        let from = address.to_string();
         let wire::JoinRequest { token_secret, node, signing_csr, authentication_csr, bios_uuid, machine_id } =
             request.into_inner();
         let token_secret = zeroize::Zeroizing::new(token_secret);
@@ -51,7 +53,9 @@ impl wire::membership_server::Membership for MembershipService {
         let application = Application { node, signing_csr, authentication_csr, bios_uuid, machine_id };
         let authority = self.0.clone();
         blocking(move || {
-            let outcome = authority.join(&secret, &application);
+            let outcome = authority.join(&secret, &application).inspect_err(|refusal| {
+                authority.note_refused("admission-refused", &By::Stranger(address), application.node.as_str(), refusal);
+            });
             answer("join", application.node.as_str(), &from, outcome)
         })
         .await
@@ -65,7 +69,11 @@ impl wire::membership_server::Membership for MembershipService {
         let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
         let authority = self.0.clone();
         blocking(move || {
-            let outcome = authority.renew(&svid, &signing_csr, &authentication_csr);
+            let node = svid.id().node_name();
+            let outcome = authority.renew(&svid, &signing_csr, &authentication_csr).inspect_err(|refusal| {
+                let by = node.clone().map_or(By::Stranger(address), By::Node);
+                authority.note_refused("renewal-refused", &by, svid.id().path(), refusal);
+            });
             answer("renew", svid.id().path(), &address.to_string(), outcome)
         })
         .await
@@ -79,7 +87,8 @@ impl wire::membership_server::Membership for MembershipService {
         let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
         let (authority, stopped) = (self.0.clone(), self.1.clone());
         let left = svid.not_after().saturating_sub(authority.clock().unix());
-        let Follower { states, place } = blocking(move || Ok(authority.follow(&svid)?)).await?;
+        let following_at = authority.clone();
+        let Follower { states, place } = blocking(move || Ok(following_at.follow(&svid)?)).await?;
         let (to, told) = mpsc::channel(1);
         let says = request.into_inner();
         tokio::spawn(async move {
@@ -89,6 +98,7 @@ impl wire::membership_server::Membership for MembershipService {
                 () = hear(says, place) => {}
                 () = to.closed() => {}
                 () = over(left, stopped) => {}
+                () = authority.unable() => {}
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(told).map(Ok))))
@@ -105,7 +115,8 @@ impl wire::membership_server::Membership for MembershipService {
         let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
         let (authority, stopped) = (self.0.clone(), self.1.clone());
         let left = svid.not_after().saturating_sub(authority.clock().unix());
-        let seat = blocking(move || Ok(authority.share_flows(&svid)?)).await?;
+        let seated_at = authority.clone();
+        let seat = blocking(move || Ok(seated_at.share_flows(&svid)?)).await?;
         let (to, given) = mpsc::channel(1);
         let mut offered = request.into_inner();
         tokio::spawn(async move {
@@ -118,6 +129,7 @@ impl wire::membership_server::Membership for MembershipService {
                 }
                 () = to.closed() => {}
                 () = over(left, stopped) => {}
+                () = authority.unable() => {}
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(given))))

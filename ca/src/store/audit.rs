@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
 
 use bonafide_proto::audit::{Entry, Head};
 use bonafide_proto::fingerprint::Digest;
@@ -13,7 +14,7 @@ use super::engine::{Tree, Write};
 use super::{LedgerEntry, Store, StoreError};
 
 /// Who had something done.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum By {
     /// Who asked on a unix socket, by the kernel's word.
     Uid(u32),
@@ -22,6 +23,7 @@ pub enum By {
     /// Somebody without a certificate.
     Stranger(SocketAddr),
     /// The daemon itself.
+    #[default]
     Daemon,
 }
 
@@ -76,7 +78,47 @@ impl Event {
     }
 }
 
+/// Strangers can be refused as often as they like: so many refusals are written in a minute, the others counted.
+const REFUSALS: u32 = 120;
+
+/// The refusals of this minute.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(Mutex<Minute>);
+
+#[derive(Debug, Default)]
+struct Minute {
+    number: i64,
+    written: u32,
+    left_out: u64,
+}
+
+impl Refusals {
+    /// How many were left out before the one that is written now; `None`: it is left out, too.
+    fn due(&self, unix: i64) -> Option<u64> {
+        let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if minute.number != unix.div_euclid(60) {
+            *minute = Minute { number: unix.div_euclid(60), written: 0, left_out: minute.left_out };
+        }
+        if minute.written >= REFUSALS {
+            minute.left_out = minute.left_out.saturating_add(1);
+            return None;
+        }
+        minute.written += 1;
+        Some(std::mem::take(&mut minute.left_out))
+    }
+}
+
 impl Store {
+    /// Writes down that something was refused. What cannot be written is logged: the refusal stands all the same.
+    pub fn refused(&self, event: Event) {
+        let Some(left_out) = self.refusals.due(self.clock.unix()) else { return };
+        let mut change = self.change();
+        change.note(if left_out == 0 { event } else { event.with("not-written-before", left_out) });
+        if let Err(e) = change.commit() {
+            tracing::error!(error = %e, "a refusal is not in the audit chain");
+        }
+    }
+
     /// Where the audit chain ends, and where what is kept of it begins.
     ///
     /// # Errors
@@ -119,5 +161,25 @@ impl Store {
             act.begins = Some((begins.first, begins.before));
             self.committer.commit(act)?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_refusals_is_counted() {
+        let refusals = Refusals::default();
+        let written = (0..1000).filter(|_| refusals.due(1_800_000_000).is_some()).count();
+        assert_eq!(written, 120);
+        assert_eq!(refusals.due(1_800_000_060), Some(880));
+        assert_eq!(refusals.due(1_800_000_060), Some(0));
+    }
+
+    #[test]
+    fn what_strangers_say_is_cut_short() {
+        let event = Event::new("tested", &By::Daemon).with("node", "\u{fc}".repeat(1000));
+        assert!(event.about["node"].len() <= VALUE_MAX);
     }
 }

@@ -75,7 +75,12 @@ pub(crate) fn setup(state: &Path, name: &str) -> NodeSetup {
 }
 
 pub(crate) fn charter(state: &Path) -> Charter {
-    Charter { state: state.join("authority"), trust_domain: trust_domain(), intermediate_ttl: INTERMEDIATE_TTL }
+    Charter {
+        state: state.join("authority"),
+        trust_domain: trust_domain(),
+        intermediate_ttl: INTERMEDIATE_TTL,
+        shared: None,
+    }
 }
 
 /// An authority and its nodes in one process.
@@ -101,7 +106,7 @@ impl Domain {
     }
 
     pub(crate) fn token_for(&self, node: Option<&str>, grant: Option<Grant>) -> JoinToken {
-        let terms = TokenTerms { node: node.map(|n| n.parse().unwrap()), ttl: 600, grant };
+        let terms = TokenTerms { node: node.map(|n| n.parse().unwrap()), ttl: 600, grant, ..TokenTerms::default() };
         self.authority.create_token(terms).unwrap().0
     }
 

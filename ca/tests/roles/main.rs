@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod audited;
 mod bench;
 mod grants;
 mod issuing;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bonafide_ca::mesh::{Held, QUARANTINE_MAX};
 use bonafide_ca::node::MembershipError;
-use bonafide_ca::store::{QuarantineRecord, Quarantined, Store};
+use bonafide_ca::store::{By, QuarantineRecord, Quarantined, Store};
 use bonafide_ca::{Authority, AuthorityLink as _, LinkError, NodeCa};
 use bonafide_proto::container::Container;
 use bonafide_proto::endpoint;
@@ -170,7 +170,7 @@ async fn a_node_cut_off_keeps_it_across_restarts_and_learns_the_rest_on_return()
 async fn every_digest_of_a_program_counts() {
     let domain = Domain::new();
     let node = domain.member("a").await;
-    domain.authority.quarantine().add(BAD, "").unwrap();
+    domain.authority.quarantine().add(&By::Uid(0), BAD, "").unwrap();
     node.renew(&domain.link()).await.unwrap();
     assert_eq!(knows(&node), [BAD].into(), "a renewal tells it, too");
     assert_eq!(issue(&node, &fingerprint()), Ok(()));
@@ -219,19 +219,19 @@ async fn an_authority_from_a_backup_lifts_nothing() {
     let domain = Domain::new();
     let node = Arc::new(domain.member("a").await);
     let list = domain.authority.quarantine();
-    list.add(Digest([1; 32]), "").unwrap();
-    list.add(BAD, "").unwrap();
+    list.add(&By::Uid(0), Digest([1; 32]), "").unwrap();
+    list.add(&By::Uid(0), BAD, "").unwrap();
     node.renew(&domain.link()).await.unwrap();
     assert_eq!(node.mesh().borrow().sequence, 2);
     let domain = restored(domain, &QuarantineRecord::default());
     let authority = &domain.authority;
-    authority.quarantine().add(Digest([3; 32]), "").unwrap();
+    authority.quarantine().add(&By::Uid(0), Digest([3; 32]), "").unwrap();
 
     let following = follow(&node, domain.link());
     until(|| knows(&node).len() == 3).await;
     assert_eq!(node.mesh().borrow().sequence, 2);
-    authority.quarantine().add(Digest([4; 32]), "").unwrap();
-    authority.quarantine().add(Digest([5; 32]), "").unwrap();
+    authority.quarantine().add(&By::Uid(0), Digest([4; 32]), "").unwrap();
+    authority.quarantine().add(&By::Uid(0), Digest([5; 32]), "").unwrap();
     until(|| knows(&node) == [Digest([3; 32]), Digest([4; 32]), Digest([5; 32])].into()).await;
     following.abort();
 }
@@ -257,16 +257,16 @@ async fn the_list_and_its_reasons_have_bounds() {
     let domain = Domain::new();
     let list = domain.authority.quarantine();
     for reason in ["two\nlines", &"x".repeat(257)] {
-        list.add(BAD, reason).unwrap_err();
+        list.add(&By::Uid(0), BAD, reason).unwrap_err();
     }
     assert!(list.list().unwrap().is_empty());
     let numbered = |n: usize| Digest::of(&n.to_be_bytes());
     let full = (0..QUARANTINE_MAX).map(|n| (numbered(n), Quarantined { since: 0, reason: String::new() }));
     let domain = restored(domain, &QuarantineRecord { sequence: 9, digests: full.collect() });
     let list = domain.authority.quarantine();
-    assert!(list.add(BAD, "").unwrap_err().to_string().contains("lift some first"));
-    assert!(list.lift(numbered(0)).unwrap());
-    assert!(list.add(BAD, "").unwrap());
+    assert!(list.add(&By::Uid(0), BAD, "").unwrap_err().to_string().contains("lift some first"));
+    assert!(list.lift(&By::Uid(0), numbered(0)).unwrap());
+    assert!(list.add(&By::Uid(0), BAD, "").unwrap());
     let node = domain.member("a").await;
     assert_eq!(knows(&node).len(), QUARANTINE_MAX);
 }

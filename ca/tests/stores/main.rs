@@ -12,3 +12,4 @@
 mod audit;
 mod cluster;
 mod engines;
+mod replicas;

@@ -38,7 +38,7 @@ struct NodeTable<'a> {
     socket: PathBuf,
     callers: [u32; 1],
     #[serde(skip_serializing_if = "Option::is_none")]
-    authority: Option<SocketAddr>,
+    authority: Option<&'a [SocketAddr]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     join_token_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,8 +102,8 @@ impl<'a> CaToml<'a> {
                 let root = RootTable { trust_domain, listen: &[], admin_socket, intermediate_ttl_seconds: None };
                 ("local", Some(root))
             }
-            AuthorityAt::Remote { addr, .. } => {
-                node.authority = Some(*addr);
+            AuthorityAt::Remote { addrs, .. } => {
+                node.authority = Some(addrs);
                 node.join_token_file = Some(layout.join_token());
                 ("node", None)
             }
@@ -143,7 +143,9 @@ impl<'a> EnforcerToml<'a> {
     pub(super) fn of(spec: &'a NodeSpec, layout: &Layout, ca_cgroup: PathBuf) -> Self {
         let control = match &spec.authority {
             AuthorityAt::Embedded { .. } => Vec::new(),
-            AuthorityAt::Remote { addr, .. } => vec![Control { cgroup: ca_cgroup, uid: CA_UID, to: *addr }],
+            AuthorityAt::Remote { addrs, .. } => {
+                addrs.iter().map(|to| Control { cgroup: ca_cgroup.clone(), uid: CA_UID, to: *to }).collect()
+            }
         };
         Self {
             socket: layout.enforcer_socket(),
@@ -185,7 +187,7 @@ mod tests {
     }
 
     fn remote() -> AuthorityAt {
-        AuthorityAt::Remote { addr: "[fd77::9]:8443".parse().unwrap(), token: Some("s3cret".into()) }
+        AuthorityAt::Remote { addrs: vec!["[fd77::9]:8443".parse().unwrap()], token: Some("s3cret".into()) }
     }
 
     #[test]
@@ -216,7 +218,10 @@ bios_uuid = "4c4c4544"
         let layout = Layout::new("/n");
         let ca = toml::to_string(&CaToml::of_node(&spec, &layout, None)).unwrap();
         assert!(ca.starts_with("role = \"node\"\n") && !ca.contains("[root]"), "{ca}");
-        assert!(ca.contains("authority = \"[fd77::9]:8443\"\njoin_token_file = \"/n/state/ca/join.token\"\n"), "{ca}");
+        assert!(
+            ca.contains("authority = [\"[fd77::9]:8443\"]\njoin_token_file = \"/n/state/ca/join.token\"\n"),
+            "{ca}"
+        );
         let enforcer = toml::to_string(&EnforcerToml::of(&spec, &layout, "/cg/bonafide-t/ca".into())).unwrap();
         let control = "[[control]]\ncgroup = \"/cg/bonafide-t/ca\"\nuid = 74701\nto = \"[fd77::9]:8443\"\n";
         assert!(enforcer.contains(control), "{enforcer}");

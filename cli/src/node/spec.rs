@@ -32,8 +32,8 @@ pub enum AuthorityAt {
     },
     /// On the network.
     Remote {
-        /// Its address.
-        addr: SocketAddr,
+        /// Its address, or those of all that share a store.
+        addrs: Vec<SocketAddr>,
         /// The join token; needed once, not by a node that is a member already.
         token: Option<String>,
     },
@@ -44,9 +44,9 @@ impl std::fmt::Debug for AuthorityAt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Embedded { trust_domain } => f.debug_struct("Embedded").field("trust_domain", trust_domain).finish(),
-            Self::Remote { addr, token } => {
+            Self::Remote { addrs, token } => {
                 let token = token.as_ref().map(|_| "(secret)");
-                f.debug_struct("Remote").field("addr", addr).field("token", &token).finish()
+                f.debug_struct("Remote").field("addrs", addrs).field("token", &token).finish()
             }
         }
     }

@@ -74,9 +74,10 @@ pub struct RunArgs {
     /// How capture rules are installed
     #[arg(long, default_value = "auto")]
     pub backend: BackendChoice,
-    /// Join the authority at this address instead of embedding one; needs --keep and a --dir outside /run
+    /// Join the authority at this address instead of embedding one (repeatable: authorities that share a store; the
+    /// first that answers is asked); needs --keep and a --dir outside /run
     #[arg(long, value_name = "ADDR:PORT", value_parser = address_and_port)]
-    pub authority: Option<std::net::SocketAddr>,
+    pub authority: Vec<std::net::SocketAddr>,
     /// Holds the join token; not needed by a node that joined before
     #[arg(long, value_name = "FILE", requires = "authority")]
     pub token_file: Option<PathBuf>,

@@ -52,7 +52,7 @@ pub(super) fn plan(args: &RunArgs, dir: &Path) -> Result<NodeSpec, Failure> {
 
 /// A join token admits once, so a membership must outlive the run and the machine's next boot.
 fn membership_stays(args: &RunArgs, dir: &Path) -> Result<(), Failure> {
-    if args.authority.is_none() {
+    if args.authority.is_empty() {
         return Ok(());
     }
     if !args.keep {
@@ -122,11 +122,11 @@ fn installed(program: &'static str, package: &str) -> Result<&'static str, Failu
 }
 
 fn authority(args: &RunArgs) -> Result<AuthorityAt, Failure> {
-    let Some(addr) = args.authority else {
+    if args.authority.is_empty() {
         return Ok(AuthorityAt::Embedded { trust_domain: args.trust_domain.clone() });
-    };
+    }
     let token = args.token_file.as_deref().map(token).transpose()?;
-    Ok(AuthorityAt::Remote { addr, token })
+    Ok(AuthorityAt::Remote { addrs: args.authority.clone(), token })
 }
 
 fn token(file: &Path) -> Result<String, Failure> {

@@ -65,6 +65,10 @@ impl Issuance for Notary {
         Err(Status::unavailable("there are no other nodes"))
     }
 
+    async fn show_audit(&self, _: Request<wire::ShowAuditRequest>) -> Result<Response<wire::AuditPage>, Status> {
+        Err(Status::unimplemented("not asked"))
+    }
+
     async fn status(&self, _: Request<wire::StatusRequest>) -> Result<Response<wire::IssuanceStatus>, Status> {
         Err(Status::unimplemented("not asked"))
     }
