@@ -85,4 +85,6 @@ struct misses {
 	__u64 lost;
 	/* Flows that found no room. */
 	__u64 full;
+	/* No miss: connections that are known, and will be told of to their end. */
+	__u64 living;
 };

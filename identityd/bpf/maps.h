@@ -15,10 +15,10 @@
  * So there must be places for all that is dialled, wherever to, while one handshake lasts.
  */
 #define HANDSHAKES_MAX 65536
+/* A power of two, and few: what is read at every connection has to stay in the processor's cache. */
+#define RECENT_MAX 64
 #define SOUGHT_MAX 16384
 #define WATCHED_MAX (1 << 16)
-/* A power of two. */
-#define KIN_KEPT 4
 #define RING_BYTES (1 << 20)
 
 /* Thread group -> what it executed last. */
@@ -92,36 +92,35 @@ struct {
 	__type(value, struct connect_record);
 } handshakes SEC(".maps");
 
-/* What the enforcer reads, by its own accepted socket. */
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct connect_record);
-} accepted SEC(".maps");
-
-/* Whose a socket is. A connection that is accepted begins with what its listener had. */
-struct origin {
-	/* Who made it. */
-	__u64 creator;
-	/* Who asked for the connection. */
-	__u64 asker;
-	/* Who connected it, or listens; pid 0: nobody yet. */
-	struct execution owner;
-	/* Who used it last. */
-	__u64 user;
-	__u32 owner_uid;
-	__u32 user_uid;
-	/* How often strangers took turns, and when one was told of. */
-	__u32 strangers;
-	__u32 listens;
-	__u64 told_ns;
-	/* Processes of the same image that were told of last, how many were, and when. */
-	__u64 kin[KIN_KEPT];
-	__u64 kin_told_ns;
-	__u64 kins;
+/*
+ * In front of it, the last ones, each at the place that follows from its number: within one host most are over before
+ * another one comes to the same place, and a search for a place takes longer than all else that is done for them.
+ */
+struct recent {
+	/* Whose turn it is: one more with each. Not a lock of the kernel's: a map that has one cannot be frozen. */
+	__u64 turn;
+	struct connect_record record;
+	struct handshake handshake;
 };
 
+/* Turns, in this order; the last two bits. Only who began to write or to take goes on from there. */
+#define EMPTY 0
+#define WRITING 1
+#define KEPT 2
+#define TAKING 3
+#define TURNS 4
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, RECENT_MAX);
+	__type(key, __u32);
+	__type(value, struct recent);
+} recent SEC(".maps");
+
+/*
+ * The one thing that is kept with a socket: each more would be allocated for every connection, at both ends. The enforcer
+ * reads it by its own accepted socket.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);

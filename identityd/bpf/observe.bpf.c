@@ -71,27 +71,33 @@ enum {
 	STATE_LISTEN = 10,
 };
 
-/* A socket that is known. A connection that is accepted begins with what its listener had. */
+/* A socket that is known. */
 struct known {
 	struct execution who;
 	__u64 began_ns;
-	__u8 listens;
 	__u8 source;
 	__u8 used;
 	__u8 established;
 	/* A datagram socket with flows. */
 	__u8 talks;
-	__u8 padding[3];
+	__u8 padding[4];
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, struct known);
 } flows SEC(".maps");
 
-/* The same map as in attribution.bpf.c: which process executed what. */
+/* The same maps as in attribution.bpf.c: whose a socket is, and which process executed what. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct origin);
+} origins SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -169,6 +175,15 @@ static __always_inline void miss(bool event)
 
 	if (count)
 		__sync_fetch_and_add(event ? &count->lost : &count->full, 1);
+}
+
+static __always_inline void live(__s64 more)
+{
+	__u32 only = 0;
+	struct misses *count = bpf_map_lookup_elem(&misses, &only);
+
+	if (count)
+		__sync_fetch_and_add(&count->living, more);
 }
 
 static __always_inline bool is_ours(struct sock *sk, __u16 protocol)
@@ -282,28 +297,20 @@ static __always_inline void asked(struct sock *sk)
 		miss(false);
 		return;
 	}
+	if (!known->began_ns)
+		live(1);
 	known->who = execution_now();
 	known->began_ns = bpf_ktime_get_boot_ns();
-	known->listens = 0;
 	known->source = 1;
 	known->used = 1;
 	known->established = 0;
 	tell(OPENED, sk, known, STATE_CLOSE);
 }
 
-static __always_inline void listening(struct sock *sk)
-{
-	struct known *known = bpf_sk_storage_get(&flows, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-
-	if (!known)
-		return;
-	known->who = execution_now();
-	known->listens = 1;
-}
-
 static __always_inline void accepted(struct sock *sk, int old)
 {
 	struct known *known = bpf_sk_storage_get(&flows, sk, NULL, 0);
+	struct origin *origin;
 
 	/* It asked itself; both may at once. */
 	if (known && known->source) {
@@ -318,8 +325,12 @@ static __always_inline void accepted(struct sock *sk, int old)
 		miss(false);
 		return;
 	}
+	origin = bpf_sk_storage_get(&origins, sk, NULL, 0);
+	if (origin && origin->listens)
+		known->who = origin->owner;
+	if (!known->began_ns)
+		live(1);
 	known->began_ns = bpf_ktime_get_boot_ns();
-	known->listens = 0;
 	known->used = 0;
 	known->established = 1;
 	tell(ESTABLISHED, sk, known, old);
@@ -331,21 +342,15 @@ static __always_inline void closed(struct sock *sk, int old)
 
 	if (!known)
 		return;
-	/* A handshake that was never done is no connection of the listener's yet. */
-	if (!known->listens)
-		tell(CLOSED, sk, known, old);
-	bpf_sk_storage_delete(&flows, sk);
+	tell(CLOSED, sk, known, old);
+	if (!bpf_sk_storage_delete(&flows, sk))
+		live(-1);
 }
 
-/*
- * Every connection comes here, in every mode: where they are not wanted, what is new costs a look at that, and what was
- * told of before goes on being told of.
- */
+/* Where connections are not wanted any more, what was told of before goes on being told of. */
 static __always_inline bool concerns(struct sock *sk, int new)
 {
 	switch (new) {
-	case STATE_LISTEN:
-		return true;
 	case STATE_SYN_SENT:
 		return wants_connections();
 	case STATE_ESTABLISHED:
@@ -365,9 +370,6 @@ int BPF_PROG(changed, struct sock *sk, int old, int new)
 	case STATE_SYN_SENT:
 		asked(sk);
 		break;
-	case STATE_LISTEN:
-		listening(sk);
-		break;
 	case STATE_ESTABLISHED:
 		accepted(sk, old);
 		break;
@@ -382,7 +384,7 @@ static __always_inline void taken(struct sock *sk)
 {
 	struct known *known = bpf_sk_storage_get(&flows, sk, NULL, 0);
 
-	if (!known || known->used || known->listens || !is_ours(sk, TCP))
+	if (!known || known->used || !is_ours(sk, TCP))
 		return;
 	known->used = 1;
 	known->who = execution_now();

@@ -146,8 +146,8 @@ static __always_inline __u8 loaded(struct mm_struct *mm)
 	return searched.at < searched.end ? PRELOADED | AUDITED : searched.loaded;
 }
 
-/* A new image of what this process runs, with one user. 0: no room. */
-static __always_inline __u64 describe(struct task_struct *task, bool witnessed)
+/* A new image of what this process runs, with one user; where there is no room, the process has none. */
+static __always_inline void describe(struct task_struct *task, bool witnessed, struct process *process)
 {
 	__u32 only = 0;
 	struct blank *blank = bpf_map_lookup_elem(&blanks, &only);
@@ -173,10 +173,12 @@ static __always_inline __u64 describe(struct task_struct *task, bool witnessed)
 		arguments(mm, key, image, blank);
 		image->loaded = loaded(mm);
 	}
-	return key;
+	process->image = key;
+	process->file = image->file;
+	process->witnessed = witnessed;
+	return;
 none:
 	full();
-	return 0;
 }
 
 static __always_inline void adopt(__u64 key)
@@ -216,7 +218,7 @@ static __always_inline struct process baseline(struct task_struct *task)
 
 	if (!task->mm || task->flags & PF_KTHREAD)
 		return process;
-	process.image = describe(task, false);
+	describe(task, false, &process);
 	if (!process.image)
 		return process;
 	if (bpf_map_update_elem(&processes, &tgid, &process, BPF_NOEXIST)) {
@@ -243,13 +245,21 @@ static __always_inline bool enters(void)
 	return here && here->enters;
 }
 
-/* 0: nothing is known of it. */
-static __always_inline __u64 image_of(struct task_struct *task)
+/* NULL: nothing is known of it. */
+static __always_inline struct process *process_of(struct task_struct *task)
 {
 	__u32 tgid = task->tgid;
 	struct process *process = bpf_map_lookup_elem(&processes, &tgid);
 
-	return process && process->start_ns == start_of(task) ? process->image : 0;
+	return process && process->start_ns == start_of(task) ? process : NULL;
+}
+
+/* 0: nothing is known of it. */
+static __always_inline __u64 image_of(struct task_struct *task)
+{
+	struct process *process = process_of(task);
+
+	return process ? process->image : 0;
 }
 
 static __always_inline struct execution execution_of(struct task_struct *task)
@@ -267,9 +277,10 @@ int BPF_PROG(executed, struct task_struct *task)
 {
 	__u32 tgid = task->tgid;
 	struct execution before = execution_of(task);
-	struct process now = { .start_ns = before.start_ns, .image = describe(task, true) };
+	struct process now = { .start_ns = before.start_ns };
 	struct event *event;
 
+	describe(task, true, &now);
 	/* Whatever fails, what it executed before is no longer what it runs. */
 	if (!now.image || bpf_map_update_elem(&processes, &tgid, &now, BPF_ANY)) {
 		bpf_map_delete_elem(&processes, &tgid);
@@ -292,17 +303,19 @@ SEC("tp_btf/sched_process_fork")
 int BPF_PROG(forked, struct task_struct *parent, struct task_struct *child)
 {
 	__u32 tgid = child->tgid;
-	struct process process = { .start_ns = child->start_boottime };
+	struct process process, *same;
 
 	if (child->pid != child->tgid || child->flags & PF_KTHREAD || !child->mm)
 		return 0;
-	process.image = image_of(parent);
-	if (!process.image && enters()) {
+	same = process_of(parent);
+	if (!same && enters()) {
 		baseline(parent);
-		process.image = image_of(parent);
+		same = process_of(parent);
 	}
-	if (!process.image)
+	if (!same || !same->image)
 		return 0;
+	process = *same;
+	process.start_ns = child->start_boottime;
 	adopt(process.image);
 	if (bpf_map_update_elem(&processes, &tgid, &process, BPF_ANY)) {
 		release(process.image);

@@ -40,11 +40,15 @@ struct file_name {
 	__u32 generation;
 };
 
-/* What a process executed last. */
+/* What a process executed last, and what every connection asks about that. */
 struct process {
 	__u64 start_ns;
 	__u64 image;
+	struct file_name file;
+	__u32 witnessed;
+	__u32 padding;
 };
+_Static_assert(sizeof(struct process) == 40, "the daemon reads the first 16 bytes");
 
 #define SHORT_ARGUMENTS 352
 /* A power of two less what the kernel needs to keep it. */
@@ -153,6 +157,39 @@ struct execution {
 	__u32 pid;
 	__u32 padding;
 };
+
+/* A power of two. */
+#define KIN_KEPT 4
+
+/* Whose a socket is. A connection that is accepted begins with what its listener had. */
+struct origin {
+	/*
+	 * Who connected the other end of one that was accepted; of all others at_ns is 0. It is written while the socket
+	 * can be accepted already, at_ns last: whoever read that reads again, and has the whole.
+	 */
+	struct connect_record record;
+	/* Who made it. */
+	struct execution creator;
+	/* How often its process had executed something by then. */
+	__u64 creator_execs;
+	/* Who asked for the connection. */
+	__u64 asker;
+	/* Who connected it, or listens; pid 0: nobody yet. */
+	struct execution owner;
+	/* Who used it last. */
+	__u64 user;
+	__u32 owner_uid;
+	__u32 user_uid;
+	/* How often strangers took turns, and when one was told of. */
+	__u32 strangers;
+	__u32 listens;
+	__u64 told_ns;
+	/* Processes of the same image that were told of last, how many were, and when. */
+	__u64 kin[KIN_KEPT];
+	__u64 kin_told_ns;
+	__u64 kins;
+};
+_Static_assert(sizeof(struct origin) == 224, "the enforcer reads 224 bytes");
 
 /* An address and a port; IPv4 is mapped into IPv6. */
 struct end {

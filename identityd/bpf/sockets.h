@@ -69,14 +69,27 @@ static __always_inline bool uses_io_uring(struct task_struct *task)
 SEC("cgroup/sock_create")
 int made(struct bpf_sock *sk)
 {
+	struct task_struct *task;
 	struct origin *origin;
 
 	if (sk->type != SOCK_STREAM || (sk->family != AF_INET && sk->family != AF_INET6) || !HERE(sk))
 		return 1;
 	origin = bpf_sk_storage_get(&origins, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (origin)
-		origin->creator = image_of(bpf_get_current_task_btf());
+	if (origin) {
+		task = bpf_get_current_task_btf();
+		origin->creator = execution_of(task);
+		origin->creator_execs = task->self_exec_id;
+	}
 	return 1;
+}
+
+/* As a process's image, but found without a search by whoever made the socket. */
+static __always_inline __u64 image_beside(struct origin *origin, struct task_struct *task)
+{
+	if (origin->creator.image && origin->creator.pid == task->tgid && origin->creator_execs == task->self_exec_id &&
+	    origin->creator.start_ns == start_of(task))
+		return origin->creator.image;
+	return image_of(task);
 }
 
 static __always_inline int asked(struct bpf_sock_addr *ctx)
@@ -88,7 +101,7 @@ static __always_inline int asked(struct bpf_sock_addr *ctx)
 		return 1;
 	origin = bpf_sk_storage_get(&origins, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (origin)
-		origin->asker = image_of(bpf_get_current_task_btf());
+		origin->asker = image_beside(origin, bpf_get_current_task_btf());
 	return 1;
 }
 
@@ -105,22 +118,21 @@ int asked6(struct bpf_sock_addr *ctx)
 }
 
 /* What speaks against the connecting process as the only one to use the socket. */
-static __always_inline __u32 doubts(struct task_struct *task, struct origin *origin, struct connect_record *record,
-				    struct file *file)
+static __always_inline __u32 doubts(struct task_struct *task, struct process *process, struct origin *origin,
+				    struct connect_record *record, struct file *file)
 {
-	struct image *image = bpf_map_lookup_elem(&images, &record->image);
 	__u32 doubts = 0, sharers = task->files->count.counter;
 	struct file_name now;
 
-	if (!image || !image->witnessed)
+	if (!process || !process->witnessed)
 		doubts |= UNWITNESSED;
-	if (image) {
+	if (process) {
 		now = name_of(task->mm->exe_file->f_inode);
-		if (!same_file(&now, &image->file))
+		if (!same_file(&now, &process->file))
 			doubts |= EXE_REPLACED;
 	}
 	/* One image is one program: a child that does not execute anything is its parent. */
-	if (!record->image || origin->creator != record->image)
+	if (!record->image || origin->creator.image != record->image)
 		doubts |= CREATOR_DIFFERS;
 	if (!record->image || origin->asker != record->image)
 		doubts |= ASKER_DIFFERS;
@@ -141,12 +153,101 @@ static __always_inline void forget_kin(struct origin *origin)
 	origin->kins = 0;
 }
 
+static __always_inline bool same_handshake(const struct handshake *a, const struct handshake *b)
+{
+	const __u64 *here = (const __u64 *)a->source, *there = (const __u64 *)b->source;
+
+	return a->isn == b->isn && a->port == b->port && here[0] == there[0] && here[1] == there[1];
+}
+
+static __always_inline struct recent *place_of(const struct handshake *handshake)
+{
+	__u32 place = (handshake->isn ^ handshake->isn >> 16 ^ handshake->port) % RECENT_MAX;
+
+	return bpf_map_lookup_elem(&recent, &place);
+}
+
+/* With all that was written before, and before all that is read next. */
+static __always_inline __u64 turn_of(struct recent *place)
+{
+	return __sync_fetch_and_add(&place->turn, 0);
+}
+
+static __always_inline bool begins(struct recent *place, __u64 turn, __u64 next)
+{
+	return __sync_val_compare_and_swap(&place->turn, turn, next) == turn;
+}
+
+static __always_inline void write_down(struct recent *place, __u64 turn, const struct handshake *handshake,
+				       const struct connect_record *record)
+{
+	place->handshake = *handshake;
+	place->record = *record;
+	__sync_lock_test_and_set(&place->turn, turn + 1);
+}
+
+/* A place that somebody has: he is put into the other map first, and so is always in one of them. */
+static __always_inline bool displace(struct recent *place, __u64 turn)
+{
+	struct handshake handshake = place->handshake;
+	struct connect_record record = place->record;
+
+	/* Half of it might be another's. */
+	if (turn_of(place) != turn)
+		return false;
+	if (bpf_map_update_elem(&handshakes, &handshake, &record, BPF_ANY))
+		return false;
+	/* If he is gone meanwhile, what he leaves there is like the record of what was connected elsewhere. */
+	return begins(place, turn, turn + WRITING - KEPT + TURNS);
+}
+
+/* Keeps a record until its handshake is done. */
+static __always_inline void remember(const struct handshake *handshake, const struct connect_record *record)
+{
+	struct recent *place = place_of(handshake);
+	__u64 turn;
+
+	if (!place)
+		return;
+	turn = turn_of(place);
+	if (turn % TURNS == EMPTY && begins(place, turn, turn + 1))
+		write_down(place, turn + 1, handshake, record);
+	else if (turn % TURNS == KEPT && displace(place, turn))
+		write_down(place, turn + WRITING - KEPT + TURNS, handshake, record);
+	else if (bpf_map_update_elem(&handshakes, handshake, record, BPF_ANY))
+		full();
+}
+
+/* The record of a handshake that is done, which nobody gets a second time. */
+static __always_inline bool recall(const struct handshake *handshake, struct connect_record *record)
+{
+	struct recent *place = place_of(handshake);
+	struct connect_record *found;
+	__u64 turn;
+
+	if (!place)
+		return false;
+	turn = turn_of(place);
+	if (turn % TURNS == KEPT && same_handshake(&place->handshake, handshake) && begins(place, turn, turn + 1)) {
+		*record = place->record;
+		__sync_lock_test_and_set(&place->turn, turn + 2);
+		return true;
+	}
+	found = bpf_map_lookup_elem(&handshakes, handshake);
+	if (!found)
+		return false;
+	*record = *found;
+	/* If it is not there any more, its place may have been taken while it was copied. */
+	return !bpf_map_delete_elem(&handshakes, handshake);
+}
+
 static __always_inline void connecting(struct bpf_sock_ops *ctx)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct handshake handshake = {};
 	struct connect_record record = {};
 	struct bpf_sock *socket = ctx->sk;
+	struct process *process;
 	struct origin *origin;
 	struct tcp_sock *tcp;
 	struct sock *sk;
@@ -167,7 +268,8 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx)
 	record.at_ns = bpf_ktime_get_boot_ns();
 	record.cookie = bpf_get_socket_cookie(ctx);
 	record.start_ns = start_of(task);
-	record.image = image_of(task);
+	process = process_of(task);
+	record.image = process ? process->image : 0;
 	record.cgroup = task->cgroups->dfl_cgrp->kn->id;
 	record.netns = bpf_get_netns_cookie(ctx);
 	record.pid = task->tgid;
@@ -180,7 +282,7 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx)
 	if (task->flags & PF_KTHREAD || !task->mm)
 		record.doubts = KERNEL_TASK;
 	else
-		record.doubts = doubts(task, origin, &record, file);
+		record.doubts = doubts(task, process, origin, &record, file);
 
 	origin->owner.start_ns = record.start_ns;
 	origin->owner.image = record.image;
@@ -195,15 +297,15 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx)
 	local_address(handshake.source, sk);
 	handshake.isn = record.isn;
 	handshake.port = sk->__sk_common.skc_num;
-	if (bpf_map_update_elem(&handshakes, &handshake, &record, BPF_ANY))
-		full();
+	remember(&handshake, &record);
 }
 
 static __always_inline void established(struct bpf_sock_ops *ctx)
 {
 	struct handshake handshake = {};
 	struct bpf_sock *socket = ctx->sk;
-	struct connect_record *record;
+	struct connect_record record;
+	struct origin *origin;
 	struct tcp_sock *tcp;
 	struct sock *sk;
 
@@ -216,14 +318,17 @@ static __always_inline void established(struct bpf_sock_ops *ctx)
 	remote_address(handshake.source, sk);
 	handshake.isn = tcp->copied_seq - 1;
 	handshake.port = bpf_ntohs(sk->__sk_common.skc_dport);
-	record = bpf_map_lookup_elem(&handshakes, &handshake);
-	if (!record)
-		return;
-	if (!bpf_sk_storage_get(&accepted, socket, record, BPF_SK_STORAGE_GET_F_CREATE))
+	origin = bpf_sk_storage_get(&origins, socket, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!origin) {
 		full();
-	/* If it is not there any more, its place may have been taken while it was copied. */
-	if (bpf_map_delete_elem(&handshakes, &handshake))
-		bpf_sk_storage_delete(&accepted, socket);
+		return;
+	}
+	/* Both also keep the order for whoever reads on another processor. Nothing stays of an earlier life of the socket. */
+	__sync_lock_test_and_set(&origin->record.at_ns, 0);
+	if (!recall(&handshake, &record))
+		return;
+	__builtin_memcpy(&origin->record.cookie, &record.cookie, sizeof(record) - offsetof(struct connect_record, cookie));
+	__sync_lock_test_and_set(&origin->record.at_ns, record.at_ns);
 }
 
 static __always_inline void listening(struct bpf_sock_ops *ctx)
@@ -237,6 +342,8 @@ static __always_inline void listening(struct bpf_sock_ops *ctx)
 	origin = bpf_sk_storage_get(&origins, socket, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!origin)
 		return;
+	/* Of an earlier life of the socket. Whoever is accepted here has one of his own, or none. */
+	__builtin_memset(&origin->record, 0, sizeof(origin->record));
 	origin->owner = execution_of(task);
 	origin->owner_uid = task->cred->euid.val;
 	origin->user = origin->owner.image;

@@ -5,6 +5,8 @@
 
 /// Length of a record, in bytes.
 pub const RECORD_SIZE: usize = 80;
+/// Length of what the kernel programs keep with a socket: its record comes first.
+pub const STORED_SIZE: usize = 224;
 
 /// Who connected the socket at the other end of an accepted connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -105,6 +107,14 @@ impl ConnectRecord {
         })
     }
 
+    /// Reads what is kept with an accepted socket, as `look` finds it. `None`: nobody wrote down who connected it.
+    ///
+    /// It is written while others look already, the time last: who sees that looks again, and sees the whole.
+    pub fn stored(mut look: impl FnMut() -> Option<[u8; STORED_SIZE]>) -> Option<Self> {
+        let mut record = || look()?.first_chunk::<RECORD_SIZE>().and_then(|bytes| Self::parse(bytes).ok());
+        record().filter(|early| early.at_ns != 0).and_then(|_| record())
+    }
+
     /// The same as bytes, as the kernel programs write them.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; RECORD_SIZE] {
@@ -169,5 +179,23 @@ mod tests {
         assert!(record.doubts.contains(Doubts::UNWITNESSED) && !record.doubts.contains(Doubts::NO_FILE));
         assert_eq!(ConnectRecord::parse(&[0; RECORD_SIZE + 1]), Err(RecordError(RECORD_SIZE + 1)));
         assert_eq!(ConnectRecord::parse(&[]), Err(RecordError(0)));
+    }
+    #[test]
+    fn what_is_kept_is_no_record_before_its_time_is_written_and_is_read_again_after() {
+        let mut record = ConnectRecord::parse(&[1; RECORD_SIZE]).unwrap();
+        let kept = |record: ConnectRecord| {
+            let mut bytes = [7; STORED_SIZE];
+            bytes[..RECORD_SIZE].copy_from_slice(&record.to_bytes());
+            bytes
+        };
+        let whole = kept(record);
+        // What is read first may be half of one; with its time in place, what is read next is not.
+        record.pid = 9;
+        let mut looks = [kept(record), whole].into_iter();
+        assert_eq!(ConnectRecord::stored(|| looks.next()).unwrap().to_bytes(), whole[..RECORD_SIZE]);
+        record.at_ns = 0;
+        assert_eq!(ConnectRecord::stored(|| Some(kept(record))), None);
+        assert_eq!(ConnectRecord::stored(|| None), None);
+        assert_eq!(ConnectRecord::stored(|| Some([0; STORED_SIZE])), None);
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{Map, MapData, SkStorage};
-use bonafide_proto::kernel::{ConnectRecord, RECORD_SIZE};
+use bonafide_proto::kernel::{ConnectRecord, STORED_SIZE};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use tokio::io::{AsyncReadExt as _, Interest};
 use tokio::net::UnixStream;
@@ -28,7 +28,7 @@ const GREETING: &[u8; 15] = b"bonafide-map/1\n";
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The map: a socket's own record, by its descriptor.
-type Accepted = SkStorage<MapData, [u8; RECORD_SIZE]>;
+type Accepted = SkStorage<MapData, [u8; STORED_SIZE]>;
 
 /// The map as it is now.
 #[derive(Debug, Default)]
@@ -61,7 +61,7 @@ enum FetchError {
     Io(#[from] io::Error),
     #[error("what came is no hand-over of a map: it has {bytes} bytes and {descriptors} descriptors")]
     Greeting { bytes: usize, descriptors: usize },
-    #[error("what was handed over is no map of records of {RECORD_SIZE} bytes: {0}")]
+    #[error("what was handed over is no map of records of {STORED_SIZE} bytes: {0}")]
     Map(#[from] aya::maps::MapError),
     #[error("nothing was handed over within {} s", PATIENCE.as_secs())]
     Late,
@@ -103,7 +103,7 @@ impl KernelMap {
 }
 
 fn read(map: &Accepted, accepted: &impl AsRawFd) -> Option<ConnectRecord> {
-    ConnectRecord::parse(&map.get(accepted, 0).ok()?).ok()
+    ConnectRecord::stored(|| map.get(accepted, 0).ok())
 }
 
 impl Fetching {

@@ -1,4 +1,4 @@
-//! Hands the enforcer the one map it reads: `accepted`, by a unix socket beside the daemon's own.
+//! Hands the enforcer the one map it reads: `origins`, by a unix socket beside the daemon's own.
 //!
 //! The map is frozen, so no descriptor of it can write; and it holds records of sockets only, each read by a descriptor
 //! of the socket itself: who has the map learns nothing but whose connections it accepted. It speaks as long as the

@@ -33,7 +33,7 @@ const ON_USE: [(&str, &str); 3] = [
 
 /// Maps that only the programs write.
 const FROZEN: [&str; 9] =
-    ["processes", "images", "long_arguments", "blanks", "counters", "home", "handshakes", "accepted", "origins"];
+    ["processes", "images", "long_arguments", "blanks", "counters", "home", "handshakes", "recent", "origins"];
 
 /// `PROC_CGROUP_INIT_INO` and `PROC_PID_INIT_INO` (include/uapi/linux/nsfs.h): the initial namespaces.
 const INITIAL: [(&str, u64); 2] = [("cgroup", 0xEFFF_FFFB), ("pid", 0xEFFF_FFFC)];
@@ -88,6 +88,8 @@ fn remedy(e: &libbpf_rs::Error) -> &'static str {
 pub(crate) struct Ground {
     /// Thread group to what it executed last.
     pub(crate) processes: MapHandle,
+    /// Socket to whose it is.
+    pub(crate) origins: MapHandle,
     /// Cookie of this daemon's network namespace.
     pub(crate) netns: u64,
     /// The root of the cgroup2 hierarchy.
@@ -115,7 +117,8 @@ pub(super) struct Programs {
     pub(super) images: MapHandle,
     pub(super) long_arguments: MapHandle,
     pub(super) counters: MapHandle,
-    pub(super) accepted: MapHandle,
+    /// What the enforcer reads.
+    pub(super) origins: MapHandle,
     pub(super) sought: MapHandle,
     pub(super) watched: MapHandle,
     pub(super) events: MapHandle,
@@ -134,7 +137,8 @@ impl Programs {
         let home = map(&self.object, "home")?.lookup(&[0; 4], MapFlags::ANY).map_err(LoadError::Refused)?;
         let netns = home.as_deref().and_then(|home| home.first_chunk()).map(|netns| u64::from_ne_bytes(*netns));
         let processes = MapHandle::try_from(&self.processes).map_err(LoadError::Refused)?;
-        Ok(Ground { processes, netns: netns.ok_or(LoadError::Lacks("home"))?, cgroup: cgroup2()? })
+        let origins = MapHandle::try_from(&self.origins).map_err(LoadError::Refused)?;
+        Ok(Ground { processes, origins, netns: netns.ok_or(LoadError::Lacks("home"))?, cgroup: cgroup2()? })
     }
 
     /// Loads and attaches them, and enters every process that runs already.
@@ -182,7 +186,7 @@ impl Programs {
             long_arguments: map(&object, "long_arguments")?,
             counters,
             first_image,
-            accepted: map(&object, "accepted")?,
+            origins: map(&object, "origins")?,
             sought: map(&object, "sought")?,
             watched,
             events: map(&object, "events")?,

@@ -72,7 +72,7 @@ impl Kernel {
     /// # Errors
     /// The socket cannot be bound, or there are no descriptors left.
     pub(crate) fn hand_over(&self, socket: &Path, uids: &[u32]) -> io::Result<Handover> {
-        let map = self.programs.accepted.as_fd().try_clone_to_owned()?;
+        let map = self.programs.origins.as_fd().try_clone_to_owned()?;
         Handover::start(Handover::path(socket), uids.to_vec(), map)
     }
 

@@ -64,6 +64,21 @@ pub(crate) struct Tally {
     pub(crate) refused: bool,
 }
 
+/// `struct misses`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Misses {
+    pub(crate) lost: u64,
+    pub(crate) full: u64,
+    pub(crate) living: u64,
+}
+
+impl Misses {
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        Some(Self { lost: fields.u64()?, full: fields.u64()?, living: fields.u64()? })
+    }
+}
+
 impl StepEvent {
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);

@@ -200,7 +200,7 @@ impl Observer {
             return Ok(());
         }
         let connections = self.listeners.iter().any(|listener| listener.wish.connections);
-        match &self.work {
+        match &mut self.work {
             Some(work) => work.programs.want(connections),
             None => {
                 let (programs, heard) = Programs::load(&self.means.ground, connections)?;

@@ -12,13 +12,15 @@ use libbpf_rs::{
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::layout::{StepEvent, TALK, TALLY, Talk, Tally};
+use super::layout::{Misses, StepEvent, TALK, TALLY, Talk, Tally};
 use crate::kernel::Ground;
 
 /// `bpf/observe.bpf.c`, compiled.
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/observe.bpf.o"));
 
-const ON_KERNEL: [&str; 3] = ["changed", "sent", "received"];
+const ON_KERNEL: [&str; 2] = ["sent", "received"];
+/// Sees every connection, and so costs every `connect()`: in its place only while connections are told of.
+const ON_CONNECTIONS: &str = "changed";
 /// Run by the daemon itself.
 const LAST_WORD: &str = "last_word";
 const ON_CGROUP: [&str; 5] = ["sends4", "sends6", "receives4", "receives6", "released"];
@@ -50,6 +52,7 @@ pub(crate) enum ObserveError {
 pub(super) struct Programs {
     /// Never read: a program runs as long as its link is there.
     _places: Vec<Link>,
+    on_connections: Option<Link>,
     object: Object,
     wanted: Wanted,
     misses: MapHandle,
@@ -87,31 +90,44 @@ impl Programs {
     /// See [`ObserveError`]; nothing stays behind.
     pub(super) fn load(ground: &Ground, connections: bool) -> Result<(Self, mpsc::Receiver<StepEvent>), ObserveError> {
         let mut open = ObjectBuilder::default().open_memory(OBJECT).map_err(ObserveError::Refused)?;
-        let shared = open.maps_mut().find(|map| map.name() == "processes");
-        let reused = shared.ok_or(ObserveError::Lacks("processes"))?.reuse_fd(ground.processes.as_fd());
-        reused.map_err(ObserveError::Refused)?;
+        for (name, of_ground) in [("processes", &ground.processes), ("origins", &ground.origins)] {
+            let shared = open.maps_mut().find(|map| map.name() == name);
+            let reused = shared.ok_or(ObserveError::Lacks(name))?.reuse_fd(of_ground.as_fd());
+            reused.map_err(ObserveError::Refused)?;
+        }
         let object = open.load().map_err(ObserveError::Refused)?;
         let steps = map(&object, "steps")?;
         let wanted = Wanted { map: map(&object, "wanted")?, netns: ground.netns };
         // Before that nothing is told.
         wanted.set(connections)?;
         let places = attach(&object, ground)?;
+        let on_connections = connections.then(|| attach_to_kernel(&object, ON_CONNECTIONS)).transpose()?;
         let (unheard, ends) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let heard = read(&steps, Arc::clone(&unheard), Arc::clone(&ends))?;
         let (misses, talks) = (map(&object, "misses")?, map(&object, "talks")?);
-        Ok((Self { _places: places, object, wanted, misses, talks, unheard, ends }, heard))
+        Ok((Self { _places: places, on_connections, object, wanted, misses, talks, unheard, ends }, heard))
     }
 
-    /// Whether connections that begin from now on are told of.
-    pub(super) fn want(&self, connections: bool) -> Result<(), ObserveError> {
-        self.wanted.set(connections)
+    /// Whether connections that begin from now on are told of. Those that are known are, to their end.
+    pub(super) fn want(&mut self, connections: bool) -> Result<(), ObserveError> {
+        self.wanted.set(connections)?;
+        if connections && self.on_connections.is_none() {
+            self.on_connections = Some(attach_to_kernel(&self.object, ON_CONNECTIONS)?);
+        } else if !connections && self.counted().living == 0 {
+            self.on_connections = None;
+        }
+        Ok(())
     }
 
     /// How many events and flows found no room since the programs were loaded.
     pub(super) fn missed(&self) -> u64 {
-        let value = self.misses.lookup(&[0; 4], MapFlags::ANY).ok().flatten().unwrap_or_default();
-        let counted = value.chunks_exact(8).filter_map(|chunk| chunk.try_into().ok()).map(u64::from_ne_bytes);
-        counted.fold(self.unheard.load(Ordering::Relaxed), u64::saturating_add)
+        let Misses { lost, full, .. } = self.counted();
+        lost.saturating_add(full).saturating_add(self.unheard.load(Ordering::Relaxed))
+    }
+
+    fn counted(&self) -> Misses {
+        let value = self.misses.lookup(&[0; 4], MapFlags::ANY).ok().flatten();
+        value.and_then(|bytes| Misses::read(&bytes)).unwrap_or_default()
     }
 
     /// Every pair of a socket and a remote that datagrams are counted of.
@@ -139,9 +155,15 @@ impl Programs {
 
 fn attach(object: &Object, ground: &Ground) -> Result<Vec<Link>, ObserveError> {
     let cgroup = ground.cgroup.as_raw_fd();
-    let anywhere = ON_KERNEL.iter().map(|name| (*name, program(object, name).map(|program| program.attach())));
-    let on_cgroup = ON_CGROUP.iter().map(|name| (*name, program(object, name).map(|p| p.attach_cgroup(cgroup))));
-    anywhere.chain(on_cgroup).map(|(name, link)| link?.map_err(|e| ObserveError::Unattached(name, e))).collect()
+    let anywhere = ON_KERNEL.into_iter().map(|name| attach_to_kernel(object, name));
+    let on_cgroup = ON_CGROUP
+        .into_iter()
+        .map(|name| program(object, name)?.attach_cgroup(cgroup).map_err(|e| ObserveError::Unattached(name, e)));
+    anywhere.chain(on_cgroup).collect()
+}
+
+fn attach_to_kernel(object: &Object, name: &'static str) -> Result<Link, ObserveError> {
+    program(object, name)?.attach().map_err(|e| ObserveError::Unattached(name, e))
 }
 
 fn program<'a>(object: &'a Object, name: &'static str) -> Result<ProgramMut<'a>, ObserveError> {

@@ -8,14 +8,14 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData, SkStorage};
-use bonafide_proto::kernel::{ConnectRecord, RECORD_SIZE};
+use bonafide_proto::kernel::{ConnectRecord, STORED_SIZE};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::node::Node;
 
 /// The map of a daemon, and the connection by which it came.
 pub(crate) struct Records {
-    pub(crate) map: SkStorage<MapData, [u8; RECORD_SIZE]>,
+    pub(crate) map: SkStorage<MapData, [u8; STORED_SIZE]>,
     pub(crate) connection: UnixStream,
 }
 
@@ -36,8 +36,7 @@ impl Records {
     }
 
     pub(crate) fn get(&self, accepted: &TcpStream) -> Option<ConnectRecord> {
-        let bytes = self.map.get(accepted, 0).ok()?;
-        Some(ConnectRecord::parse(&bytes).unwrap())
+        ConnectRecord::stored(|| self.map.get(accepted, 0).ok())
     }
 }
 
