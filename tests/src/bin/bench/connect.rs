@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use crate::counted::{Counting, run_time};
 use crate::report::{Claim, Report, median};
 use crate::station::{Source, Station, connecting};
 
@@ -78,6 +79,28 @@ async fn costs(quick: bool, report: &mut Report) -> Result<(), String> {
         }
     }
     courses.iter().for_each(|course| course.tell(report));
+    each_end(&station, [v4, v6], count, report).await
+}
+
+/// What is refused runs this end's programs alone; what is established, both ends'.
+async fn each_end(station: &Station, to: [SocketAddr; 2], count: &str, report: &mut Report) -> Result<(), String> {
+    report.part("Run time of the kernel programs in a connect(), as the kernel counts it, counting included");
+    let identityd = station.identityd(Source::Kernel);
+    let _told = station.told_of_flows(false).await?;
+    let _counting = Counting::begin()?;
+    let number: f64 = count.parse().map_err(|e| format!("{count}: {e}"))?;
+    for to in to {
+        let family = if to.is_ipv4() { "IPv4" } else { "IPv6" };
+        let took = |how| {
+            let before = run_time(identityd.pid())?;
+            connects(station, how, to, count)?;
+            Ok::<_, String>((run_time(identityd.pid())? - before) / number / 1e3)
+        };
+        let (this, both) = (took("refused")?, took("met")?);
+        report.add(format!("{family}, this end's programs (refused)"), this, "us", Claim::AtMost(ADDED));
+        report.add(format!("{family}, the other end's, by difference"), both - this, "us", Claim::AtMost(ADDED));
+        report.add(format!("{family}, both ends' programs (established on loopback)"), both, "us", Claim::Nothing);
+    }
     Ok(())
 }
 

@@ -3,11 +3,11 @@
  *   connector hold IP PORT COUNT      connects, waits for the other end to close, and again
  *   connector refused IP PORT COUNT   connects to a port where nobody listens; prints each connect()'s nanoseconds
  *   connector met IP ANY COUNT        connects to a listener of its own; prints each connect()'s nanoseconds
- *   connector once IP PORT NUMBER     connects, says which program it is, the number and its process ID, and ends
- *   connector wait IP PORT NUMBER     the same, but ends when the other end has closed
  *   connector spawn IP PORT FIRST COUNT WHAT A B
- *                                     starts A and B in turns, each with WHAT and the next number, as soon as the one
- *                                     before has ended; prints how many failed, and each one's life in nanoseconds
+ *                                     starts A and B (instant.c) in turns, each with WHAT, the address and the next
+ *                                     number, as soon as the one before has ended; prints how many failed, and of each
+ *                                     the nanoseconds from before its start, and from when its exec has let this go on,
+ *                                     to after its end
  *   connector processes COUNT         starts so many of itself that wait; says "ready", and waits, too
  *   connector sockets IP COUNT        opens so many sockets: one listens, the others are connected to each other;
  *                                     says "ready", and waits
@@ -24,12 +24,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-
-#ifdef PROGRAM_b
-#define TAG 'B'
-#else
-#define TAG 'A'
-#endif
 
 extern char **environ;
 
@@ -117,33 +111,28 @@ static int met(address *to, socklen_t length, long count) {
     return 0;
 }
 
-static int once(const address *to, socklen_t length, uint32_t number, int waits) {
-    unsigned char said[9] = {TAG};
-    uint32_t numbers[2] = {htonl(number), htonl((uint32_t)getpid())};
-    int s = socket(to->ss_family, SOCK_STREAM, 0);
-    if (s < 0 || connect(s, (const struct sockaddr *)to, length)) return 1;
-    memcpy(said + 1, numbers, sizeof numbers);
-    if (write(s, said, sizeof said) != sizeof said) return 1;
-    return waits && read(s, said, 1) ? 1 : 0;
-}
-
-static int spawn(char *ip, char *port, long first, long count, char *what, char *programs[2]) {
-    uint64_t *lives = calloc(count, sizeof *lives);
+/* posix_spawn() is vfork(): it goes on when the child has executed its program. */
+static int spawn(const address *to, socklen_t length, long first, long count, char *what, char *programs[2]) {
+    uint64_t(*lives)[2] = calloc(count, sizeof *lives);
+    char hex[2 * sizeof *to + 1];
     long failed = 0;
     if (!lives) return 1;
+    for (socklen_t i = 0; i < length; i++) snprintf(hex + 2 * i, 3, "%02x", ((const unsigned char *)to)[i]);
     for (long i = 0; i < count; i++) {
         int status;
         pid_t child;
         char number[24];
-        char *arguments[] = {programs[i % 2], what, ip, port, number, NULL};
+        char *arguments[] = {programs[i % 2], what, hex, number, NULL};
         snprintf(number, sizeof number, "%ld", first + i);
         uint64_t began = now();
         if (posix_spawn(&child, programs[i % 2], NULL, NULL, arguments, environ)) return 1;
+        uint64_t executed = now();
         if (waitpid(child, &status, 0) != child || status) failed++;
-        lives[i] = now() - began;
+        lives[i][0] = now() - began;
+        lives[i][1] = now() - executed;
     }
     printf("%ld\n", failed);
-    for (long i = 0; i < count; i++) printf("%llu\n", (unsigned long long)lives[i]);
+    for (long i = 0; i < count; i++) printf("%llu %llu\n", (unsigned long long)lives[i][0], (unsigned long long)lives[i][1]);
     return 0;
 }
 
@@ -192,9 +181,7 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "hold")) return hold(&to, length, atol(argv[4]));
     if (!strcmp(argv[1], "refused")) return refused(&to, length, atol(argv[4]));
     if (!strcmp(argv[1], "met")) return met(&to, length, atol(argv[4]));
-    if (!strcmp(argv[1], "once")) return once(&to, length, strtoul(argv[4], NULL, 10), 0);
-    if (!strcmp(argv[1], "wait")) return once(&to, length, strtoul(argv[4], NULL, 10), 1);
     if (!strcmp(argv[1], "spawn") && argc == 9)
-        return spawn(argv[2], argv[3], atol(argv[4]), atol(argv[5]), argv[6], argv + 7);
+        return spawn(&to, length, atol(argv[4]), atol(argv[5]), argv[6], argv + 7);
     return 2;
 }

@@ -14,8 +14,8 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::station::{Ear, Station, connecting};
 
-/// Spawners at once.
-const SPAWNERS: usize = 4;
+/// Spawners at once: each has one of them, which shall not have to wait for the others' to be run.
+const SPAWNERS: usize = 2;
 /// When all have ended, and nothing more is heard for so long, nothing will be.
 const SILENCE: Duration = Duration::from_secs(2);
 /// What a connection says, and how long it may take to.
@@ -52,6 +52,8 @@ pub(crate) struct Outcomes {
     pub(crate) refused: BTreeMap<String, usize>,
     /// From before each one's start to after its end, in nanoseconds.
     pub(crate) lives: Vec<f64>,
+    /// The same, from its exec.
+    pub(crate) executions: Vec<f64>,
     /// How long all of it took, in seconds.
     pub(crate) seconds: f64,
 }
@@ -72,13 +74,6 @@ impl Outcomes {
     /// Processes that connected and of which nothing was heard.
     pub(crate) fn missing(&self) -> usize {
         (self.started - self.failed).saturating_sub(self.numbers.len())
-    }
-
-    /// The share of those who lived for less than this, in percent.
-    pub(crate) fn shorter_than(&self, nanoseconds: f64) -> f64 {
-        let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-        let short = self.lives.iter().filter(|life| **life < nanoseconds).count();
-        100.0 * number(short) / number(self.lives.len())
     }
 
     fn hear(&mut self, heard: Heard) {
@@ -102,15 +97,23 @@ impl Outcomes {
     }
 
     fn spawned(&mut self, said: &str) -> Result<(), String> {
-        let mut lines =
-            said.lines().map(|line| line.parse::<f64>().map_err(|e| format!("a spawner says {line:?}: {e}")));
-        let failed = lines.next().ok_or("a spawner says nothing")??;
-        self.failed += (0..).take_while(|count| f64::from(*count) < failed).count();
-        lines.try_for_each(|life| {
-            self.lives.push(life?);
-            Ok(())
-        })
+        let mut lines = said.lines();
+        let failed = lines.next().ok_or("a spawner says nothing")?;
+        self.failed += failed.parse::<usize>().map_err(|e| format!("a spawner says {failed:?}: {e}"))?;
+        for line in lines {
+            let numbers: Vec<f64> = line.split(' ').filter_map(|number| number.parse().ok()).collect();
+            let [life, execution] = numbers[..] else { return Err(format!("a spawner says {line:?}")) };
+            self.lives.push(life);
+            self.executions.push(execution);
+        }
+        Ok(())
     }
+}
+
+/// The share of those that are less than this, in percent.
+pub(crate) fn shorter_than(lives: &[f64], nanoseconds: f64) -> f64 {
+    let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    100.0 * number(lives.iter().filter(|life| **life < nanoseconds).count()) / number(lives.len())
 }
 
 /// Whether it is that process, and no other.
@@ -153,8 +156,8 @@ fn spawner(station: &Station, ear: &Ear, life: Life, first: usize, count: usize)
     let what = if life == Life::Instant { "once" } else { "wait" };
     command
         .args([&count.to_string(), what])
-        .arg(station.file("a"))
-        .arg(station.file("b"))
+        .arg(station.file("small-a"))
+        .arg(station.file("small-b"))
         .spawn()
         .map_err(|e| e.to_string())
 }
@@ -171,8 +174,8 @@ async fn said(mut stream: TcpStream) -> Option<Said> {
     let (tag, numbers) = bytes.split_first()?;
     let (number, pid) = (numbers.first_chunk()?, numbers.last_chunk()?);
     let workload = match tag {
-        b'A' => "bench/a",
-        b'B' => "bench/b",
+        b'A' => "bench/small-a",
+        b'B' => "bench/small-b",
         _ => return None,
     };
     Some(Said { workload, number: u32::from_be_bytes(*number), pid: u32::from_be_bytes(*pid) })

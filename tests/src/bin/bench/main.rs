@@ -6,6 +6,7 @@
 mod attribution;
 mod churn;
 mod connect;
+mod counted;
 mod crowd;
 mod day;
 mod ends;

@@ -23,10 +23,15 @@ use tokio::task::JoinSet;
 
 /// What connects.
 const CONNECTOR: &str = include_str!("connector.c");
+/// What connects once and is gone.
+const INSTANT: &str = include_str!("instant.c");
 /// How long identityd may take to be ready.
 const READY: Duration = Duration::from_secs(20);
 /// When identityd keeps the digest of a file that was written just now: until then each new process costs hashing.
 const SETTLES: Duration = Duration::from_secs(62);
+
+/// Each earns a workload that is called `bench/` and its name.
+const PROGRAMS: [&str; 4] = ["a", "b", "small-a", "small-b"];
 
 /// Who answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +61,8 @@ pub(crate) struct Station {
 }
 
 impl Station {
-    /// A new one. Its programs are `a` and `b`, of different digests, which earn `bench/a` and `bench/b`.
+    /// A new one. Its programs are `a` and `b`, of different digests, which earn `bench/a` and `bench/b`; and `small-a`
+    /// and `small-b`, which earn `bench/small-a` and `bench/small-b`.
     pub(crate) fn build(name: &str) -> Result<Self, String> {
         let dir = tempfile::tempdir().map_err(|e| format!("no directory: {e}"))?;
         let netns = Netns::create(&format!("bench-{name}-{}", std::process::id()));
@@ -68,14 +74,27 @@ impl Station {
             let (note, file) = (format!("-Wl,--build-id=0x{}", hex(program)), station.file(program));
             must_run(Command::new("gcc").args(["-O2", "-static", &define, &note, "-o"]).arg(file).arg(&source));
         }
+        station.compile_small()?;
         let workload = |name: &str| {
             format!("[[workload]]\nname = \"bench/{name}\"\nexe = {:?}\n", station.file(name).display().to_string())
         };
-        let policy = format!("mode = \"enforce\"\nmesh = [\"127.0.0.0/8\"]\n{}{}", workload("a"), workload("b"));
+        let policy = format!("mode = \"enforce\"\nmesh = [\"127.0.0.0/8\"]\n{}", PROGRAMS.map(workload).concat());
         let file = station.file("policy.toml");
         std::fs::write(&file, policy).map_err(|e| format!("{}: {e}", file.display()))?;
         station.built = Instant::now();
         Ok(station)
+    }
+
+    /// By the compiler of the kernel programs.
+    fn compile_small(&self) -> Result<(), String> {
+        let source = self.file("instant.c");
+        std::fs::write(&source, INSTANT).map_err(|e| format!("{}: {e}", source.display()))?;
+        for (program, tag) in [("small-a", "-DTAG='A'"), ("small-b", "-DTAG='B'")] {
+            let mut clang = Command::new("clang");
+            clang.args(["-Os", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", tag, "-o"]);
+            must_run(clang.arg(self.file(program)).arg(&source));
+        }
+        Ok(())
     }
 
     /// Waits until its programs are as old as those that are in use.
