@@ -222,7 +222,7 @@ fn concerns(lapsed: &Lapsed, executions: &[Execution]) -> bool {
     match lapsed {
         Lapsed::Execution(execution) | Lapsed::Holders(execution) => executions.contains(execution),
         Lapsed::Everything | Lapsed::Quarantine(_) => true,
-        Lapsed::Flow { .. } => false,
+        Lapsed::Flow { .. } | Lapsed::Kin(_) => false,
     }
 }
 
