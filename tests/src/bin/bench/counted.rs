@@ -1,7 +1,6 @@
 //! How long kernel programs ran, as the kernel counts it.
 //!
-//! On loopback both ends' programs run inside one `connect()`. Between two hosts each end pays for its own: here they are
-//! told apart.
+//! On loopback both ends' programs run inside one `connect()`; between two hosts each end pays for its own.
 
 use std::fs;
 use std::path::Path;
