@@ -147,8 +147,9 @@ impl Early {
                 began.path, began.digest, found.digest
             )),
             None if late => {
-                let what =
-                    format!("the script {path}, or a link that leads to it, was changed after its process began");
+                let what = format!(
+                    "the script {path}, or a link or directory that leads to it, was changed after its process began"
+                );
                 Err(format!("{what}, before anybody looked ({} now); restart the process", found.digest))
             }
             None => {

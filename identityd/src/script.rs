@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -22,7 +22,7 @@ use crate::parse::interpreter::{Interpreter, Named, interpreter};
 use crate::refuse::{exhausted, refuse, shown};
 use crate::sys::executable::FileId;
 use crate::sys::process::{Look, Process, UNPROVEN};
-use crate::sys::regular::{OpenError, follow_beneath, inside, path_of};
+use crate::sys::regular::{OpenError, follow_beneath, inside, path_of, plainly_below};
 
 /// What an interpreter runs.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,8 +40,8 @@ pub(crate) enum Code<F> {
 pub(crate) struct Interpreted<F> {
     /// The code.
     pub(crate) code: Evidence<Code<F>>,
-    /// When the last of the links that lead to its file was made or changed, in nanoseconds since 1970.
-    pub(crate) linked: Option<i128>,
+    /// When the way to its file was changed last, in nanoseconds since 1970: links, and directories that users can exchange.
+    pub(crate) way_changed: Option<i128>,
     /// How its interpreter reads command lines; none if it is no interpreter.
     pub(crate) grammar: Option<&'static Grammar>,
 }
@@ -60,12 +60,12 @@ pub(crate) fn find(
     let program = program.as_encoded_bytes();
     let Some(line) = CommandLine::of(process, beginning)? else {
         let code = Evidence::Absent("its command line was rewritten since it began".into());
-        return Ok(Interpreted { code, linked: None, grammar: Grammar::at_worst(program) });
+        return Ok(Interpreted { code, way_changed: None, grammar: Grammar::at_worst(program) });
     };
     let read = interpreter(program, &arguments(&line.bytes, line.whole), line.whole);
     let Some(Interpreter { grammar, code }) = read else {
         let code = Evidence::Absent("the program is no interpreter".into());
-        return Ok(Interpreted { code, linked: None, grammar: None });
+        return Ok(Interpreted { code, way_changed: None, grammar: None });
     };
     let mut latest = None;
     let code = match code {
@@ -76,15 +76,15 @@ pub(crate) fn find(
             printable(path, "the script's path")?;
             let search = Search { process, beginning, early };
             match search.open(path)? {
-                Ok((found, file, linked)) => {
-                    latest = linked;
+                Ok((found, file, changed)) => {
+                    latest = changed;
                     Evidence::Known(Code::File(named(found, look)?, file))
                 }
                 Err(e) => Evidence::Absent(format!("the script {} cannot be opened: {e}", shown(path))),
             }
         }
     };
-    Ok(Interpreted { code, linked: latest, grammar: Some(grammar) })
+    Ok(Interpreted { code, way_changed: latest, grammar: Some(grammar) })
 }
 
 /// A path as text.
@@ -145,7 +145,7 @@ struct Search<'p> {
     early: &'p Early,
 }
 
-/// Its path from the process's root, links resolved; the script; and when the last of those links was made or changed.
+/// Its path from the process's root, links resolved; the script; and when the way there was changed last.
 type Found = (Vec<u8>, File, Option<i128>);
 
 impl Search<'_> {
@@ -153,16 +153,13 @@ impl Search<'_> {
     fn open(&self, path: &[u8]) -> Result<Result<Found, OpenError>, AttestRefusal> {
         let root = self.process.open_dir("root")?;
         let root_path = self.process.link("root")?;
-        let whole = if path.starts_with(b"/") {
-            path.to_vec()
+        let opened = if path.starts_with(b"/") {
+            follow_beneath(&root, path)
         } else {
-            match self.below_its_directory(path, &root, &root_path)? {
-                Ok(whole) => whole,
-                Err(e) => return Ok(Err(e.into())),
-            }
+            self.open_relative(path, &root, &root_path)?
         };
-        let (file, linked) = match follow_beneath(&root, &whole) {
-            Ok(found) => found,
+        let (file, changed) = match opened {
+            Ok(opened) => opened,
             Err(OpenError::Io(e)) if exhausted(&e) => return Err(self.process.unread("the script", &e)),
             Err(e) => return Ok(Err(e)),
         };
@@ -170,54 +167,68 @@ impl Search<'_> {
             Ok(path) => path,
             Err(e) => return Ok(Err(e.into())),
         };
-        Ok(Ok((inside(&resolved, &root_path).unwrap_or(&resolved).to_vec(), file, linked)))
+        Ok(Ok((inside(&resolved, &root_path).unwrap_or(&resolved).to_vec(), file, changed)))
     }
 
-    /// The path from the root of a script that is relative to the directory in which the process began.
-    fn below_its_directory(
+    /// One that is relative to the directory in which the process began.
+    fn open_relative(
         &self,
         path: &[u8],
         root: &impl AsFd,
         root_path: &[u8],
-    ) -> Result<io::Result<Vec<u8>>, AttestRefusal> {
-        let (directory, at) = working_directory(self.process, root, root_path)?;
-        let left = self.beginning.seen().is_some_and(|seen| seen.directory != Some(directory));
-        if left {
-            let known = self.early.script(self.beginning.image());
+    ) -> Result<Result<(File, Option<i128>), OpenError>, AttestRefusal> {
+        let here = WorkingDirectory::of(self.process, root, root_path)?;
+        if self.beginning.seen().is_some_and(|seen| seen.directory != Some(here.id)) {
             let lost = || io::Error::other("its process left the directory in which it began");
-            return Ok(known.ok_or_else(lost));
+            let known = self.early.script(self.beginning.image()).ok_or_else(lost);
+            return Ok(known.map_err(OpenError::from).and_then(|whole| follow_beneath(root, &whole)));
         }
-        let whole = at.map(|directory| [directory.as_slice(), b"/", path].concat());
-        if let Ok(whole) = &whole {
-            self.early.note_script(self.beginning.image(), whole);
-        }
-        Ok(whole)
+        let at = match here.path {
+            Ok(at) => at,
+            Err(e) => return Ok(Err(e.into())),
+        };
+        let whole = [at.as_slice(), b"/", path].concat();
+        self.early.note_script(self.beginning.image(), &whole);
+        Ok(match plainly_below(&here.directory, path) {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => follow_beneath(root, &whole),
+            Err(e) => Err(e),
+        })
     }
 }
 
-/// The working directory, and its path inside the process's root. Resolving from the directory itself would let `..`
-/// and absolute links end there instead of at the root.
-fn working_directory(
-    process: &Process,
-    root: &impl AsFd,
-    root_path: &[u8],
-) -> Result<(FileId, io::Result<Vec<u8>>), AttestRefusal> {
-    use rustix::fs::{Mode, OFlags, ResolveFlags};
-    let directory = process.open_dir("cwd")?;
-    let directory_path = process.link("cwd")?;
-    let id = |fd: &std::os::fd::OwnedFd| {
-        let stat = rustix::fs::fstat(fd).map_err(io::Error::from);
-        stat.map(|s| FileId { dev: s.st_dev, ino: s.st_ino }).map_err(|e| process.unread("the working directory", &e))
-    };
-    let here = id(&directory)?;
-    let outside = || Ok((here, Err(io::Error::other("its working directory is removed or outside its root"))));
-    let Some(path) = inside(&directory_path, root_path) else { return outside() };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve).map_err(io::Error::from) {
-        Ok(again) if id(&again)? == here => Ok((here, Ok(path.to_vec()))),
-        Err(e) if exhausted(&e) => Err(process.unread("the working directory", &e)),
-        Ok(_) | Err(_) => outside(),
+/// The directory in which a process is.
+struct WorkingDirectory {
+    directory: OwnedFd,
+    id: FileId,
+    /// Inside the process's root.
+    path: io::Result<Vec<u8>>,
+}
+
+impl WorkingDirectory {
+    fn of(process: &Process, root: &impl AsFd, root_path: &[u8]) -> Result<Self, AttestRefusal> {
+        use rustix::fs::{Mode, OFlags, ResolveFlags};
+        let directory = process.open_dir("cwd")?;
+        let shown = process.link("cwd")?;
+        let id = |fd: &OwnedFd| {
+            let stat = rustix::fs::fstat(fd).map_err(io::Error::from);
+            stat.map(|s| FileId { dev: s.st_dev, ino: s.st_ino })
+                .map_err(|e| process.unread("the working directory", &e))
+        };
+        let here = id(&directory)?;
+        let outside = || Err(io::Error::other("its working directory is removed or outside its root"));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let path = match inside(&shown, root_path) {
+            None => outside(),
+            Some(path) => match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve).map_err(io::Error::from)
+            {
+                Ok(again) if id(&again)? == here => Ok(path.to_vec()),
+                Err(e) if exhausted(&e) => return Err(process.unread("the working directory", &e)),
+                Ok(_) | Err(_) => outside(),
+            },
+        };
+        Ok(Self { directory, id: here, path })
     }
 }
 

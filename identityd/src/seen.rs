@@ -107,7 +107,7 @@ impl Eyes {
         self.early.taints(beginning.image(), || environment(&process, found.grammar))?;
         let Evidence::Known(Code::File(path, file)) = found.code else { return Ok(None) };
         let version = FileVersion::of(&file).map_err(|e| unread(execution.pid, "the script", &e))?;
-        let late = self.late(&beginning, Some(version.changed).max(found.linked), execution.pid)?;
+        let late = self.late(&beginning, Some(version.changed).max(found.way_changed), execution.pid)?;
         Ok(Some(Noted { image: beginning.image(), path, file: Arc::new(file), late }))
     }
 
@@ -161,9 +161,9 @@ impl Eyes {
             return refuse(AttestReason::GenerationGone, format!("process {pid} changed its program meanwhile"));
         }
         beginning.unchanged(&exe, pid)?;
-        let Interpreted { code: script, linked, grammar } =
+        let Interpreted { code: script, way_changed, grammar } =
             self.code(&process, &look, &beginning, |file| keep(file, pid, account, files))?;
-        let changed = version_of(&script).map(|version| version.changed).max(linked);
+        let changed = version_of(&script).map(|version| version.changed).max(way_changed);
         let late = self.late(&beginning, changed, pid)?;
         let mapped = Mapped::by(&process, look.exe.id)?;
         let environment = || environment(&process, grammar);
@@ -191,7 +191,7 @@ impl Eyes {
             Evidence::Absent(why) => Evidence::Absent(why),
             Evidence::Unavailable(why) => Evidence::Unavailable(why),
         };
-        Ok(Interpreted { code, linked: found.linked, grammar: found.grammar })
+        Ok(Interpreted { code, way_changed: found.way_changed, grammar: found.grammar })
     }
 
     fn same(&self, one: &Seen) -> Result<(), AttestRefusal> {

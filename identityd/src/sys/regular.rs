@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::storage::{FileSystem, Storage};
@@ -26,13 +26,13 @@ pub(crate) enum OpenError {
 }
 
 /// Opens `path` as a process whose root directory is `root` would, following links inside that root only; and tells when
-/// the last of those links was made or changed, in nanoseconds since 1970, if there are any. They are the very links that
-/// were followed, whatever happens to them meanwhile.
+/// the way there was changed last, in nanoseconds since 1970: the links that lead to it, and the directories that others
+/// than root can put in each other's place. They are the very links that were followed, whatever happens to them meanwhile.
 pub(crate) fn follow_beneath(root: impl AsFd, path: &[u8]) -> Result<(File, Option<i128>), OpenError> {
     let (mut whole, mut latest) = (path.to_vec(), None);
     for _ in 0..=LINKS_MAX {
         match find(&root, &whole, ResolveFlags::NO_SYMLINKS) {
-            Ok(found) => return Ok((reopen(&found)?, latest)),
+            Ok(found) => return Ok((reopen(&found)?, latest.max(directories_changed(&root, &whole)?))),
             Err(Errno::LOOP) => {}
             Err(e) => return Err(io::Error::from(e).into()),
         }
@@ -45,20 +45,64 @@ pub(crate) fn follow_beneath(root: impl AsFd, path: &[u8]) -> Result<(File, Opti
     Err(io::Error::from(Errno::LOOP).into())
 }
 
+/// As [`follow_beneath`], where neither links nor `..` are on the way: from the directory itself, whatever its name leads to
+/// by now. `None`: there are, or the file is not there.
+pub(crate) fn plainly_below(directory: impl AsFd, path: &[u8]) -> Result<Option<(File, Option<i128>)>, OpenError> {
+    if path.split(|b| *b == b'/').any(|name| name == b"..") {
+        return Ok(None);
+    }
+    match find(&directory, path, ResolveFlags::NO_SYMLINKS) {
+        Ok(found) => Ok(Some((reopen(&found)?, directories_changed(&directory, path)?))),
+        Err(_) => Ok(None),
+    }
+}
+
+/// When the last of the directories on this way without links was changed, of those that others than root can exchange.
+/// Moving one changes it (rename(2) leaves that open, and the file systems of Linux do it); so does every write into it.
+fn directories_changed(root: impl AsFd, path: &[u8]) -> io::Result<Option<i128>> {
+    let mut latest = None;
+    let (_, mut above) = look(&root, b"/")?;
+    for until in ways(path).filter(|until| until.len() < path.len()) {
+        let (_, directory) = look(&root, until)?;
+        if is_exchangeable(&directory, &above) {
+            latest = latest.max(Some(nanos(&directory.stx_ctime)));
+        }
+        above = directory;
+    }
+    Ok(latest)
+}
+
+/// Whether others than root can put another directory in this one's place: who can write to the directory above, unless
+/// that is sticky and both are root's (unlink(2)).
+fn is_exchangeable(directory: &Statx, above: &Statx) -> bool {
+    let others_write = above.stx_mode & 0o022 != 0;
+    let sticky = above.stx_mode & 0o1000 != 0;
+    above.stx_uid != 0 || others_write && !(sticky && directory.stx_uid == 0)
+}
+
+/// Each beginning of a path that ends with a whole name, the path itself last.
+fn ways(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let ends = (1..path.len()).filter(|at| path.get(*at) == Some(&b'/') && path.get(at - 1) != Some(&b'/'));
+    ends.chain([path.len()]).filter_map(|end| path.get(..end))
+}
+
+/// What is there, a link itself, and what it is.
+fn look(root: impl AsFd, path: &[u8]) -> io::Result<(OwnedFd, Statx)> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let found = rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)?;
+    let stat = rustix::fs::statx(&found, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+    Ok((found, stat))
+}
+
 /// `MAXSYMLINKS` (include/linux/namei.h), `PATH_MAX`.
 const LINKS_MAX: usize = 40;
 const PATH_MAX: usize = 4096;
 
 /// When the first link on the way was made or changed, and the path with what it leads to in its place.
 fn first_link(root: impl AsFd, path: &[u8]) -> Result<Option<(i128, Vec<u8>)>, OpenError> {
-    let ends = (1..path.len()).filter(|at| path.get(*at) == Some(&b'/') && path.get(at - 1) != Some(&b'/'));
-    for end in ends.chain([path.len()]) {
-        let (until, after) = path.split_at(end);
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let found = rustix::fs::openat2(&root, until, flags, Mode::empty(), resolve).map_err(io::Error::from)?;
-        let stat = rustix::fs::statx(&found, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS);
-        let stat = stat.map_err(io::Error::from)?;
+    for until in ways(path) {
+        let (found, stat) = look(&root, until)?;
         if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Symlink {
             continue;
         }
@@ -67,7 +111,7 @@ fn first_link(root: impl AsFd, path: &[u8]) -> Result<Option<(i128, Vec<u8>)>, O
         let target = rustix::fs::readlinkat(&found, "", Vec::new()).map_err(io::Error::from)?.into_bytes();
         let directory = until.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
         let before = if target.starts_with(b"/") { &[] } else { until.get(..directory).unwrap_or_default() };
-        let led = [before, &target, after].concat();
+        let led = [before, &target, path.get(until.len()..).unwrap_or_default()].concat();
         if led.len() > PATH_MAX {
             return Err(io::Error::from(Errno::NAMETOOLONG).into());
         }
@@ -177,6 +221,40 @@ mod tests {
             let file = open_beneath(&inner, path).unwrap();
             assert_eq!(std::io::read_to_string(file).unwrap(), "inside");
         }
+    }
+
+    #[test]
+    fn directories_that_users_can_exchange_tell_when_they_were_changed() {
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(at("mine/ours/theirs/deep")).unwrap();
+        std::fs::write(at("mine/ours/theirs/deep/file"), "x").unwrap();
+        let mode = |name: &str, mode| std::fs::set_permissions(at(name), PermissionsExt::from_mode(mode)).unwrap();
+        let root = File::open(dir.path()).unwrap();
+        let changed = || follow_beneath(&root, b"/mine/ours/theirs/deep/file").unwrap().1;
+        let of = |name: &str| {
+            let stat = std::fs::metadata(at(name)).unwrap();
+            Some(i128::from(stat.ctime()) * 1_000_000_000 + i128::from(stat.ctime_nsec()))
+        };
+        assert_eq!(changed(), None, "only root can");
+        for (above, bits, exchanged) in [("mine", 0o777, "mine/ours"), ("mine", 0o1777, ""), ("mine", 0o1775, "")] {
+            mode(above, bits);
+            assert_eq!(changed(), Some(exchanged).filter(|e| !e.is_empty()).and_then(of), "{bits:o}");
+        }
+        std::os::unix::fs::chown(at("mine/ours"), Some(74_001), None).unwrap();
+        mode("mine/ours/theirs", 0o700);
+        assert_eq!(changed(), of("mine/ours/theirs").max(of("mine/ours")), "its owner can, in a sticky one, too");
+        let below = |known: &str, path: &str| {
+            plainly_below(File::open(at(known)).unwrap(), path.as_bytes()).unwrap().map(|(_, changed)| changed)
+        };
+        assert_eq!(below("mine/ours", "theirs/deep/file"), Some(of("mine/ours/theirs")));
+        assert_eq!(below("mine/ours/theirs", "./deep/file"), Some(None), "where one begins is known by itself");
+        assert_eq!(below("mine/ours/theirs", "../theirs/deep/file"), None);
+        let before = changed();
+        std::fs::rename(at("mine/ours/theirs"), at("aside")).unwrap();
+        std::fs::rename(at("aside"), at("mine/ours/theirs")).unwrap();
+        assert!(changed() > before, "to move it is to change it");
     }
 
     #[test]

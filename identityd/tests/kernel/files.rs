@@ -72,6 +72,30 @@ async fn a_script_whose_link_leads_elsewhere_since_is_no_evidence() {
     assert!(why.contains("restart the process"), "{why}");
 }
 
+/// A directory's owner exchanges it for another one once the script in it was read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_whose_directory_is_another_one_since_is_no_evidence() {
+    let node = Node::start_with(NOBODY, "source = \"kernel\"").await;
+    let site = node.path("site");
+    for (directory, code) in [("app", NAPS), ("good", "print('something else')\n")] {
+        std::fs::create_dir_all(site.join(directory)).unwrap();
+        std::fs::write(site.join(directory).join("run.py"), code).unwrap();
+    }
+    std::os::unix::fs::chown(&site, Some(74_001), None).unwrap();
+    let program = script(&site.join("app/run.py"));
+    let mut relative = Program::start(Command::new(python()).arg("run.py").current_dir(site.join("app")));
+    assert_eq!(relative.line(), "runs");
+    std::fs::write(site.join("app/written"), "by an honest program").unwrap();
+    let seen = node.process(relative.pid()).await.unwrap().fingerprint.script;
+    assert!(matches!(seen, Evidence::Known(_)), "where a process began is known by itself: {seen:?}");
+
+    std::fs::rename(site.join("app"), site.join("evil")).unwrap();
+    std::fs::rename(site.join("good"), site.join("app")).unwrap();
+    let seen = node.process(program.pid()).await.unwrap().fingerprint.script;
+    let Evidence::Absent(why) = seen else { panic!("{seen:?}") };
+    assert!(why.contains("restart the process"), "whether or not somebody had looked before: {why}");
+}
+
 /// A path that means another file to each who opens it names none.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_script_reached_through_a_link_of_proc_is_no_evidence() {
