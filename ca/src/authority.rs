@@ -22,7 +22,10 @@ use crate::quarantine::Quarantine;
 use crate::refusal::MembershipRefusal;
 use crate::sharing::{Exchange, Seat};
 use crate::state;
-use crate::store::{Admitted, By, Change, Committed, Etcd, Event, NodeRecord, Store, StoreError, TokenRecord};
+use crate::store::engine::Engine;
+use crate::store::{
+    Admitted, By, Change, Committed, Embedded, Etcd, Event, NodeRecord, Store, StoreError, TokenRecord,
+};
 use bonafide_proto::token::{JoinToken, Secret, TokenError};
 
 /// Lifetime of the authority's own SVID, seconds; replaced at half of it.
@@ -446,12 +449,15 @@ fn token_event(act: &'static str, by: &By, id: [u8; 32], token: &TokenRecord) ->
     }
 }
 
-fn open_store(charter: &Charter, clock: &SharedClock) -> Result<Store, StoreError> {
-    let own = charter.state.join("store");
-    match &charter.shared {
-        None => Store::embedded(&own, clock.clone()),
-        Some(place) => Store::open(Arc::new(Etcd::open(place, clock)?), &own.with_extension("audit"), clock.clone()),
-    }
+pub(crate) fn open_store(charter: &Charter, clock: &SharedClock) -> Result<Store, StoreError> {
+    Store::open(open_engine(charter, clock)?, &charter.audit_mark(), clock.clone())
+}
+
+pub(crate) fn open_engine(charter: &Charter, clock: &SharedClock) -> Result<Arc<dyn Engine>, StoreError> {
+    Ok(match &charter.shared {
+        None => Arc::new(Embedded::open(&charter.state.join("store"))?),
+        Some(place) => Arc::new(Etcd::open(place, clock)?),
+    })
 }
 
 /// Why no token was made.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use bonafide_proto::clock::SystemClock;
+use bonafide_proto::clock::{SharedClock, SystemClock};
 use bonafide_proto::endpoint;
 use bonafide_proto::grant::Grant;
 use bonafide_proto::name::NodeName;
@@ -18,8 +18,12 @@ use time::format_description::well_known::Rfc3339;
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::Status;
 
-use crate::config::Config;
+use crate::authority;
+use crate::config::{Config, Role};
 use crate::daemon::{Daemon, DaemonError};
+use crate::founding::Charter;
+use crate::state;
+use crate::store::{By, Event, backup};
 
 /// Printed below `--help`.
 const EXIT_CODES: &str = "Exit codes:
@@ -63,6 +67,27 @@ enum Ask {
         /// Seconds until it expires.
         #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=600))]
         ttl: u32,
+    },
+    /// Write the store of an authority to a new file: members, tokens, ledger, quarantine and audit chain. The root key
+    /// is not in it: it never changes, so keep a copy of state/authority/root.key once.
+    ///
+    /// An authority with a store of its own has to be stopped meanwhile.
+    Backup {
+        /// The authority's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Where to; must not exist.
+        file: PathBuf,
+    },
+    /// Put a backup into an empty store, of either kind: so it also goes from one kind to the other.
+    ///
+    /// Nodes that renewed after the backup was taken have to join again; what they know to be in quarantine stays so.
+    Restore {
+        /// The authority's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// A backup.
+        file: PathBuf,
     },
     /// List the nodes that are members.
     Nodes {
@@ -143,8 +168,57 @@ async fn answer(ask: Ask) -> Result<(), Trouble> {
     match ask {
         Ask::Token { socket, node, workloads, ttl } => token(&socket, node, workloads.as_ref(), ttl).await?,
         Ask::Nodes { socket } => nodes(&socket).await?,
+        Ask::Backup { config, file } => moved(move || back_up(&config, &file)).await?,
+        Ask::Restore { config, file } => moved(move || restore(&config, &file)).await?,
     }
     Ok(())
+}
+
+async fn moved(work: impl FnOnce() -> Result<String, Trouble> + Send + 'static) -> Result<(), Trouble> {
+    let said = tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())??;
+    Ok(print(&said)?)
+}
+
+fn charter(config: &Path) -> Result<Charter, Trouble> {
+    match Config::read(config).map_err(|e| Trouble::Input(e.to_string()))?.role {
+        Role::Root(root) | Role::Local(root, _) => Ok(root.charter),
+        Role::Node(..) => Err(Trouble::Input("this is the configuration of a node, which has no such store".into())),
+    }
+}
+
+fn back_up(config: &Path, file: &Path) -> Result<String, Trouble> {
+    let charter = charter(config)?;
+    let store = authority::open_store(&charter, &clock()).map_err(|e| e.to_string())?;
+    let records = store.back_up(&operator(), file).map_err(|e| e.to_string())?;
+    Ok(format!("{records} records in {}\n", file.display()))
+}
+
+fn restore(config: &Path, file: &Path) -> Result<String, Trouble> {
+    let charter = charter(config)?;
+    let failed = |e: &dyn std::fmt::Display| e.to_string();
+    state::prepare(charter.state.parent().unwrap_or(&charter.state)).map_err(|e| failed(&e))?;
+    state::prepare(&charter.state).map_err(|e| failed(&e))?;
+    let engine = authority::open_engine(&charter, &clock()).map_err(|e| failed(&e))?;
+    let records = backup::restore(file, engine.as_ref(), &charter.trust_domain).map_err(|e| failed(&e))?;
+    drop(engine);
+    // What this host saw of an earlier store's chain says nothing about this one.
+    match std::fs::remove_file(charter.audit_mark()) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(&e).into()),
+        _ => {}
+    }
+    let store = authority::open_store(&charter, &clock()).map_err(|e| failed(&e))?;
+    let mut change = store.change();
+    change.note(Event::new("restored", &operator()));
+    change.commit().map_err(|e| failed(&e))?;
+    Ok(format!("{records} records restored; the authority needs the root.key that belongs to them\n"))
+}
+
+fn clock() -> SharedClock {
+    Arc::new(SystemClock)
+}
+
+fn operator() -> By {
+    By::Uid(rustix::process::getuid().as_raw())
 }
 
 async fn token(socket: &Path, node: Option<NodeName>, workloads: Option<&Grant>, ttl: u32) -> Result<(), String> {

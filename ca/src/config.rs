@@ -390,6 +390,8 @@ mod tests {
         assert_eq!(optional.lines().filter(|line| !text.lines().any(|was| was == *line)).count(), 2);
         let [shipped, with_defaults] = [text, &optional].map(|text| Config::parse(text).unwrap());
         assert_eq!(format!("{shipped:?}"), format!("{with_defaults:?}"));
+        let shared = Config::parse(&text.replace("#   store", "store")).unwrap();
+        assert!(matches!(shared.role, Role::Root(root) if root.charter.shared.is_some()));
         let Role::Root(root) = shipped.role else { panic!("not root") };
         assert!(root.listen.iter().any(SocketAddr::is_ipv4) && root.listen.iter().any(SocketAddr::is_ipv6));
     }

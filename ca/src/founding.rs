@@ -77,6 +77,13 @@ pub struct Charter {
     pub shared: Option<EtcdPlace>,
 }
 
+impl Charter {
+    /// Where this authority keeps how far the audit chain had come.
+    pub(crate) fn audit_mark(&self) -> PathBuf {
+        self.state.join("store.audit")
+    }
+}
+
 /// The root of this charter: found again, or founded in an empty state.
 pub(crate) fn root_signer(charter: &Charter, store: &Store, now: i64) -> Result<Signer, OpenError> {
     let path = charter.state.join("root.key");

@@ -103,9 +103,14 @@ impl Key {
     }
 }
 
+/// A new file of mode 0600.
+pub(crate) fn create_secret(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
 /// Writes bytes to a new file, mode 0600 from its first moment (`O_EXCL`: no file of another is followed or reused).
 pub(crate) fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = create_secret(path)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     match path.parent() {

@@ -5,6 +5,7 @@
 //! them to a blocking thread.
 
 mod audit;
+pub mod backup;
 mod change;
 mod committer;
 mod embedded;

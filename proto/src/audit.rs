@@ -184,7 +184,7 @@ mod tests {
         let (all, head) = written(&Head::default(), 5);
         let broken = |all: &[Vec<u8>]| verify(all, &head).unwrap_err().sequence;
         let mut changed = all.clone();
-        changed[2] = String::from_utf8(all[2].clone()).unwrap().replace("7f", "80").into_bytes();
+        changed[2] = String::from_utf8(all[2].clone()).unwrap().replace("\"7f\"", "\"80\"").into_bytes();
         assert_eq!(broken(&changed), 4, "what was changed is told by the next one");
         let mut spaced = all.clone();
         spaced[2].push(b' ');
@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(broken(&all[..4]), 5, "the last one is missing");
         assert_eq!(broken(&all[1..]), 1);
         let mut last = all.clone();
-        last[4] = String::from_utf8(all[4].clone()).unwrap().replace("7f", "80").into_bytes();
+        last[4] = String::from_utf8(all[4].clone()).unwrap().replace("\"7f\"", "\"80\"").into_bytes();
         assert_eq!(broken(&last), 5);
         assert_eq!(broken(&[all[0].clone(), vec![b'x'; ENTRY_MAX + 1]]), 2);
     }

@@ -102,7 +102,10 @@ impl Engine for Embedded {
 
     fn page(&self, tree: Tree, after: Option<&[u8]>, most: usize) -> Result<Page, StoreError> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let items = self.tree(tree)?.range::<&[u8], _>((from, Bound::Unbounded)).take(most);
+        // The count of changes is this engine's own.
+        let own = |name: &[u8]| tree == Tree::Meta && name == CHANGES_KEY;
+        let items = self.tree(tree)?.range::<&[u8], _>((from, Bound::Unbounded));
+        let items = items.filter(|item| !item.as_ref().is_ok_and(|(name, _)| own(name))).take(most);
         items.map(|item| item.map(|(k, v)| (k.to_vec(), v.to_vec())).map_err(|e| self.failed(e))).collect()
     }
 

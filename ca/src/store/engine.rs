@@ -29,6 +29,12 @@ impl Tree {
     /// Every one.
     pub const ALL: [Self; 6] = [Self::Meta, Self::Tokens, Self::Nodes, Self::Ledger, Self::Quarantine, Self::Audit];
 
+    /// The one of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|tree| tree.name() == name)
+    }
+
     /// Its name in an engine.
     #[must_use]
     pub fn name(self) -> &'static str {

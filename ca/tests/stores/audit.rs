@@ -27,7 +27,7 @@ fn clock() -> Arc<Travel> {
     Arc::new(Travel(AtomicI64::new(START)))
 }
 
-fn verify(store: &Store) -> Result<Vec<Entry>, Broken> {
+pub(crate) fn verify(store: &Store) -> Result<Vec<Entry>, Broken> {
     let head = store.audit_head().unwrap();
     let mut chain = Chain::of(&head);
     let mut entries = Vec::new();

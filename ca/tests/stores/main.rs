@@ -10,6 +10,7 @@
 )]
 
 mod audit;
+mod backups;
 mod cluster;
 mod engines;
 mod replicas;
