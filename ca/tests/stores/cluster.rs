@@ -1,6 +1,7 @@
 //! etcd members as processes of their own, which can be killed and started again.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -18,6 +19,8 @@ pub(crate) struct Cluster {
 }
 
 struct Member {
+    /// Whom it runs as, if not as this test.
+    uid: Option<u32>,
     arguments: Vec<String>,
     client: u16,
     log: PathBuf,
@@ -36,7 +39,16 @@ impl Cluster {
         (0..5).find_map(|_| Self::try_of(count)).expect("an etcd cluster starts (deploy/install-deps installs etcd)")
     }
 
+    /// So many members, of which each runs as a user of its own: from this uid on.
+    pub(crate) fn as_users(count: usize, first: u32) -> Self {
+        (0..5).find_map(|_| Self::try_as(count, Some(first))).expect("an etcd cluster starts")
+    }
+
     fn try_of(count: usize) -> Option<Self> {
+        Self::try_as(count, None)
+    }
+
+    fn try_as(count: usize, first_uid: Option<u32>) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let ports: Vec<(u16, u16)> = (0..count).map(|_| (free_port(), free_port())).collect();
         let url = |port: u16| format!("http://127.0.0.1:{port}");
@@ -53,8 +65,15 @@ impl Cluster {
                 ("--initial-cluster", all.join(",")),
                 ("--logger", "zap".to_owned()),
             ];
+            let uid = first_uid.map(|first| first + u32::try_from(n).unwrap());
+            if let Some(uid) = uid {
+                std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+                std::fs::create_dir(&data).unwrap();
+                std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700)).unwrap();
+                std::os::unix::fs::chown(&data, Some(uid), Some(uid)).unwrap();
+            }
             let arguments = arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
-            Member { arguments, client: *client, log: dir.path().join(format!("m{n}.log")), process: None }
+            Member { uid, arguments, client: *client, log: dir.path().join(format!("m{n}.log")), process: None }
         });
         let mut cluster = Self { members: members.collect(), _dir: dir };
         for n in 0..count {
@@ -66,7 +85,15 @@ impl Cluster {
     pub(crate) fn start(&mut self, n: usize) {
         let member = &mut self.members[n];
         let log = std::fs::OpenOptions::new().append(true).create(true).open(&member.log).unwrap();
-        let process = Command::new("etcd").args(&member.arguments).stdout(Stdio::null()).stderr(log).spawn();
+        let mut etcd = match member.uid {
+            None => Command::new("etcd"),
+            Some(uid) => {
+                let mut as_user = Command::new("setpriv");
+                as_user.args([format!("--reuid={uid}"), format!("--regid={uid}")]).args(["--clear-groups", "etcd"]);
+                as_user
+            }
+        };
+        let process = etcd.args(&member.arguments).stdout(Stdio::null()).stderr(log).spawn();
         member.process = Some(process.expect("etcd is installed: deploy/install-deps"));
     }
 

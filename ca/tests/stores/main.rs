@@ -12,5 +12,7 @@
 mod audit;
 mod backups;
 mod cluster;
+mod disk;
 mod engines;
+mod partition;
 mod replicas;

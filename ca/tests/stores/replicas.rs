@@ -21,12 +21,12 @@ use tonic::transport::Channel;
 
 use crate::cluster::{Cluster, free_port};
 
-fn clock() -> SharedClock {
+pub(crate) fn clock() -> SharedClock {
     Arc::new(SystemClock)
 }
 
 /// Authorities on one store; they end with it.
-struct Authorities {
+pub(crate) struct Authorities {
     dir: TempDir,
     addresses: Vec<String>,
     processes: Vec<Option<Child>>,
@@ -34,7 +34,7 @@ struct Authorities {
 
 impl Authorities {
     /// So many, of which the first founds the trust domain; the others are given its root key.
-    async fn on(place: &EtcdPlace, count: usize) -> Self {
+    pub(crate) async fn on(place: &EtcdPlace, count: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let addresses: Vec<String> = (0..count).map(|_| format!("127.0.0.1:{}", free_port())).collect();
         let mut all = Self { dir, addresses, processes: (0..count).map(|_| None).collect() };
@@ -71,7 +71,7 @@ impl Authorities {
         self.dir.path().join(format!("state-{n}"))
     }
 
-    fn socket(&self, n: usize) -> PathBuf {
+    pub(crate) fn socket(&self, n: usize) -> PathBuf {
         self.dir.path().join(format!("admin-{n}.sock"))
     }
 
@@ -107,7 +107,7 @@ impl Authorities {
         }
     }
 
-    fn link(&self) -> Remote {
+    pub(crate) fn link(&self) -> Remote {
         Remote::among(&self.addresses, &clock())
     }
 }
@@ -126,7 +126,7 @@ fn make_private(dir: &Path) {
     std::fs::DirBuilder::new().mode(0o700).recursive(true).create(dir).unwrap();
 }
 
-fn node(dir: &Path, name: &str) -> NodeCa {
+pub(crate) fn node(dir: &Path, name: &str) -> NodeCa {
     let setup = NodeSetup { state: dir.join(name), name: name.parse().unwrap(), leaf_ttl: 300, bios_uuid: None };
     NodeCa::open(setup, clock()).unwrap()
 }
@@ -162,7 +162,7 @@ fn chain(store: &Store) -> Vec<Entry> {
 }
 
 /// No token admitted twice, no serial number was issued twice, and whoever was told that it is a member is one.
-fn check(store: &Store, members: &BTreeSet<String>) {
+pub(crate) fn check(store: &Store, members: &BTreeSet<String>) {
     let entries = chain(store);
     let mut used = BTreeSet::new();
     for entry in entries.iter().filter(|entry| entry.act == "admitted") {
@@ -179,7 +179,7 @@ fn check(store: &Store, members: &BTreeSet<String>) {
 }
 
 /// Joins until it is a member; a token whose one answer was lost for good is replaced by its operator.
-async fn join(node: &NodeCa, link: &Remote, sockets: &[PathBuf]) {
+pub(crate) async fn join(node: &NodeCa, link: &Remote, sockets: &[PathBuf]) {
     let until = Instant::now() + Duration::from_secs(120);
     while node.member().is_none() {
         assert!(Instant::now() < until, "{} never joined", node.name());
@@ -234,7 +234,7 @@ async fn members_of_the_store_and_authorities_die_and_nothing_is_lost() {
 }
 
 /// Until a node knows of this digest.
-async fn knows(node: &NodeCa, digest: Digest) -> Duration {
+pub(crate) async fn knows(node: &NodeCa, digest: Digest) -> Duration {
     let began = Instant::now();
     let mut mesh = node.mesh();
     let known = mesh.wait_for(|mesh| mesh.quarantine.contains(&digest));
@@ -242,7 +242,7 @@ async fn knows(node: &NodeCa, digest: Digest) -> Duration {
     began.elapsed()
 }
 
-async fn quarantine(authorities: &Authorities, at: usize, digest: Digest) {
+pub(crate) async fn quarantine(authorities: &Authorities, at: usize, digest: Digest) {
     let request = wire::QuarantineRequest { sha256: digest.0.to_vec(), lift: false, reason: "tested".into() };
     assert!(authorities.admin(at).quarantine(request).await.unwrap().into_inner().changed);
 }
