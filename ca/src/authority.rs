@@ -6,6 +6,7 @@ use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::grant::{Grant, Mandate};
 use bonafide_proto::name::{NodeName, TrustDomain};
+use bonafide_proto::revoked::Serial;
 use bonafide_proto::svid::{PeerSvid, TrustBundle};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
@@ -16,9 +17,10 @@ use crate::csr::{self, CsrError, PublicKey};
 use crate::followers::{Follower, Followers};
 use crate::founding::{self, Charter, OpenError};
 use crate::key::{Key, KeyError};
+use crate::machine::Machine;
 use crate::mesh::MeshState;
 use crate::order::{Holder, Order, Validity};
-use crate::quarantine::Quarantine;
+use crate::quarantine::{Quarantine, QuarantineError, check_reason};
 use crate::refusal::MembershipRefusal;
 use crate::sharing::{Exchange, Seat};
 use crate::state;
@@ -32,8 +34,10 @@ use bonafide_proto::token::{JoinToken, Secret, TokenError};
 const OWN_TTL: i64 = 3600;
 /// The longest life of a join token, seconds.
 pub const TOKEN_TTL_MAX: u32 = 600;
-/// The longest machine identifier a node may state, in bytes.
-const MACHINE_TEXT_MAX: usize = 128;
+/// How long after the first use of a renewed certificate the one before is still taken, seconds.
+const HANDOVER: i64 = 60;
+/// How often it is written down that a node was seen, seconds.
+const SEEN_EVERY: i64 = 60;
 /// How long used and expired tokens and expired certificates are remembered, seconds.
 const REMEMBER: i64 = 90 * 86_400;
 
@@ -63,6 +67,8 @@ pub struct TokenTerms {
     pub grant: Option<Grant>,
     /// Who asks for it.
     pub by: By,
+    /// The only machine it admits, by its SMBIOS system UUID; `None`: any.
+    pub bios_uuid: Option<String>,
 }
 
 /// What a member holds.
@@ -151,13 +157,14 @@ impl Authority {
     /// # Errors
     /// [`TokenCreationError`].
     pub fn create_token(&self, terms: TokenTerms) -> Result<(JoinToken, i64), TokenCreationError> {
-        let TokenTerms { node, ttl, grant, by } = terms;
+        let TokenTerms { node, ttl, grant, by, bios_uuid } = terms;
+        let bios_uuid = bios_uuid.map(|uuid| uuid.to_ascii_lowercase());
         if !(1..=TOKEN_TTL_MAX).contains(&ttl) {
             return Err(TokenCreationError::Ttl(ttl));
         }
         let expires = self.clock.unix().saturating_add(i64::from(ttl));
         let secret = Secret::generate()?;
-        let record = TokenRecord { node, expires, used: None, admitted: None, grant };
+        let record = TokenRecord { node, expires, used: None, admitted: None, bios_uuid, grant };
         let mut change = self.store.change();
         change.token(&secret.id(), None, &record)?;
         change.note(token_event("token-created", &by, secret.id(), &record));
@@ -180,6 +187,7 @@ impl Authority {
             let keys = NodeKeys::of(&application.signing_csr, &application.authentication_csr)?;
             check_token(&token, application, &keys, now)?;
             check_machine(application)?;
+            self.not_banned(application)?;
             let seen = self.store.node(&application.node)?;
             if let Some(admitted) = &token.admitted {
                 return self.admitted_before(application, admitted, seen, &keys, now);
@@ -199,6 +207,8 @@ impl Authority {
             let certified = self.certify(&application.node, &keys, &record, &mut change, now)?;
             // Who came first this very moment is seen, and refused or not, when looking again.
             if let Some(done) = change.commit()? {
+                // A ban of this very moment revokes what has a record; one that came before the record is seen now.
+                self.not_banned(application)?;
                 return Ok(self.membership(certified, &done));
             }
         }
@@ -215,6 +225,10 @@ impl Authority {
     ) -> Result<Membership, MembershipRefusal> {
         let record = seen.filter(|record| record.membership == admitted.membership);
         let record = record.ok_or_else(|| MembershipRefusal::Replaced(application.node.clone()))?;
+        self.not_banned(application)?;
+        if record.evicted.is_some() {
+            return Err(MembershipRefusal::Evicted(application.node.clone()));
+        }
         self.recertify(&application.node, keys, &record, now)
     }
 
@@ -228,7 +242,7 @@ impl Authority {
     ) -> Result<Membership, MembershipRefusal> {
         let not_after = self.node_validity(now).until.max(record.not_after);
         let number = record.number.saturating_add(1);
-        let renewed = NodeRecord { last_renewed: now, not_after, number, ..record.clone() };
+        let renewed = NodeRecord { last_renewed: now, last_seen: now, not_after, number, ..record.clone() };
         let mut change = self.store.change();
         change.node(node, Some(record), &renewed)?;
         change.note(Event::new("renewed", &By::Node(node.clone())).with("number", number));
@@ -240,18 +254,21 @@ impl Authority {
         }
     }
 
-    /// Renews a member's certificates. `peer` is what its connection proved.
+    /// Renews a member's certificates. `peer` is what its connection proved. The new ones are pending until the member
+    /// comes by one of them; until then it may come by the old one, and ask again.
     ///
     /// # Errors
     /// The named refusal.
     pub fn renew(
         &self,
         peer: &PeerSvid,
+        machine: &Machine,
         signing_csr: &[u8],
         authentication_csr: &[u8],
     ) -> Result<Membership, MembershipRefusal> {
         let now = self.clock.unix();
         let (node, record) = self.current(peer, now)?;
+        self.same_machine(&node, &record, machine)?;
         let keys = NodeKeys::of(signing_csr, authentication_csr)?;
         self.recertify(&node, &keys, &record, now)
     }
@@ -269,24 +286,31 @@ impl Authority {
         &self.store
     }
 
-    /// From its next renewal on a node may issue this; false if it was so before.
+    /// From its next renewal on a node may issue this. If that is less than before, what it issued until now is revoked,
+    /// and the node, as soon as it is told so, renews.
     ///
     /// # Errors
-    /// [`GrantNodeError`].
-    pub fn grant(&self, by: &By, node: &NodeName, grant: &Grant) -> Result<bool, GrantNodeError> {
+    /// [`EvictError`].
+    pub fn grant(&self, by: &By, node: &NodeName, grant: &Grant) -> Result<Granted, EvictError> {
         loop {
-            let seen = self.store.node(node)?.ok_or_else(|| GrantNodeError::Unknown(node.clone()))?;
-            if seen.grant == *grant {
-                return Ok(false);
-            }
+            let seen = self.store.node(node)?.ok_or_else(|| EvictError::Unknown(node.clone()))?;
             let new = NodeRecord { grant: grant.clone(), ..seen.clone() };
-            let mut change = self.store.change();
-            change.node(node, Some(&seen), &new)?;
-            change.note(Event::new("granted", by).with("node", node).with("grant", grant));
-            if change.commit()?.is_some() {
-                tracing::info!(%node, %grant, "granted");
-                return Ok(true);
+            // The revocation of a smaller grant may be what failed before: it is tried again.
+            if seen != new {
+                let mut change = self.store.change();
+                change.node(node, Some(&seen), &new)?;
+                change.note(Event::new("granted", by).with("node", node).with("grant", grant));
+                if change.commit()?.is_none() {
+                    continue;
+                }
             }
+            tracing::info!(%node, %grant, before = %seen.grant, "granted");
+            if grant.covers(&seen.grant) {
+                return Ok(if seen == new { Granted::Already } else { Granted::AtRenewal });
+            }
+            let until = seen.not_after;
+            self.quarantine.revoke_node(by, node, seen.number, until, false, "it may issue less than before")?;
+            return Ok(Granted::AtOnce);
         }
     }
 
@@ -294,10 +318,14 @@ impl Authority {
     ///
     /// # Errors
     /// The named refusal.
-    pub fn follow(&self, peer: &PeerSvid) -> Result<Follower, MembershipRefusal> {
+    pub fn follow(&self, peer: &PeerSvid, machine: &Machine) -> Result<Follower, MembershipRefusal> {
         self.check_able()?;
-        let (node, _) = self.current(peer, self.clock.unix())?;
-        Ok(Follower { states: self.quarantine.follow(), place: self.followers.enter(node) })
+        let now = self.clock.unix();
+        let (node, record) = self.current(peer, now)?;
+        self.same_machine(&node, &record, machine)?;
+        self.seen(&node, record, now)?;
+        let number = self.number_of(peer)?;
+        Ok(Follower { states: self.quarantine.follow(), place: self.followers.enter(node.clone()), node, number })
     }
 
     /// Looks what changed in the store, and tells those that follow.
@@ -333,10 +361,124 @@ impl Authority {
     ///
     /// # Errors
     /// The named refusal.
-    pub fn share_flows(&self, peer: &PeerSvid) -> Result<Seat, MembershipRefusal> {
+    pub fn share_flows(&self, peer: &PeerSvid) -> Result<(Seat, u64), MembershipRefusal> {
         self.check_able()?;
         let (node, _) = self.current(peer, self.clock.unix())?;
-        Ok(self.exchange.enter(node))
+        Ok((self.exchange.enter(node), self.number_of(peer)?))
+    }
+
+    /// Done when the node is no member any more that showed its certificate of this number.
+    pub async fn out(&self, node: NodeName, number: u64) {
+        self.quarantine.out(node, number).await;
+    }
+
+    /// The node has to join anew, and what it issued is revoked; false if so before.
+    ///
+    /// # Errors
+    /// [`EvictError`].
+    pub fn evict(&self, by: &By, node: &NodeName, reason: &str) -> Result<bool, EvictError> {
+        check_reason(reason)?;
+        let now = self.clock.unix();
+        let event = Event::new("node-evicted", by).with("node", node).with("reason", reason);
+        let record = self.change_node(node, Some(event), |record| record.evicted = record.evicted.or(Some(now)))?;
+        let record = record.ok_or_else(|| EvictError::Unknown(node.clone()))?;
+        let changed = self.quarantine.revoke_node(by, node, record.number, record.not_after, true, reason)?;
+        tracing::warn!(%node, reason, changed, "evicted");
+        Ok(changed)
+    }
+
+    /// An evicted node is a member again, false if it was: it renews as soon as it is told. What it issued before stays
+    /// revoked.
+    ///
+    /// # Errors
+    /// [`EvictError`].
+    pub fn readmit(&self, by: &By, node: &NodeName) -> Result<bool, EvictError> {
+        if let Some(banned) = self.quarantine.record()?.banned.keys().find(|banned| *banned == node) {
+            return Err(EvictError::Banned(banned.clone()));
+        }
+        let was = self.store.node(node)?.is_some_and(|record| record.evicted.is_some());
+        let event = Event::new("node-readmitted", by).with("node", node);
+        let changed = self.change_node(node, Some(event), |record| record.evicted = None)?;
+        changed.ok_or_else(|| EvictError::Unknown(node.clone()))?;
+        let lifted = self.quarantine.lift_node(by, node)?;
+        tracing::warn!(%node, "readmitted");
+        Ok(was || lifted)
+    }
+
+    /// Nobody is a member by this name or machine any more; false if so before.
+    ///
+    /// # Errors
+    /// [`EvictError`]; a name that never joined can be banned, too.
+    pub fn ban(&self, by: &By, node: &NodeName, reason: &str) -> Result<bool, EvictError> {
+        let changed = self.quarantine.ban(by, node, self.store.node(node)?.as_ref(), reason)?;
+        tracing::warn!(%node, reason, changed, "banned");
+        match self.evict(by, node, reason) {
+            Ok(evicted) => Ok(changed || evicted),
+            Err(EvictError::Unknown(_)) => Ok(changed),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// It may join again; false if it might.
+    ///
+    /// # Errors
+    /// [`EvictError`].
+    pub fn unban(&self, by: &By, node: &NodeName) -> Result<bool, EvictError> {
+        tracing::warn!(%node, "unbanned");
+        Ok(self.quarantine.unban(by, node)?)
+    }
+
+    /// The leaf of this serial number is worth nothing any more; false if so before.
+    ///
+    /// # Errors
+    /// [`EvictError`].
+    pub fn revoke_serial(&self, by: &By, serial: &Serial, reason: &str) -> Result<bool, EvictError> {
+        // Nodes keep the ledgers of what they issue; no leaf outlives the intermediate that issued it.
+        let last = self.store.nodes()?.into_iter().map(|(_, record)| record.not_after).max();
+        let until = last.unwrap_or_else(|| self.node_validity(self.clock.unix()).until);
+        Ok(self.quarantine.revoke_serial(by, serial, until, reason)?)
+    }
+
+    /// Changes a node's record, whoever else does at this moment; `None`: it has none.
+    fn change_node(
+        &self,
+        node: &NodeName,
+        event: Option<Event>,
+        edit: impl Fn(&mut NodeRecord),
+    ) -> Result<Option<NodeRecord>, StoreError> {
+        loop {
+            let Some(seen) = self.store.node(node)? else { return Ok(None) };
+            let mut new = seen.clone();
+            edit(&mut new);
+            if new == seen {
+                return Ok(Some(new));
+            }
+            let mut change = self.store.change();
+            change.node(node, Some(&seen), &new)?;
+            event.iter().cloned().for_each(|event| change.note(event));
+            if change.commit()?.is_some() {
+                return Ok(Some(new));
+            }
+        }
+    }
+
+    fn seen(&self, node: &NodeName, record: NodeRecord, now: i64) -> Result<(), MembershipRefusal> {
+        if now.saturating_sub(record.last_seen) >= SEEN_EVERY {
+            self.change_node(node, None, |record| record.last_seen = now)?;
+        }
+        Ok(())
+    }
+
+    fn number_of(&self, peer: &PeerSvid) -> Result<u64, MembershipRefusal> {
+        Ok(self.store.entry(peer.serial())?.and_then(|entry| entry.number).unwrap_or(0))
+    }
+
+    fn not_banned(&self, application: &Application) -> Result<(), MembershipRefusal> {
+        let Application { node, bios_uuid, machine_id, .. } = application;
+        match self.quarantine.record()?.ban_of(node, bios_uuid, machine_id) {
+            Some(banned) => Err(MembershipRefusal::Banned(node.clone(), banned.clone())),
+            None => Ok(()),
+        }
     }
 
     /// Every member, by name.
@@ -385,7 +527,68 @@ impl Authority {
         if shown.membership != Some(record.membership) {
             return Err(MembershipRefusal::Replaced(node));
         }
+        if record.evicted.is_some() {
+            let banned = self.quarantine.record()?.banned.contains_key(&node);
+            return Err(match banned {
+                true => MembershipRefusal::Banned(node.clone(), node),
+                false => MembershipRefusal::Evicted(node),
+            });
+        }
+        let record = self.activated(&node, record, shown.number.unwrap_or(0), now)?;
         Ok((node, record))
+    }
+
+    /// The first use of a renewed certificate makes it the active one. One that is older shows that two have the node's
+    /// keys; but what was on its way when a newer one came is taken for a while.
+    fn activated(
+        &self,
+        node: &NodeName,
+        record: NodeRecord,
+        number: u64,
+        now: i64,
+    ) -> Result<NodeRecord, MembershipRefusal> {
+        if number < record.active && now.saturating_sub(record.activated) > HANDOVER {
+            let active = record.active;
+            let why = format!("it showed its certificate {number} after its certificate {active} was in use");
+            self.suspect(node, &why)?;
+            let older = "a newer one was in use when an older one was shown";
+            let (by, through) = (By::Daemon, active.saturating_sub(1));
+            let revoked = self.quarantine.revoke_node(&by, node, through, record.not_after, false, older);
+            if let Err(e) = revoked {
+                tracing::error!(%node, error = %e, "what the superseded keys issue is not revoked");
+            }
+            return Err(MembershipRefusal::Superseded(node.clone()));
+        }
+        if number <= record.active {
+            return Ok(record);
+        }
+        let activate = |record: &mut NodeRecord| {
+            if number > record.active {
+                (record.active, record.activated) = (number, now);
+            }
+        };
+        let event = Event::new("activated", &By::Node(node.clone())).with("number", number);
+        let changed = self.change_node(node, Some(event), activate)?;
+        tracing::info!(%node, number, "its renewed certificate is in use");
+        changed.ok_or_else(|| MembershipRefusal::NotAMember(node.clone()))
+    }
+
+    /// The identifiers of its machine are those of the one that joined. Where there was none, there is none.
+    fn same_machine(&self, node: &NodeName, record: &NodeRecord, now: &Machine) -> Result<(), MembershipRefusal> {
+        let differs = match (now.bios_uuid == record.bios_uuid, now.machine_id == record.machine_id) {
+            (true, true) => return Ok(()),
+            (false, _) => "BIOS UUID",
+            (true, false) => "machine ID",
+        };
+        self.suspect(node, &format!("its {differs} is not that of the machine that joined"))?;
+        Err(MembershipRefusal::MachineChanged(node.clone(), differs))
+    }
+
+    fn suspect(&self, node: &NodeName, why: &str) -> Result<(), MembershipRefusal> {
+        tracing::warn!(%node, why, "suspect");
+        let event = Event::new("suspect", &By::Daemon).with("node", node).with("why", why);
+        self.change_node(node, Some(event), |record| record.suspect = Some(why.to_owned()))?;
+        Ok(())
     }
 
     /// The node under its name, after whoever had it.
@@ -398,6 +601,11 @@ impl Authority {
             last_renewed: now,
             not_after: self.node_validity(now).until.max(seen.map_or(0, |s| s.not_after)),
             number: seen.map_or(1, |s| s.number.saturating_add(1)),
+            evicted: None,
+            active: seen.map_or(1, |s| s.number.saturating_add(1)),
+            activated: now,
+            suspect: None,
+            last_seen: now,
             grant: token.grant.clone().or_else(|| Some(seen?.grant.clone())).unwrap_or_default(),
         }
     }
@@ -474,12 +682,29 @@ pub enum TokenCreationError {
     Store(#[from] StoreError),
 }
 
-/// Why a grant was not changed.
+/// Since when a grant counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Granted {
+    /// It was so before.
+    Already,
+    /// From the node's next renewal on.
+    AtRenewal,
+    /// At once: what the node issued before is revoked.
+    AtOnce,
+}
+
+/// Why nothing was changed about a node.
 #[derive(Debug, thiserror::Error)]
-pub enum GrantNodeError {
+pub enum EvictError {
     /// Nobody joined under this name.
-    #[error("no node named {0} ever joined; a new one is granted what its token says")]
+    #[error("no node named {0} ever joined here; `bonafide node list` lists those that did")]
     Unknown(NodeName),
+    /// It is banned.
+    #[error("node {0} is banned; `bonafide node unban {0}` comes first")]
+    Banned(NodeName),
+    /// The list.
+    #[error(transparent)]
+    List(#[from] QuarantineError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -528,6 +753,9 @@ fn check_token(
     if now > token.expires {
         return Err(MembershipRefusal::TokenExpired(now - token.expires));
     }
+    if token.bios_uuid.as_ref().is_some_and(|uuid| *uuid != application.bios_uuid) {
+        return Err(MembershipRefusal::TokenForAnotherMachine(application.bios_uuid.clone()));
+    }
     match &token.node {
         Some(bound) if *bound != application.node => Err(MembershipRefusal::TokenForAnotherNode(bound.clone())),
         _ => Ok(()),
@@ -543,10 +771,9 @@ impl NodeKeys {
 }
 
 fn check_machine(application: &Application) -> Result<(), MembershipRefusal> {
-    for text in [&application.bios_uuid, &application.machine_id] {
-        if text.len() > MACHINE_TEXT_MAX || text.chars().any(|c| !c.is_ascii_graphic()) {
-            return Err(MembershipRefusal::BadRequest("a machine identifier is too long or not plain ASCII".into()));
-        }
+    let Application { bios_uuid, machine_id, .. } = application.clone();
+    match (Machine { bios_uuid, machine_id }).is_plain() {
+        true => Ok(()),
+        false => Err(MembershipRefusal::BadRequest("a machine identifier is too long or not plain ASCII".into())),
     }
-    Ok(())
 }

@@ -60,6 +60,9 @@ enum Ask {
         /// Admit only a node of this name; lets it take the place of the one that has it.
         #[arg(long, value_name = "NAME")]
         node: Option<NodeName>,
+        /// Admit only the machine with this SMBIOS system UUID (`/sys/class/dmi/id/product_uuid`).
+        #[arg(long, value_name = "UUID")]
+        bios_uuid: Option<String>,
         /// What it may issue: workload names, or prefixes with `*`, separated by commas. Without it: what the name was
         /// granted before, else nothing.
         #[arg(long, value_name = "NAMES")]
@@ -166,7 +169,12 @@ fn raise_descriptors() {
 
 async fn answer(ask: Ask) -> Result<(), Trouble> {
     match ask {
-        Ask::Token { socket, node, workloads, ttl } => token(&socket, node, workloads.as_ref(), ttl).await?,
+        Ask::Token { socket, node, bios_uuid, workloads, ttl } => {
+            let grant =
+                workloads.map(|grant| wire::Grant { workloads: grant.patterns().map(ToOwned::to_owned).collect() });
+            let (node, bios_uuid) = (node.map(|n| n.to_string()).unwrap_or_default(), bios_uuid.unwrap_or_default());
+            token(&socket, wire::CreateTokenRequest { node, ttl_seconds: ttl, grant, bios_uuid }).await?;
+        }
         Ask::Nodes { socket } => nodes(&socket).await?,
         Ask::Backup { config, file } => moved(move || back_up(&config, &file)).await?,
         Ask::Restore { config, file } => moved(move || restore(&config, &file)).await?,
@@ -221,10 +229,7 @@ fn operator() -> By {
     By::Uid(rustix::process::getuid().as_raw())
 }
 
-async fn token(socket: &Path, node: Option<NodeName>, workloads: Option<&Grant>, ttl: u32) -> Result<(), String> {
-    let node = node.map(|n| n.to_string()).unwrap_or_default();
-    let grant = workloads.map(|grant| wire::Grant { workloads: grant.patterns().map(ToOwned::to_owned).collect() });
-    let request = wire::CreateTokenRequest { node, ttl_seconds: ttl, grant };
+async fn token(socket: &Path, request: wire::CreateTokenRequest) -> Result<(), String> {
     let made = admission(socket).create_token(request).await.map_err(|s| said(socket, &s))?.into_inner();
     print(&format!("{}\n", made.token))
 }

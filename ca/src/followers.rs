@@ -27,6 +27,10 @@ pub struct Follower {
     pub states: watch::Receiver<Arc<MeshState>>,
     /// Its place.
     pub place: Place,
+    /// Who it is.
+    pub node: NodeName,
+    /// The number of the certificate that it showed.
+    pub number: u64,
 }
 
 /// A follower's place, until this is dropped.

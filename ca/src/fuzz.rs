@@ -5,6 +5,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use bonafide_proto::revoked::Revoked;
 use bonafide_proto::svid::{Expect, TrustBundle};
 use bonafide_proto::wire::authority as wire;
 use prost::Message as _;
@@ -154,12 +155,21 @@ fn certificates() {
 /// Digests in quarantine, as nodes hear of them: none is made up, and none is missed.
 #[test]
 fn mesh_states() {
-    let state = |digests: Vec<Vec<u8>>| wire::MeshState { sequence: 7, quarantine: digests }.encode_to_vec();
+    let with = |quarantine, revoked| wire::MeshState { sequence: 7, quarantine, revoked }.encode_to_vec();
+    let state = |digests: Vec<Vec<u8>>| with(digests, None);
+    let node = |name: &str, through| wire::revoked::Node { name: name.to_owned(), through };
+    let revoked = |names: &[&str], serial: usize| wire::Revoked {
+        nodes: names.iter().map(|name| node(name, 7)).collect(),
+        workloads: names.iter().map(ToString::to_string).collect(),
+        serials: vec![vec![0x4a; serial]],
+    };
     let seeds = [
         state(vec![vec![1; 32], vec![2; 32], vec![1; 32]]),
         state(vec![vec![1; 31]]),
         state(vec![vec![]]),
         state(vec![]),
+        with(vec![vec![1; 32]], Some(revoked(&["a", "b-1"], 16))),
+        with(vec![], Some(revoked(&["a/b"], 21))),
     ];
     fuzz(&seeds, |bytes| {
         let Ok(message) = wire::MeshState::decode(bytes) else { return };
@@ -168,11 +178,19 @@ fn mesh_states() {
                 assert!(state.quarantine.len() <= QUARANTINE_MAX && state.sequence == message.sequence);
                 let told = |digest: &Vec<u8>| state.quarantine.iter().any(|kept| kept.0 == digest.as_slice());
                 assert!(message.quarantine.iter().all(told));
+                let revoked = message.revoked.unwrap_or_default();
+                let known =
+                    |node: &wire::revoked::Node| state.revoked.nodes.keys().any(|name| name.as_str() == node.name);
+                assert!(state.revoked.is_bounded() && revoked.nodes.iter().all(known));
+                assert_eq!(state.revoked.workloads.is_empty(), revoked.workloads.is_empty());
+                assert_eq!(state.revoked.serials.is_empty(), revoked.serials.is_empty());
                 assert_eq!(MeshState::try_from(wire::MeshState::from(&state)), Ok(state));
             }
             Err(refusal) => {
                 shown(&refusal);
-                assert!(message.quarantine.len() > QUARANTINE_MAX || message.quarantine.iter().any(|d| d.len() != 32));
+                let digests =
+                    message.quarantine.len() > QUARANTINE_MAX || message.quarantine.iter().any(|d| d.len() != 32);
+                assert!(digests || message.revoked.is_some_and(|r| Revoked::try_from(r).is_err()));
             }
         }
     });

@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::name::TrustDomain;
+use bonafide_proto::revoked::Revoked;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::mesh::{MeshState, QUARANTINE_MAX};
 use crate::state;
 
-/// The largest file that is read, in bytes: a digest takes fewer than 100.
-const FILE_MAX: u64 = 1024 * 1024;
+/// The largest file that is read, in bytes: a digest takes fewer than 100, a node or a workload fewer than 300.
+const FILE_MAX: u64 = 4 * 1024 * 1024;
 
 /// What is on disk cannot be believed.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +38,8 @@ impl Known {
         let file = read(&path).map_err(|why| KnownError { path: path.clone(), why })?;
         let (of, state) = match file {
             None => (None, MeshState::default()),
-            Some(KnownFile { trust_domain, sequence, quarantine }) => {
-                (Some(trust_domain), MeshState { sequence, quarantine: quarantine.into_iter().collect() })
+            Some(KnownFile { trust_domain, sequence, quarantine, revoked }) => {
+                (Some(trust_domain), MeshState { sequence, quarantine: quarantine.into_iter().collect(), revoked })
             }
         };
         Ok(Self { path, of: Mutex::new(of), state: watch::Sender::new(Arc::new(state)) })
@@ -87,14 +88,20 @@ impl Known {
         if let Err(e) = self.save(of, &next) {
             tracing::error!(path = %self.path.display(), error = %e, "the quarantine cannot be kept for a restart");
         }
-        tracing::info!(sequence = next.sequence, digests = next.quarantine.len(), "quarantine in force");
+        tracing::info!(
+            sequence = next.sequence,
+            digests = next.quarantine.len(),
+            revoked = next.revoked.len(),
+            "quarantine and revocations in force"
+        );
         *domain = Some(of.clone());
         self.state.send_replace(Arc::new(next));
     }
 
     fn save(&self, of: &TrustDomain, state: &MeshState) -> std::io::Result<()> {
         let quarantine = state.quarantine.iter().copied().collect();
-        let file = KnownFile { trust_domain: of.clone(), sequence: state.sequence, quarantine };
+        let revoked = state.revoked.clone();
+        let file = KnownFile { trust_domain: of.clone(), sequence: state.sequence, quarantine, revoked };
         state::replace(&self.path, &serde_json::to_vec_pretty(&file)?)
     }
 }
@@ -111,6 +118,9 @@ fn read(path: &Path) -> Result<Option<KnownFile>, String> {
     if file.quarantine.len() > QUARANTINE_MAX {
         return Err(format!("it names more than {QUARANTINE_MAX} digests"));
     }
+    if !file.revoked.is_bounded() {
+        return Err("it revokes more than an authority tells".to_owned());
+    }
     Ok(Some(file))
 }
 
@@ -120,4 +130,6 @@ struct KnownFile {
     trust_domain: TrustDomain,
     sequence: u64,
     quarantine: Vec<Digest>,
+    #[serde(default)]
+    revoked: Revoked,
 }

@@ -11,6 +11,7 @@ use tokio_stream::{Stream, StreamExt as _};
 
 use crate::authority::{Application, Authority, Membership};
 use crate::followers::{Follower, Place};
+use crate::machine::Machine;
 use crate::member::Member;
 use crate::mesh::{Held, MeshState};
 use crate::sharing::Half;
@@ -57,11 +58,17 @@ pub trait AuthorityLink: Send + Sync + std::fmt::Debug {
     async fn renew(
         &self,
         member: &Member,
+        machine: &Machine,
         signing_csr: Vec<u8>,
         authentication_csr: Vec<u8>,
     ) -> Result<Membership, LinkError>;
     /// The state of the mesh: now, and after every change, until the authority goes away. It is told what `held` says.
-    async fn follow(&self, member: &Member, held: watch::Receiver<Held>) -> Result<MeshStates, LinkError>;
+    async fn follow(
+        &self,
+        member: &Member,
+        machine: &Machine,
+        held: watch::Receiver<Held>,
+    ) -> Result<MeshStates, LinkError>;
     /// Shares halves of flows (each as an `ObservedFlow` travels), and is given the other halves of them, until either
     /// side goes away.
     async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError>;
@@ -87,23 +94,30 @@ impl AuthorityLink for Embedded {
     async fn renew(
         &self,
         member: &Member,
+        machine: &Machine,
         signing_csr: Vec<u8>,
         authentication_csr: Vec<u8>,
     ) -> Result<Membership, LinkError> {
-        let (authority, peer) = (self.0.clone(), self.peer(member)?);
-        blocking(move || authority.renew(&peer, &signing_csr, &authentication_csr).map_err(refused)).await
+        let (authority, peer, machine) = (self.0.clone(), self.peer(member)?, machine.clone());
+        blocking(move || authority.renew(&peer, &machine, &signing_csr, &authentication_csr).map_err(refused)).await
     }
 
-    async fn follow(&self, member: &Member, held: watch::Receiver<Held>) -> Result<MeshStates, LinkError> {
-        let (authority, peer) = (self.0.clone(), self.peer(member)?);
-        let Follower { states, place } = blocking(move || authority.follow(&peer).map_err(refused)).await?;
+    async fn follow(
+        &self,
+        member: &Member,
+        machine: &Machine,
+        held: watch::Receiver<Held>,
+    ) -> Result<MeshStates, LinkError> {
+        let (authority, peer, machine) = (self.0.clone(), self.peer(member)?, machine.clone());
+        let Follower { states, place, .. } =
+            blocking(move || authority.follow(&peer, &machine).map_err(refused)).await?;
         tokio::spawn(pass_on(held, place));
         Ok(Box::pin(WatchStream::new(states).map(|state| Ok(MeshState::clone(&state)))))
     }
 
     async fn share_flows(&self, member: &Member, mut flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
         let (authority, peer) = (self.0.clone(), self.peer(member)?);
-        let mut seat = blocking(move || authority.share_flows(&peer).map_err(refused)).await?;
+        let (mut seat, _) = blocking(move || authority.share_flows(&peer).map_err(refused)).await?;
         let (to, given) = mpsc::channel(1);
         tokio::spawn(async move {
             loop {

@@ -1,18 +1,28 @@
-//! What this machine calls itself, as told to the authority when joining. Told, not proven.
+//! What this machine calls itself, as told to the authority when joining and ever after. Told, not proven.
 
 use std::fs::File;
 use std::io::Read as _;
 
 /// The machine's own identifiers; empty where there is none or it cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Machine {
-    /// SMBIOS system UUID; readable by root only on most machines.
-    pub(crate) bios_uuid: String,
+pub struct Machine {
+    /// SMBIOS system UUID, lower case; readable by root only on most machines.
+    pub bios_uuid: String,
     /// `machine-id(5)`.
-    pub(crate) machine_id: String,
+    pub machine_id: String,
 }
 
+/// The longest identifier, in bytes.
+const TEXT_MAX: usize = 128;
+
 impl Machine {
+    /// Whether both can be what a machine says: short, and plain ASCII.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        let plain = |text: &String| text.len() <= TEXT_MAX && text.chars().all(|c| c.is_ascii_graphic());
+        plain(&self.bios_uuid) && plain(&self.machine_id)
+    }
+
     /// Reads both. `told`: the UUID as root read it, for a daemon that is not root.
     pub(crate) fn read(told: Option<&str>) -> Self {
         let read = first_line("/sys/class/dmi/id/product_uuid");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bonafide_proto::grant::Mandate;
 use bonafide_proto::name::{NodeName, TrustDomain};
-use bonafide_proto::svid::TrustBundle;
+use bonafide_proto::svid::{Issuer, TrustBundle};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
@@ -189,6 +189,12 @@ impl Member {
             Holder::Intermediate(_, mandate) => Some(mandate),
             _ => None,
         }
+    }
+
+    /// The intermediate, as those see it who are shown what it issued.
+    #[must_use]
+    pub fn issuer(&self) -> Option<Issuer> {
+        self.mandate().map(|mandate| Issuer { node: self.name.clone(), number: mandate.number })
     }
 
     /// Signs leaves.

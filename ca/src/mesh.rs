@@ -1,8 +1,10 @@
-//! What every member of the mesh must know: the digests in quarantine. Numbered, whole, and never told in parts.
+//! What every member of the mesh must know: the digests in quarantine, and what is revoked. Numbered, whole, and never told in parts.
 
 use std::collections::BTreeSet;
 
+use bonafide_proto::convert::Malformed;
 use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::revoked::Revoked;
 use bonafide_proto::wire::authority as wire;
 
 /// The most digests in quarantine.
@@ -15,6 +17,8 @@ pub struct MeshState {
     pub sequence: u64,
     /// Digests of executables, scripts, libraries and images that nobody may run as anybody.
     pub quarantine: BTreeSet<Digest>,
+    /// Certificates that were taken back.
+    pub revoked: Revoked,
 }
 
 /// What a node says about the states it is told.
@@ -49,14 +53,18 @@ impl MeshState {
         if now.sequence > self.sequence {
             return now.clone();
         }
-        Self { sequence: self.sequence, quarantine: self.quarantine.union(&now.quarantine).copied().collect() }
+        Self {
+            sequence: self.sequence,
+            quarantine: self.quarantine.union(&now.quarantine).copied().collect(),
+            revoked: self.revoked.union(&now.revoked),
+        }
     }
 }
 
 impl From<&MeshState> for wire::MeshState {
     fn from(state: &MeshState) -> Self {
         let quarantine = state.quarantine.iter().map(|digest| digest.0.to_vec()).collect();
-        Self { sequence: state.sequence, quarantine }
+        Self { sequence: state.sequence, quarantine, revoked: Some((&state.revoked).into()) }
     }
 }
 
@@ -69,7 +77,10 @@ impl TryFrom<wire::MeshState> for MeshState {
         let digest = |bytes: &Vec<u8>| Digest::try_from(bytes.as_slice());
         let quarantine = wire.quarantine.iter().map(digest).collect::<Result<_, _>>();
         let quarantine = quarantine.map_err(|_| MalformedState("names a digest that is not 32 bytes".to_owned()))?;
-        Ok(Self { sequence: wire.sequence, quarantine })
+        let revoked = wire.revoked.map(TryInto::try_into).transpose();
+        let revoked =
+            revoked.map_err(|Malformed(why)| MalformedState(format!("is malformed: {why}")))?.unwrap_or_default();
+        Ok(Self { sequence: wire.sequence, quarantine, revoked })
     }
 }
 
@@ -78,7 +89,8 @@ mod tests {
     use super::*;
 
     fn state(sequence: u64, digests: &[u8]) -> MeshState {
-        MeshState { sequence, quarantine: digests.iter().map(|n| Digest([*n; 32])).collect() }
+        let revoked = Revoked { nodes: [("a".parse().unwrap(), sequence)].into(), ..Revoked::default() };
+        MeshState { sequence, revoked, quarantine: digests.iter().map(|n| Digest([*n; 32])).collect() }
     }
 
     #[test]

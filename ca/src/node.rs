@@ -173,6 +173,12 @@ impl NodeCa {
         &self.setup.name
     }
 
+    /// What this machine calls itself.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
     /// The membership, if there is one.
     #[must_use]
     pub fn member(&self) -> Option<Arc<Member>> {
@@ -214,7 +220,7 @@ impl NodeCa {
     /// Blocks until the ledger has it.
     ///
     /// # Errors
-    /// `no-intermediate`, `not-granted`, `quarantined`, `bad-request`, `checker-refused`, or `unavailable` if the ledger cannot be written.
+    /// `no-intermediate`, `not-granted`, `node-revoked`, `workload-revoked`, `quarantined`, `bad-request`, `checker-refused`, or `unavailable` if the ledger cannot be written.
     pub fn issue_leaf(
         &self,
         workload: &WorkloadName,
@@ -238,6 +244,7 @@ impl NodeCa {
         let member = self.member().ok_or_else(|| no_intermediate("this node has not joined the trust domain yet"))?;
         self.not_quarantined(fingerprint)?;
         granted(&member, workload)?;
+        self.not_revoked(&member, workload)?;
         let key = PublicKey::of_csr(csr).map_err(|e| AttestRefusal::new(AttestReason::BadRequest, e.to_string()))?;
         let now = self.clock.unix();
         let validity = member.signer().validity.within(now, i64::from(self.setup.leaf_ttl));
@@ -260,7 +267,7 @@ impl NodeCa {
         match self.member() {
             None => Due::Join,
             Some(member) if now > member.not_after() => Due::Join,
-            Some(member) if now >= member.renew_at() => Due::Renew,
+            Some(member) if now >= member.renew_at() || self.is_revoked(&member) => Due::Renew,
             Some(member) => Due::NothingFor(member.renew_at() - now),
         }
     }
@@ -313,8 +320,8 @@ impl NodeCa {
 
     async fn try_follow(&self, link: &dyn AuthorityLink) -> Result<(), MembershipError> {
         let Some(member) = self.member() else { return Ok(()) };
-        let (held, says) = watch::channel(Held::default());
-        let mut states = link.follow(&member, says).await?;
+        let (held, says) = watch::channel(Held { told: 0, holds: self.known.now().sequence });
+        let mut states = link.follow(&member, &self.machine, says).await?;
         self.note(&Ok(()));
         while let Some(state) = states.next().await {
             let state = state?;
@@ -322,6 +329,21 @@ impl NodeCa {
             held.send_replace(Held { told: state.sequence, holds: self.known.now().sequence });
         }
         Ok(())
+    }
+
+    fn not_revoked(&self, member: &Member, workload: &WorkloadName) -> Result<(), AttestRefusal> {
+        let revoked = &self.known.now().revoked;
+        if let Some((_, why)) = revoked.workload(workload) {
+            return Err(AttestRefusal::new(AttestReason::WorkloadRevoked, why));
+        }
+        match member.issuer().and_then(|issuer| revoked.issuer(&issuer)) {
+            Some((_, why)) => Err(AttestRefusal::new(AttestReason::NodeRevoked, why)),
+            None => Ok(()),
+        }
+    }
+
+    fn is_revoked(&self, member: &Member) -> bool {
+        member.issuer().is_some_and(|issuer| self.known.now().revoked.issuer(&issuer).is_some())
     }
 
     fn not_quarantined(&self, fingerprint: &Fingerprint) -> Result<(), AttestRefusal> {
@@ -339,7 +361,7 @@ impl NodeCa {
         }
         let candidate = Candidate::generate()?;
         let (signing_csr, authentication_csr) = candidate.requests()?;
-        let issued = link.renew(&member, signing_csr, authentication_csr).await?;
+        let issued = link.renew(&member, &self.machine, signing_csr, authentication_csr).await?;
         self.take(candidate, issued, member.bundle().trust_domain())
     }
 

@@ -1,9 +1,12 @@
 //! The authority's list of digests in quarantine: every change is durable first and told to all followers then.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::name::NodeName;
+use bonafide_proto::revoked::Revoked;
 use tokio::sync::watch;
 
 use crate::mesh::{MeshState, QUARANTINE_MAX};
@@ -18,6 +21,9 @@ pub enum QuarantineError {
     /// The list is full.
     #[error("{QUARANTINE_MAX} digests are in quarantine, which is the most; lift some first")]
     Full,
+    /// As much is revoked as can be told.
+    #[error("{0} {1} are revoked, which is the most; lift some first")]
+    FullOf(usize, &'static str),
     /// The reason is no line of text.
     #[error("a reason is one line of at most {REASON_MAX} bytes, without control characters")]
     Reason,
@@ -32,13 +38,23 @@ pub struct Quarantine {
     store: Arc<Store>,
     clock: SharedClock,
     told: watch::Sender<Arc<MeshState>>,
+    /// Nodes that are no members any more, and through which number.
+    out: watch::Sender<Arc<Outs>>,
+}
+
+/// Those whose connections end, by the number of the certificates that opened them; and of which change that is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Outs {
+    sequence: u64,
+    nodes: BTreeMap<NodeName, u64>,
 }
 
 impl Quarantine {
     /// The list of this store.
     pub(crate) fn open(store: Arc<Store>, clock: SharedClock) -> Result<Self, StoreError> {
         let record = store.quarantine()?.unwrap_or_default();
-        Ok(Self { store, clock, told: watch::Sender::new(Arc::new(state(&record))) })
+        let (told, out) = (watch::Sender::new(Arc::new(state(&record))), watch::Sender::new(Arc::new(outs(&record))));
+        Ok(Self { store, clock, told, out })
     }
 
     /// Puts a digest in; false if it was there before (its reason stays).
@@ -46,9 +62,7 @@ impl Quarantine {
     /// # Errors
     /// Any [`QuarantineError`].
     pub fn add(&self, by: &By, digest: Digest, reason: &str) -> Result<bool, QuarantineError> {
-        if reason.len() > REASON_MAX || reason.chars().any(char::is_control) {
-            return Err(QuarantineError::Reason);
-        }
+        check_reason(reason)?;
         let new = Quarantined { since: self.clock.unix(), reason: reason.to_owned() };
         let event = Event::new("quarantined", by).with("digest", digest).with("reason", reason);
         self.change(&event, |list| {
@@ -89,7 +103,24 @@ impl Quarantine {
         self.told.borrow().clone()
     }
 
-    fn change(
+    /// The clock that it goes by.
+    pub(crate) fn now_unix(&self) -> i64 {
+        self.clock.unix()
+    }
+
+    /// All of it, as it is stored.
+    pub(crate) fn record(&self) -> Result<QuarantineRecord, StoreError> {
+        Ok(self.store.quarantine()?.unwrap_or_default())
+    }
+
+    /// Done when the certificate of this number makes its node no member any more.
+    pub(crate) async fn out(&self, node: NodeName, number: u64) {
+        let mut outs = self.out.subscribe();
+        // Its sender lives as long as this.
+        let _ = outs.wait_for(|outs| outs.nodes.get(&node).is_some_and(|through| number <= *through)).await;
+    }
+
+    pub(crate) fn change(
         &self,
         event: &Event,
         edit: impl Fn(&mut QuarantineRecord) -> Result<bool, QuarantineError>,
@@ -105,7 +136,7 @@ impl Quarantine {
             change.quarantine(seen.as_ref(), &new)?;
             change.note(event.clone());
             if change.commit()?.is_some() {
-                self.tell(state(&new));
+                self.tell(&new);
                 return Ok(true);
             }
         }
@@ -118,11 +149,19 @@ impl Quarantine {
 
     /// Looks what the store has, and tells it.
     pub(crate) fn look(&self) -> Result<(), StoreError> {
-        self.store.quarantine().map(|record| self.tell(state(&record.unwrap_or_default())))
+        self.store.quarantine().map(|record| self.tell(&record.unwrap_or_default()))
     }
 
     /// Two changes at once may come here in either order: the later one stays.
-    fn tell(&self, state: MeshState) {
+    fn tell(&self, record: &QuarantineRecord) {
+        let (state, outs) = (state(record), outs(record));
+        self.out.send_if_modified(|out| {
+            let later = outs.sequence > out.sequence;
+            if later {
+                *out = Arc::new(outs);
+            }
+            later
+        });
         self.told.send_if_modified(|told| {
             let later = state.sequence > told.sequence;
             if later {
@@ -134,5 +173,22 @@ impl Quarantine {
 }
 
 fn state(record: &QuarantineRecord) -> MeshState {
-    MeshState { sequence: record.sequence, quarantine: record.digests.keys().copied().collect() }
+    let revoked = Revoked {
+        nodes: record.nodes.iter().map(|(node, revoked)| (node.clone(), revoked.through)).collect(),
+        workloads: record.workloads.keys().cloned().collect(),
+        serials: record.serials.keys().cloned().collect(),
+    };
+    MeshState { sequence: record.sequence, quarantine: record.digests.keys().copied().collect(), revoked }
+}
+
+fn outs(record: &QuarantineRecord) -> Outs {
+    let out = record.nodes.iter().filter(|(_, revoked)| revoked.out);
+    Outs { sequence: record.sequence, nodes: out.map(|(node, revoked)| (node.clone(), revoked.through)).collect() }
+}
+
+pub(crate) fn check_reason(reason: &str) -> Result<(), QuarantineError> {
+    match reason.len() <= REASON_MAX && !reason.chars().any(char::is_control) {
+        true => Ok(()),
+        false => Err(QuarantineError::Reason),
+    }
 }

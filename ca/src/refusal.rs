@@ -22,6 +22,18 @@ pub enum MembershipRefusal {
     /// Bound to another name.
     #[error("this join token is for node {0}")]
     TokenForAnotherNode(NodeName),
+    /// Bound to another machine.
+    #[error("this join token is for another machine than this one, whose BIOS UUID is {0:?}")]
+    TokenForAnotherMachine(String),
+    /// It says that it is another machine than the one that joined.
+    #[error("node {0} is not the machine that joined: its {1} differs; what a new machine needs is a new token")]
+    MachineChanged(NodeName, &'static str),
+    /// A newer certificate of this node is in use.
+    #[error(
+        "node {0} came with a newer certificate before: somebody has a copy of its keys, or it was restored from an \
+         older state; it must join with a new token"
+    )]
+    Superseded(NodeName),
     /// Another node has the name.
     #[error("a node named {0} is a member already; choose another name, or make a token bound to it with --node {0}")]
     NameTaken(NodeName),
@@ -37,6 +49,12 @@ pub enum MembershipRefusal {
     /// Somebody joined under the name later.
     #[error("another machine joined as {0} later; this one must join with a new token")]
     Replaced(NodeName),
+    /// It was sent away.
+    #[error("node {0} was evicted; it must join with a new token")]
+    Evicted(NodeName),
+    /// It shall not be a member.
+    #[error("node {0} is banned, as {1}; `bonafide node unban {1}` at the authority lifts that")]
+    Banned(NodeName, NodeName),
     /// The authority failed. The detail stays in its own log.
     #[error("the authority failed; its log says why")]
     Internal(#[source] IssueError),
@@ -56,6 +74,11 @@ impl MembershipRefusal {
             Self::NoSvid => "no-svid",
             Self::NotAMember(_) => "not-a-member",
             Self::Replaced(_) => "membership-replaced",
+            Self::TokenForAnotherMachine(_) => "token-for-another-machine",
+            Self::MachineChanged(..) => "machine-changed",
+            Self::Superseded(_) => "superseded",
+            Self::Evicted(_) => "evicted",
+            Self::Banned(..) => "banned",
             Self::Internal(_) => "authority-failed",
         }
     }
@@ -64,7 +87,14 @@ impl MembershipRefusal {
         match self {
             Self::TokenUnknown | Self::NoSvid => Code::Unauthenticated,
             Self::TokenUsed | Self::TokenExpired(_) => Code::FailedPrecondition,
-            Self::TokenForAnotherNode(_) | Self::NotAMember(_) | Self::Replaced(_) => Code::PermissionDenied,
+            Self::TokenForAnotherNode(_)
+            | Self::TokenForAnotherMachine(_)
+            | Self::MachineChanged(..)
+            | Self::Superseded(_)
+            | Self::NotAMember(_)
+            | Self::Replaced(_)
+            | Self::Evicted(_)
+            | Self::Banned(..) => Code::PermissionDenied,
             Self::NameTaken(_) => Code::AlreadyExists,
             Self::BadRequest(_) => Code::InvalidArgument,
             Self::Internal(_) => Code::Internal,

@@ -27,6 +27,7 @@ use crate::authority::{Application, Membership};
 use crate::checker;
 use crate::link::{AuthorityLink, Halves, LinkError, MeshStates};
 use crate::listener::ALPN;
+use crate::machine::Machine;
 use crate::member::Member;
 use crate::mesh::{Held, MalformedState, MeshState};
 use crate::sharing::Half;
@@ -44,7 +45,7 @@ const ALIVE: Duration = Duration::from_secs(1);
 /// How long it may take to say so.
 const SILENCE: Duration = Duration::from_secs(3);
 /// The largest answer that is read, in bytes.
-const ANSWER_MAX: usize = 256 * 1024;
+const ANSWER_MAX: usize = 1024 * 1024;
 
 /// The authority, reached over the network: at one address, or at several of authorities that share a store.
 ///
@@ -118,16 +119,22 @@ impl AuthorityLink for Remote {
     async fn renew(
         &self,
         member: &Member,
+        machine: &Machine,
         signing_csr: Vec<u8>,
         authentication_csr: Vec<u8>,
     ) -> Result<Membership, LinkError> {
         let (signing, authentication) = (&signing_csr, &authentication_csr);
-        self.ask(self.current(), |door| Box::pin(door.renew(member, signing, authentication))).await
+        self.ask(self.current(), |door| Box::pin(door.renew(member, machine, signing, authentication))).await
     }
 
     /// Always the first one that can: where all nodes follow, all halves of flows meet.
-    async fn follow(&self, member: &Member, held: watch::Receiver<Held>) -> Result<MeshStates, LinkError> {
-        self.ask(0, |door| Box::pin(door.follow(member, held.clone()))).await
+    async fn follow(
+        &self,
+        member: &Member,
+        machine: &Machine,
+        held: watch::Receiver<Held>,
+    ) -> Result<MeshStates, LinkError> {
+        self.ask(0, |door| Box::pin(door.follow(member, machine, held.clone()))).await
     }
 
     async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
@@ -253,17 +260,29 @@ impl Door {
     async fn renew(
         &self,
         member: &Member,
+        machine: &Machine,
         signing_csr: &[u8],
         authentication_csr: &[u8],
     ) -> Result<Membership, LinkError> {
         let (signing_csr, authentication_csr) = (signing_csr.to_vec(), authentication_csr.to_vec());
         let mut client = self.client(member.bundle().clone(), Some(member)).await?;
-        self.answered(client.renew(wire::RenewRequest { signing_csr, authentication_csr })).await
+        let Machine { bios_uuid, machine_id } = machine.clone();
+        let request = wire::RenewRequest { signing_csr, authentication_csr, bios_uuid, machine_id };
+        self.answered(client.renew(request)).await
     }
 
-    async fn follow(&self, member: &Member, held: watch::Receiver<Held>) -> Result<MeshStates, LinkError> {
+    async fn follow(
+        &self,
+        member: &Member,
+        machine: &Machine,
+        held: watch::Receiver<Held>,
+    ) -> Result<MeshStates, LinkError> {
         let mut client = self.client(member.bundle().clone(), Some(member)).await?;
-        let held = WatchStream::from_changes(held).map(|Held { told, holds }| wire::Held { told, holds });
+        let Machine { bios_uuid, machine_id } = machine.clone();
+        let Held { told, holds } = *held.borrow();
+        let first = wire::Held { told, holds, bios_uuid, machine_id };
+        let then = |Held { told, holds }| wire::Held { told, holds, ..wire::Held::default() };
+        let held = tokio_stream::once(first).chain(WatchStream::from_changes(held).map(then));
         let opened = match tokio::time::timeout(ANSWER, client.follow(held)).await {
             Ok(opened) => opened.map_err(|status| self.refused(&status))?,
             Err(_) => return Err(self.unreachable("no answer in time")),

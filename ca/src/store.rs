@@ -19,7 +19,8 @@ use std::sync::Arc;
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::grant::Grant;
-use bonafide_proto::name::{NodeName, TrustDomain};
+use bonafide_proto::name::{NodeName, TrustDomain, WorkloadName};
+use bonafide_proto::revoked::Serial;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -99,6 +100,9 @@ pub struct TokenRecord {
     /// Whom it admitted: the same application is answered again, should the first answer have been lost.
     #[serde(default)]
     pub admitted: Option<Admitted>,
+    /// The only machine that it admits, by its SMBIOS system UUID; `None`: any.
+    #[serde(default)]
+    pub bios_uuid: Option<String>,
     /// What the node it admits may issue; `None`: what that name was granted before, else nothing.
     #[serde(default)]
     pub grant: Option<Grant>,
@@ -134,6 +138,21 @@ pub struct NodeRecord {
     /// What it may issue.
     #[serde(default)]
     pub grant: Grant,
+    /// It has to join anew since this unix second.
+    #[serde(default)]
+    pub evicted: Option<i64>,
+    /// The number of the newest certificate by which it came; those with a higher one are pending.
+    #[serde(default)]
+    pub active: u64,
+    /// Since when that is so, unix seconds.
+    #[serde(default)]
+    pub activated: i64,
+    /// Why it may not be the machine, or not the only one, that joined.
+    #[serde(default)]
+    pub suspect: Option<String>,
+    /// When it showed its certificate last, unix seconds, give or take a minute.
+    #[serde(default)]
+    pub last_seen: i64,
 }
 
 /// One certificate, written down before it is handed out.
@@ -177,6 +196,57 @@ pub struct QuarantineRecord {
     /// The digests; on disk each is a record of its own.
     #[serde(default)]
     pub digests: BTreeMap<Digest, Quarantined>,
+    /// Nodes of which certificates are revoked; on disk each is a record of its own, and so are those that follow.
+    #[serde(default)]
+    pub nodes: BTreeMap<NodeName, RevokedNode>,
+    /// Workloads that nobody may be.
+    #[serde(default)]
+    pub workloads: BTreeMap<WorkloadName, Quarantined>,
+    /// Leaves that are revoked.
+    #[serde(default)]
+    pub serials: BTreeMap<Serial, RevokedSerial>,
+    /// Nodes that may not join. Not told to the others, whom it does not concern.
+    #[serde(default)]
+    pub banned: BTreeMap<NodeName, BannedNode>,
+}
+
+/// What a node's intermediates up to a number issued is revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedNode {
+    /// Up to this one.
+    pub through: u64,
+    /// When the last of these certificates has expired, unix seconds.
+    pub until: i64,
+    /// The node is no member: what it is told, and all else, ends.
+    pub out: bool,
+    /// Unix seconds.
+    pub since: i64,
+    /// In the operator's words, or the authority's.
+    pub reason: String,
+}
+
+/// A leaf that is revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedSerial {
+    /// When it has expired for sure, unix seconds.
+    pub until: i64,
+    /// Unix seconds.
+    pub since: i64,
+    /// In the operator's words; may be empty.
+    pub reason: String,
+}
+
+/// A node that may not join, by its name or as its machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BannedNode {
+    /// As it said when it joined; empty: it said none, or never joined.
+    pub bios_uuid: String,
+    /// As it said when it joined.
+    pub machine_id: String,
+    /// Unix seconds.
+    pub since: i64,
+    /// In the operator's words; may be empty.
+    pub reason: String,
 }
 
 /// One digest in quarantine.
@@ -199,6 +269,11 @@ pub struct Store {
 
 const META_KEY: &[u8] = b"trust-domain";
 const QUARANTINE_KEY: &[u8] = b"quarantine";
+/// What the names of records in [`Tree::Revoked`] begin with, before a slash.
+const REVOKED_NODE: &str = "node";
+const REVOKED_WORKLOAD: &str = "workload";
+const REVOKED_SERIAL: &str = "serial";
+const BANNED_NODE: &str = "banned";
 /// Records read at once.
 const PAGE: usize = 1000;
 
@@ -293,11 +368,34 @@ impl Store {
                 record.digests.insert(digest, self.decode(value)?);
                 Ok(())
             })?;
+            self.each(Tree::Revoked, |name, value| self.revoked(&mut record, name, value))?;
             // Page by page is no snapshot: all of it is of one number only if that is still the number.
             if self.engine.get(&key)? == seen {
                 return Ok(Some(record));
             }
         }
+    }
+
+    /// Takes one record of what is revoked.
+    fn revoked(&self, into: &mut QuarantineRecord, name: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        let damaged = || self.damaged(&"the name of what is revoked is malformed");
+        let (kind, name) = std::str::from_utf8(name).ok().and_then(|name| name.split_once('/')).ok_or_else(damaged)?;
+        match kind {
+            REVOKED_NODE => {
+                into.nodes.insert(name.parse().map_err(|_| damaged())?, self.decode(value)?);
+            }
+            REVOKED_WORKLOAD => {
+                into.workloads.insert(name.parse().map_err(|_| damaged())?, self.decode(value)?);
+            }
+            REVOKED_SERIAL => {
+                into.serials.insert(name.parse().map_err(|_| damaged())?, self.decode(value)?);
+            }
+            BANNED_NODE => {
+                into.banned.insert(name.parse().map_err(|_| damaged())?, self.decode(value)?);
+            }
+            _ => return Err(damaged()),
+        }
+        Ok(())
     }
 
     /// Replaces a token as it was `seen` (`None`: absent); false if it has changed since.
@@ -362,7 +460,7 @@ impl Store {
         for (digest, quarantined) in &record.digests {
             writes.push(Write::Put(Key::new(Tree::Quarantine, digest.0), self.encode(quarantined)?));
         }
-        let spread = QuarantineRecord { sequence: record.sequence, digests: BTreeMap::new() };
+        let spread = QuarantineRecord { sequence: record.sequence, ..QuarantineRecord::default() };
         for writes in writes.chunks(self.engine.room()) {
             self.engine.commit(&[], writes)?;
         }

@@ -101,7 +101,9 @@ pub async fn keep(
     tokens: &TokenSource,
 ) -> Result<std::convert::Infallible, UpkeepError> {
     let mut pause = PAUSE_MIN;
+    let mut told = node.mesh();
     loop {
+        told.mark_unchanged();
         let wait = match step(node, link, tokens).await {
             Ok(wait) => {
                 pause = PAUSE_MIN;
@@ -115,7 +117,11 @@ pub async fn keep(
                 wait
             }
         };
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            // Its own certificates may be revoked by it. The sender is the node's, and lives as long as this.
+            _ = told.changed() => {}
+        }
     }
 }
 
@@ -127,7 +133,15 @@ pub async fn follow(node: &NodeCa, link: &dyn AuthorityLink) -> std::convert::In
         // Its sender is the node itself, which lives as long as this.
         let _ = member.wait_for(Option::is_some).await;
         let began = Instant::now();
-        match node.follow(link).await {
+        let followed = tokio::select! {
+            followed = node.follow(link) => followed,
+            // Its first use makes the renewed certificate the active one.
+            _ = member.changed() => {
+                pause = AWAY_MIN;
+                continue;
+            }
+        };
+        match followed {
             Ok(()) => tracing::debug!("the authority ended what it tells; asking again"),
             Err(e) => {
                 tracing::warn!(error = %e, again_in = ?pause, "the authority tells nothing; what it told stays in force")
@@ -148,13 +162,23 @@ pub async fn step(node: &NodeCa, link: &dyn AuthorityLink, tokens: &TokenSource)
             let rest = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
             return Ok(rest.clamp(Duration::from_millis(100), LOOK));
         }
-        Due::Renew => node.renew(link).await?,
+        Due::Renew => match (node.renew(link).await, tokens) {
+            // Whoever was sent away may come again by a token that its operator put there.
+            (Err(e), TokenSource::File(path)) if is_sent_away(&e) && path.exists() => join(node, link, tokens).await?,
+            (renewed, _) => renewed?,
+        },
         Due::Join => join(node, link, tokens).await?,
     }
     if let Some(member) = node.member() {
         tracing::info!(node = %member.name(), until = member.not_after(), "membership is current");
     }
     Ok(Duration::ZERO)
+}
+
+/// The authority does not take this node for a member any more.
+fn is_sent_away(e: &MembershipError) -> bool {
+    let MembershipError::Link(LinkError::Refused { reason, .. }) = e else { return false };
+    matches!(reason.as_str(), "evicted" | "banned" | "not-a-member" | "membership-replaced" | "superseded")
 }
 
 async fn join(node: &NodeCa, link: &dyn AuthorityLink, tokens: &TokenSource) -> Result<(), UpkeepError> {

@@ -11,6 +11,8 @@ use crate::ask::{self, NoAnswer};
 use crate::exit::{Exit, Failure};
 use crate::node::Layout;
 use crate::printable::printable;
+use crate::quarantine::in_force;
+use crate::revoke::{AwayArgs, UnbanArgs};
 use crate::screen::{Screen, tell};
 use crate::status::when;
 
@@ -37,6 +39,9 @@ pub struct CreateArgs {
     /// The only name under which the node may join [default: any]
     #[arg(long)]
     pub node: Option<NodeName>,
+    /// The only machine that may join with it, by its SMBIOS system UUID (/sys/class/dmi/id/product_uuid) [default: any]
+    #[arg(long, value_name = "UUID")]
+    pub bios_uuid: Option<String>,
     /// What it may issue: workloads, or prefixes with `*`, separated by commas [default: what that name was granted
     /// before, else nothing]
     #[arg(long, value_name = "NAMES")]
@@ -51,10 +56,17 @@ pub struct CreateArgs {
 pub enum NodeCommand {
     /// Lists the nodes that the authority admitted, and whether each is connected to be told what every member must know
     List,
+    /// Sends a node away at once: what it issued is revoked, and it has to join anew with a new token
+    Evict(AwayArgs),
+    /// Sends a node away for good: it is evicted, and joins no more under this name or as this machine, until `unban`
+    Ban(AwayArgs),
+    /// Lets a banned node join again, with a new token
+    Unban(UnbanArgs),
     /// Says which workloads a node may issue
     #[command(
         after_help = "Every node refuses a program whose certificate was issued by a node that was not granted that workload. A grant that
-becomes wider counts when the node renews its certificates next.
+becomes wider counts when the node renews its certificates next. One that becomes smaller counts at once: what the node
+issued is revoked, its connections end, and it renews.
 
 Examples:
   bonafide node grant web1 --workloads 'shop/web,shop/api-*'
@@ -85,8 +97,12 @@ pub(crate) fn grant(args: &GrantArgs, layout: &Layout, screen: &mut Screen) -> R
         true => "nothing".to_owned(),
         false => args.workloads.to_string(),
     };
-    let since = if answer.changed { "from its next renewal on" } else { "as before" };
-    screen.line(&format!("node {} may issue {may}, {since}", args.node))?;
+    let since = match (answer.changed, &answer.revoked) {
+        (false, _) => "as before".to_owned(),
+        (true, None) => "from its next renewal on".to_owned(),
+        (true, Some(revoked)) => format!("and what it issued before is revoked; {}", in_force(revoked)),
+    };
+    screen.line(&printable(&format!("node {} may issue {may}, {since}", args.node)))?;
     Ok(Exit::Done)
 }
 
@@ -98,7 +114,9 @@ fn wired(grant: &Grant) -> authority::Grant {
 pub(crate) fn create_token(args: &CreateArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
     let socket = layout.authority_socket();
     let node = args.node.as_ref().map(ToString::to_string).unwrap_or_default();
-    let request = CreateTokenRequest { node, ttl_seconds: args.ttl, grant: args.workloads.as_ref().map(wired) };
+    let grant = args.workloads.as_ref().map(wired);
+    let bios_uuid = args.bios_uuid.clone().unwrap_or_default();
+    let request = CreateTokenRequest { node, ttl_seconds: args.ttl, grant, bios_uuid };
     let answer = ask::block_on(async { ask::ask(&socket, ask::admission(&socket).create_token(request)).await })?;
     let answer = answer.map_err(|e| match e {
         NoAnswer::Said(why) => Failure::Refused(format!("the authority made no token: {why}")),
@@ -118,6 +136,13 @@ pub(crate) fn list_nodes(layout: &Layout, screen: &mut Screen) -> Result<Exit, F
     Ok(Exit::Done)
 }
 
+fn state(node: &Node) -> String {
+    match node.suspect.as_str() {
+        "" => node.state.clone(),
+        why => format!("{}, suspect: {why}", node.state),
+    }
+}
+
 fn granted(node: &Node) -> String {
     match node.grant.as_ref().map_or(&[][..], |grant| &grant.workloads) {
         [] => "nothing".to_owned(),
@@ -130,8 +155,10 @@ fn table(nodes: &[Node]) -> String {
     table.load_preset(presets::NOTHING).force_no_tty();
     table.set_header([
         "NAME",
+        "STATE",
         "JOINED",
         "LAST RENEWED",
+        "LAST SEEN",
         "MEMBER UNTIL",
         "FOLLOWS",
         "MAY ISSUE",
@@ -141,8 +168,10 @@ fn table(nodes: &[Node]) -> String {
     for node in nodes {
         let row = [
             node.name.clone(),
+            state(node),
             when(node.joined),
             when(node.last_renewed),
+            when(node.last_seen),
             when(node.not_after),
             if node.following { "yes" } else { "no" }.to_owned(),
             granted(node),
@@ -169,12 +198,15 @@ mod tests {
             machine_id: "m\u{7}".into(),
             not_after: 86400,
             following: true,
+            state: "member".into(),
+            suspect: "a copy of its key".into(),
             ..Node::default()
         };
         let text = table(&[node]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2, "{text}");
-        assert!(lines[0].starts_with("NAME  JOINED"), "{text}");
+        assert!(lines[0].starts_with("NAME  STATE"), "{text}");
+        assert!(lines[1].contains("member, suspect: a copy of its key"), "{text}");
         assert!(lines[1].contains("1970-01-02T00:00:00Z  yes") && lines[1].contains("m\\u{7}"), "{text}");
     }
 }

@@ -10,6 +10,7 @@ use crate::flows::FlowsArgs;
 use crate::launch::{Capability, Launch};
 use crate::policy_check::PolicyCommand;
 use crate::quarantine::QuarantineArgs;
+use crate::revoke::RevokeCommand;
 use crate::run::RunArgs;
 use crate::screen::ColourWhen;
 use crate::whois::WhoisArgs;
@@ -49,7 +50,7 @@ pub enum Verb {
     /// Makes join tokens (where the authority runs)
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Shows the nodes of the trust domain (where the authority runs)
+    /// Lists the nodes of the trust domain, says what each may issue, sends them away (where the authority runs)
     #[command(subcommand)]
     Node(NodeCommand),
     /// Puts a program's digest in quarantine on every node (where the authority runs)
@@ -57,6 +58,9 @@ pub enum Verb {
     /// Shows what the CA did, and checks that nobody changed the record of it
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Takes certificates back before their time: a node's, a workload's, a single one (where the authority runs)
+    #[command(subcommand)]
+    Revoke(RevokeCommand),
     /// Runs a node on this machine until Ctrl-C, then removes every trace of it
     Run(RunArgs),
     /// Becomes a daemon, with its own cgroup, user and capabilities

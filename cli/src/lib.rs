@@ -15,6 +15,7 @@ mod flows;
 mod policy_check;
 mod printable;
 mod quarantine;
+mod revoke;
 mod run;
 mod screen;
 mod status;
@@ -31,6 +32,7 @@ pub use flows::{Filter, FlowTable, FlowsArgs, Line, Tail, Verdict, record};
 pub use policy_check::PolicyCommand;
 pub use printable::{printable, printable_json};
 pub use quarantine::QuarantineArgs;
+pub use revoke::{AwayArgs, RevokeArgs, RevokeCommand, UnbanArgs};
 pub use run::{BackendChoice, RunArgs};
 pub use screen::ColourWhen;
 pub use whois::{Who, WhoisArgs};
@@ -67,6 +69,10 @@ fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
         Verb::Policy(PolicyCommand::Check { files }) => policy_check::check(&files, screen),
         Verb::Token(TokenCommand::Create(create)) => admission::create_token(&create, &layout, screen),
         Verb::Node(NodeCommand::Grant(args)) => admission::grant(&args, &layout, screen),
+        Verb::Node(NodeCommand::Evict(args)) => revoke::evict(args, &layout, screen),
+        Verb::Node(NodeCommand::Ban(args)) => revoke::ban(args, &layout, screen),
+        Verb::Node(NodeCommand::Unban(args)) => revoke::unban(args, &layout, screen),
+        Verb::Revoke(command) => revoke::revoke(command, &layout, screen),
         Verb::Node(NodeCommand::List) => admission::list_nodes(&layout, screen),
         Verb::Quarantine(args) => quarantine::quarantine(&args, &layout, screen),
         Verb::Audit(command) => audit::audit(&command, &layout, screen),

@@ -54,7 +54,7 @@ pub struct QuarantineArgs {
 /// The longest reason, in bytes.
 const REASON_MAX: usize = 256;
 
-fn reason(text: &str) -> Result<String, String> {
+pub(crate) fn reason(text: &str) -> Result<String, String> {
     match text.len() <= REASON_MAX && !text.chars().any(char::is_control) {
         true => Ok(text.to_owned()),
         false => Err(format!("a reason is one line of at most {REASON_MAX} bytes, without control characters")),
@@ -83,20 +83,25 @@ fn change(digest: Digest, args: &QuarantineArgs, layout: &Layout, screen: &mut S
 }
 
 fn outcome(digest: Digest, lift: bool, answer: &QuarantineResponse) -> String {
-    let QuarantineResponse { changed, told, nodes, untold } = answer;
-    let what = match (lift, changed) {
+    let what = match (lift, answer.changed) {
         (false, true) => "is in quarantine",
         (false, false) => "was in quarantine before",
         (true, true) => "is in quarantine no longer",
         (true, false) => "was not in quarantine",
     };
-    let mut text = format!("{digest} {what}; in force on {told} of {nodes} nodes");
+    printable(&format!("{digest} {what}; {}", in_force(answer))).into_owned()
+}
+
+/// Who has it in force, and who does not yet.
+pub(crate) fn in_force(answer: &QuarantineResponse) -> String {
+    let QuarantineResponse { told, nodes, untold, .. } = answer;
+    let mut text = format!("in force on {told} of {nodes} nodes");
     if !untold.is_empty() {
         let unnamed = nodes.saturating_sub(*told).saturating_sub(u32::try_from(untold.len()).unwrap_or(u32::MAX));
         let more = if unnamed == 0 { String::new() } else { format!(" and {unnamed} more") };
         text += &format!(", on {}{more} as soon as they come back", untold.join(", "));
     }
-    printable(&text).into_owned()
+    text
 }
 
 fn list(args: &QuarantineArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
@@ -109,7 +114,7 @@ fn list(args: &QuarantineArgs, layout: &Layout, screen: &mut Screen) -> Result<E
 }
 
 /// A node whose authority is on another host has no such socket.
-fn elsewhere(e: NoAnswer, layout: &Layout) -> Failure {
+pub(crate) fn elsewhere(e: NoAnswer, layout: &Layout) -> Failure {
     match e {
         NoAnswer::NoSocket(asked) if asked == layout.authority_socket() && layout.ca_socket().exists() => {
             Failure::Failed("this node's authority runs on another host; run this there".to_owned())

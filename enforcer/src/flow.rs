@@ -81,10 +81,10 @@ impl Node {
         describe_attested(party, attestation, self.spiffe_id(attestation.workload.as_ref()));
     }
 
-    /// Refuses what is in quarantine.
+    /// Refuses what is in quarantine, or revoked.
     ///
     /// # Errors
-    /// `quarantined`, with the digest.
+    /// `quarantined`, with the digest; or what is revoked.
     pub(crate) fn admit(&self, program: Program) -> Result<Program, Why> {
         match program.quarantined(&self.identity.quarantined()) {
             Some(why) => Err(why),
@@ -96,7 +96,7 @@ impl Node {
     /// own policy, and may not know yet what is in quarantine.
     ///
     /// # Errors
-    /// `quarantined`, or `peer-certificate` with the demand of the policy that it misses.
+    /// `quarantined`, what is revoked, or `peer-certificate` with the demand of the policy that it misses.
     pub(crate) fn accept(&self, peer: &Peer, policy: &Policy) -> Result<(), Why> {
         let objection = peer.quarantined(&self.identity.quarantined());
         objection.or_else(|| peer.misfit(policy)).map_or(Ok(()), Err)
@@ -150,6 +150,8 @@ pub(crate) fn why_no_svid(refusal: &AttestRefusal) -> Why {
     let reason = match refusal.reason {
         AttestReason::Quarantined => Reason::Quarantined,
         AttestReason::NotGranted => Reason::NotGranted,
+        AttestReason::NodeRevoked => Reason::NodeRevoked,
+        AttestReason::WorkloadRevoked => Reason::WorkloadRevoked,
         _ => Reason::NoSvid,
     };
     Why::new(reason, refusal.to_string())

@@ -274,6 +274,7 @@ impl Known {
         let program = self.program.clone()?;
         let leaf = node.identity.leaf(&program.attestation).await;
         let leaf = leaf.map_err(|e| why_no_svid(&e))?;
+        let program = node.admit(program.showing(leaf.shown()))?;
         let trust = node.trust()?;
         let handshake = timeout(HANDSHAKE_TIMEOUT, tunnel::server::handshake(far, &leaf, &trust.trust));
         let server = handshake.await.map_err(|_| why_late("the handshake", HANDSHAKE_TIMEOUT))?;
@@ -305,7 +306,7 @@ impl Known {
         let (grant, seat) = match granted {
             Ok(granted) => granted,
             Err(why) => {
-                let _ = timeout(HANDSHAKE_TIMEOUT, pending.refuse(RefuseCode::Policy)).await;
+                let _ = timeout(HANDSHAKE_TIMEOUT, pending.refuse(refusal(&why))).await;
                 return Err(why);
             }
         };
@@ -331,6 +332,14 @@ struct Authorized<S> {
     app: TcpStream,
     grant: Grant,
     seat: Seat,
+}
+
+/// What the peer learns: a revocation by its name, which is no secret; else that the policy says no.
+fn refusal(why: &Why) -> RefuseCode {
+    match RefuseCode::from(why.reason) {
+        revoked @ (RefuseCode::NodeRevoked | RefuseCode::WorkloadRevoked | RefuseCode::SerialRevoked) => revoked,
+        _ => RefuseCode::Policy,
+    }
 }
 
 /// A peer that had to speak `bonafide/1` and was silent.

@@ -22,7 +22,7 @@ use crate::live::{Judged, Peer, Program, Question, Seat};
 use crate::record::{Account, Why, describe_peer};
 use crate::relay::{self, Beside};
 use crate::sys::dial::{self, Reserved};
-use crate::tunnel::ending::Cause;
+use crate::tunnel::ending::{Cause, Ending};
 use crate::tunnel::frame::Open;
 use crate::tunnel::{self, Tunnel};
 use crate::{inbound, sys};
@@ -219,9 +219,10 @@ impl Attributed {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let program = self.program.clone()?;
-        let workload = &program.workload;
         let leaf = node.identity.leaf(&program.attestation).await;
         let leaf = leaf.map_err(|e| why_no_svid(&e))?;
+        let program = node.admit(program.showing(leaf.shown()))?;
+        let workload = &program.workload;
         let trust = node.trust()?;
         let handshake = timeout(HANDSHAKE_TIMEOUT, tunnel::client::handshake(wire, &leaf, &trust.trust));
         let client = handshake.await.map_err(|_| why_late("the handshake", HANDSHAKE_TIMEOUT))?;
@@ -232,7 +233,10 @@ impl Attributed {
         account.tls(client.facts());
         let peer = Peer::of(client.peer())?;
         let policy = &self.captured.policy;
-        node.accept(&peer, policy)?;
+        if let Err(why) = node.accept(&peer, policy) {
+            let _ = timeout(HANDSHAKE_TIMEOUT, client.leave(Ending::of(why.reason, None))).await;
+            return Err(why);
+        }
         // Behind port forwarding the program listens on another port than was dialled: the far end says which.
         // A peer that no rule allows on any port does not even learn what was asked.
         if !policy.may_reach(workload, &peer.workload)

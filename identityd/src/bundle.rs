@@ -1,14 +1,14 @@
 //! The node's CA: leaves are asked of it, and its trust bundle is passed on.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bonafide_proto::endpoint;
-use bonafide_proto::fingerprint::{Digest, Fingerprint};
+use bonafide_proto::fingerprint::Fingerprint;
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::revoked::Barred;
 use bonafide_proto::wire::node as wire;
 use bonafide_proto::wire::node::issuance_client::IssuanceClient;
 use tokio::sync::watch;
@@ -22,8 +22,8 @@ const ISSUE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Waits between attempts to reach the CA: doubled each time, so that its restart is noticed soon.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
-/// The digests in quarantine.
-pub(crate) type QuarantineInForce = watch::Receiver<Arc<BTreeSet<Digest>>>;
+/// What is in quarantine, or revoked.
+pub(crate) type QuarantineInForce = watch::Receiver<Arc<Barred>>;
 
 /// The node's CA as this daemon sees it.
 #[derive(Debug, Clone)]
@@ -95,27 +95,25 @@ impl Authority {
 /// Where the parts of a bundle go: a change of one is no change of the other.
 struct Told {
     bundle: watch::Sender<Option<wire::Bundle>>,
-    quarantine: watch::Sender<Arc<BTreeSet<Digest>>>,
+    quarantine: watch::Sender<Arc<Barred>>,
 }
 
 impl Told {
     /// A bundle counts as a whole or not at all.
     fn take(&self, bundle: wire::Bundle) {
-        let digest = |bytes: &Vec<u8>| Digest::try_from(bytes.as_slice());
-        match bundle.quarantine.iter().map(digest).collect::<Result<BTreeSet<_>, _>>() {
-            Ok(digests) => {
+        let quarantine = wire::Quarantine { sha256: bundle.quarantine.clone(), revoked: bundle.revoked.clone() };
+        match Barred::try_from(quarantine) {
+            Ok(barred) => {
                 self.quarantine.send_if_modified(|now| {
-                    let differs = **now != digests;
+                    let differs = **now != barred;
                     if differs {
-                        *now = Arc::new(digests);
+                        *now = Arc::new(barred);
                     }
                     differs
                 });
                 self.bundle.send_replace(Some(bundle));
             }
-            Err(_) => {
-                tracing::error!("the CA told a digest in quarantine that is not 32 bytes; its last bundle stays in use")
-            }
+            Err(e) => tracing::error!(error = %e, "the CA told what is no quarantine; its last bundle stays in use"),
         }
     }
 }
@@ -155,6 +153,8 @@ async fn relay(mut stream: tonic::Streaming<wire::Bundle>, told: &Told) -> Strin
 
 #[cfg(test)]
 mod tests {
+    use bonafide_proto::fingerprint::Digest;
+
     use super::*;
 
     #[test]
@@ -169,7 +169,7 @@ mod tests {
         };
         told.take(of(1, &[vec![1; 32]]));
         assert!(trust.has_changed().unwrap() && digests.has_changed().unwrap());
-        assert_eq!(**digests.borrow_and_update(), [Digest([1; 32])].into());
+        assert_eq!(**digests.borrow_and_update(), Barred::from([Digest([1; 32])]));
         trust.mark_unchanged();
 
         told.take(of(2, &[vec![1; 32]]));

@@ -1,12 +1,13 @@
 //! Lapses: what was attested before and is so no longer, told to everybody who remembers answers.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use bonafide_proto::fingerprint::{Digest, Execution};
+use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::refusal::AttestReason;
+use bonafide_proto::revoked::Barred;
 use bonafide_proto::wire::node as wire;
 use tokio::sync::broadcast;
 use tokio_stream::Stream;
@@ -31,8 +32,8 @@ pub(crate) enum Lapsed {
     Holders(Execution),
     /// Events were lost.
     Everything,
-    /// These digests are in quarantine now: all that are, sorted.
-    Quarantine(Vec<Digest>),
+    /// This is in quarantine, or revoked, now, and nothing else.
+    Quarantine(Arc<Barred>),
 }
 
 /// A lapse, and why.
@@ -50,7 +51,7 @@ pub(crate) struct Lapse {
 #[derive(Debug, Clone)]
 pub(crate) struct Lapses {
     told: broadcast::Sender<Lapse>,
-    quarantined: Arc<Mutex<Arc<BTreeSet<Digest>>>>,
+    quarantined: Arc<Mutex<Arc<Barred>>>,
 }
 
 impl Lapses {
@@ -59,11 +60,11 @@ impl Lapses {
         Self { told: broadcast::Sender::new(WAITING_MAX), quarantined: Arc::default() }
     }
 
-    /// From now on these digests are in quarantine, and no others: tells everybody who listens, now or later.
-    pub(crate) fn quarantine(&self, digests: Arc<BTreeSet<Digest>>) {
+    /// From now on this is in quarantine, or revoked, and nothing else: tells everybody who listens, now or later.
+    pub(crate) fn quarantine(&self, barred: Arc<Barred>) {
         let mut quarantined = self.quarantined.lock().unwrap_or_else(PoisonError::into_inner);
-        self.tell(in_quarantine(&digests));
-        *quarantined = digests;
+        self.tell(in_quarantine(&barred));
+        *quarantined = barred;
     }
 
     /// Tells everybody who listens.
@@ -91,9 +92,13 @@ impl Lapses {
     }
 }
 
-fn in_quarantine(digests: &BTreeSet<Digest>) -> Lapse {
-    let detail = format!("{} digests are in quarantine", digests.len());
-    Lapse { what: Lapsed::Quarantine(digests.iter().copied().collect()), reason: AttestReason::Quarantined, detail }
+fn in_quarantine(barred: &Arc<Barred>) -> Lapse {
+    let detail = format!(
+        "{} digests are in quarantine, and {} revocations in force",
+        barred.digests.len(),
+        barred.revoked.len()
+    );
+    Lapse { what: Lapsed::Quarantine(Arc::clone(barred)), reason: AttestReason::Quarantined, detail }
 }
 
 /// What a listener hears; it never ends.
@@ -101,7 +106,7 @@ fn in_quarantine(digests: &BTreeSet<Digest>) -> Lapse {
 pub(crate) struct Heard {
     first: VecDeque<wire::Lapse>,
     told: BroadcastStream<Lapse>,
-    quarantined: Arc<Mutex<Arc<BTreeSet<Digest>>>>,
+    quarantined: Arc<Mutex<Arc<Barred>>>,
 }
 
 impl Heard {
@@ -137,9 +142,7 @@ impl From<Lapse> for wire::Lapse {
             Lapsed::Kin(used) => Of::Kin(flow(used)),
             Lapsed::Holders(execution) => Of::Holders(execution.into()),
             Lapsed::Everything => Of::Everything(true),
-            Lapsed::Quarantine(digests) => {
-                Of::Quarantine(wire::Quarantine { sha256: digests.iter().map(|digest| digest.0.to_vec()).collect() })
-            }
+            Lapsed::Quarantine(barred) => Of::Quarantine(barred.as_ref().into()),
         };
         Self { of: Some(of), reason: lapse.reason.as_str().to_owned(), detail: lapse.detail }
     }
@@ -151,6 +154,7 @@ fn flow(Use { local, remote, by, at_ns }: Use) -> wire::lapse::Flow {
 
 #[cfg(test)]
 mod tests {
+    use bonafide_proto::fingerprint::Digest;
     use tokio_stream::StreamExt as _;
     use wire::lapse::Of;
 
@@ -165,8 +169,8 @@ mod tests {
         heard.next().await.unwrap().of.unwrap()
     }
 
-    fn quarantined(digests: &[Digest]) -> Of {
-        Of::Quarantine(wire::Quarantine { sha256: digests.iter().map(|digest| digest.0.to_vec()).collect() })
+    fn quarantined<const N: usize>(digests: [Digest; N]) -> Of {
+        Of::Quarantine((&Barred::from(digests)).into())
     }
 
     #[tokio::test]
@@ -176,32 +180,32 @@ mod tests {
         let mut heard = lapses.listen();
         lapses.tell(lapse(2));
         assert_eq!(next(&mut heard).await, Of::Ready(true));
-        assert_eq!(next(&mut heard).await, quarantined(&[]));
+        assert_eq!(next(&mut heard).await, quarantined([]));
         assert_eq!(heard.next().await.unwrap(), lapse(2).into());
     }
 
     #[tokio::test]
     async fn who_listens_is_told_what_is_in_quarantine_now_and_later() {
         let lapses = Lapses::new();
-        lapses.quarantine(Arc::new(BTreeSet::from([Digest([1; 32])])));
+        lapses.quarantine(Arc::new(Barred::from([Digest([1; 32])])));
         let mut heard = lapses.listen();
         assert_eq!(next(&mut heard).await, Of::Ready(true));
-        assert_eq!(next(&mut heard).await, quarantined(&[Digest([1; 32])]));
-        lapses.quarantine(Arc::new(BTreeSet::from([Digest([2; 32]), Digest([1; 32])])));
-        assert_eq!(next(&mut heard).await, quarantined(&[Digest([1; 32]), Digest([2; 32])]));
+        assert_eq!(next(&mut heard).await, quarantined([Digest([1; 32])]));
+        lapses.quarantine(Arc::new(Barred::from([Digest([2; 32]), Digest([1; 32])])));
+        assert_eq!(next(&mut heard).await, quarantined([Digest([1; 32]), Digest([2; 32])]));
     }
 
     #[tokio::test]
     async fn who_is_slow_is_told_that_everything_lapsed() {
         let lapses = Lapses::new();
         let mut heard = lapses.listen();
-        lapses.quarantine(Arc::new(BTreeSet::from([Digest([1; 32])])));
+        lapses.quarantine(Arc::new(Barred::from([Digest([1; 32])])));
         for pid in 0..=u32::try_from(WAITING_MAX).unwrap() {
             lapses.tell(lapse(pid));
         }
         assert_eq!(next(&mut heard).await, Of::Ready(true));
-        assert_eq!(next(&mut heard).await, quarantined(&[]));
+        assert_eq!(next(&mut heard).await, quarantined([]));
         assert_eq!(next(&mut heard).await, Of::Everything(true));
-        assert_eq!(next(&mut heard).await, quarantined(&[Digest([1; 32])]));
+        assert_eq!(next(&mut heard).await, quarantined([Digest([1; 32])]));
     }
 }

@@ -1,6 +1,7 @@
 //! The door: wire messages to types and back. Nothing else in the workspace reads a wire field.
 
 mod evidence;
+mod revoked;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 

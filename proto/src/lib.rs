@@ -17,6 +17,7 @@ pub mod observed;
 pub mod program;
 pub mod record;
 pub mod refusal;
+pub mod revoked;
 pub mod svid;
 pub mod taint;
 pub mod tls;

@@ -97,6 +97,12 @@ reasons! {
         IdentityChanged = "identity-changed",
         /// A digest of either program is in quarantine.
         Quarantined = "quarantined",
+        /// What the issuing node of either program's certificate issued until then is revoked.
+        NodeRevoked = "node-revoked",
+        /// Nobody may be the workload of either program any more.
+        WorkloadRevoked = "workload-revoked",
+        /// The certificate of either program is revoked.
+        SerialRevoked = "serial-revoked",
         /// A live flow: the other end ended it and said why.
         EndedByPeer = "ended-by-peer",
         /// A live flow: the tunnel broke without an end of stream.

@@ -90,6 +90,10 @@ reasons! {
         NotEntitled = "not-entitled",
         /// The authority did not grant this node to issue that workload.
         NotGranted = "not-granted",
+        /// What this node's intermediate issues is revoked; the node renews it, or is no member any more.
+        NodeRevoked = "node-revoked",
+        /// Nobody may be that workload any more.
+        WorkloadRevoked = "workload-revoked",
         /// The node has no intermediate yet, or it has expired.
         NoIntermediate = "no-intermediate",
         /// The certificate request is malformed or too large.

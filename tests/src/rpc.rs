@@ -54,6 +54,6 @@ pub fn issuance_status(socket: &Path) -> Result<IssuanceStatus, String> {
 /// The authority does not answer, or refuses.
 pub fn create_token(admin_socket: &Path, node: &str, ttl_seconds: u32) -> Result<String, String> {
     let grant = Some(Grant { workloads: vec!["*".to_owned()] });
-    let request = CreateTokenRequest { node: node.to_owned(), ttl_seconds, grant };
+    let request = CreateTokenRequest { node: node.to_owned(), ttl_seconds, grant, bios_uuid: String::new() };
     call(async { AdmissionClient::new(channel(admin_socket)).create_token(request).await }).map(|answer| answer.token)
 }

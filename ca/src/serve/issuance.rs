@@ -136,5 +136,6 @@ fn bundle(member: &Member, mesh: &MeshState) -> wire::Bundle {
         node: member.name().to_string(),
         sequence: member.sequence(),
         quarantine: mesh.quarantine.iter().map(|digest| digest.0.to_vec()).collect(),
+        revoked: Some((&mesh.revoked).into()),
     }
 }

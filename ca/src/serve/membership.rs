@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bonafide_proto::name::NodeName;
 use bonafide_proto::wire::authority as wire;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,6 +15,7 @@ use crate::authority::{Application, Authority, Membership};
 use crate::daemon::ended;
 use crate::followers::{Follower, Place};
 use crate::listener::{FOLLOWING, Peer};
+use crate::machine::Machine;
 use crate::mesh::{Held, MeshState};
 use crate::refusal::MembershipRefusal;
 use crate::serve::{MESSAGE_MAX, blocking};
@@ -23,6 +25,12 @@ use bonafide_proto::token::Secret;
 
 /// A follower is let go in order so long before its connection would end.
 const MARGIN: Duration = Duration::from_secs(30);
+
+/// How long a node that was sent away may still listen.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
+/// How long a follower may take to say which machine it is.
+const FIRST_WORD: Duration = Duration::from_secs(5);
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -64,13 +72,14 @@ impl wire::membership_server::Membership for MembershipService {
     async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::Membered>, Status> {
         let peer = peer(&request)?.clone();
         let _answering = peer.answering();
-        let wire::RenewRequest { signing_csr, authentication_csr } = request.into_inner();
+        let wire::RenewRequest { signing_csr, authentication_csr, bios_uuid, machine_id } = request.into_inner();
+        let machine = Machine { bios_uuid, machine_id };
         let address = peer.address;
         let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
         let authority = self.0.clone();
         blocking(move || {
             let node = svid.id().node_name();
-            let outcome = authority.renew(&svid, &signing_csr, &authentication_csr).inspect_err(|refusal| {
+            let outcome = authority.renew(&svid, &machine, &signing_csr, &authentication_csr).inspect_err(|refusal| {
                 let by = node.clone().map_or(By::Stranger(address), By::Node);
                 authority.note_refused("renewal-refused", &by, svid.id().path(), refusal);
             });
@@ -87,16 +96,31 @@ impl wire::membership_server::Membership for MembershipService {
         let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
         let (authority, stopped) = (self.0.clone(), self.1.clone());
         let left = svid.not_after().saturating_sub(authority.clock().unix());
-        let following_at = authority.clone();
-        let Follower { states, place } = blocking(move || Ok(following_at.follow(&svid)?)).await?;
+        let (expelling, following_at) = (authority.clone(), authority.clone());
+        let mut says = request.into_inner();
+        let (machine, held) = first_word(&mut says).await?;
+        let address = peer.address.to_string();
+        let Follower { states, place, node, number } = blocking(move || {
+            let followed = following_at.follow(&svid, &machine);
+            followed
+                .inspect_err(|refusal| {
+                    let (who, reason) = (svid.id().path(), refusal.as_str());
+                    tracing::warn!(node = who, from = address, reason, "refused to follow");
+                    let by = svid.id().node_name().map_or(By::Daemon, By::Node);
+                    following_at.note_refused("follow-refused", &by, who, refusal);
+                })
+                .map_err(Status::from)
+        })
+        .await?;
+        place.holds(held);
         let (to, told) = mpsc::channel(1);
-        let says = request.into_inner();
         tokio::spawn(async move {
             let _following = following;
             tokio::select! {
                 () = tell(states, &to) => {}
                 () = hear(says, place) => {}
                 () = to.closed() => {}
+                () = sent_away(&expelling, node, number) => {}
                 () = over(left, stopped) => {}
                 () = authority.unable() => {}
             }
@@ -115,8 +139,9 @@ impl wire::membership_server::Membership for MembershipService {
         let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
         let (authority, stopped) = (self.0.clone(), self.1.clone());
         let left = svid.not_after().saturating_sub(authority.clock().unix());
-        let seated_at = authority.clone();
-        let seat = blocking(move || Ok(seated_at.share_flows(&svid)?)).await?;
+        let (expelling, seated_at) = (authority.clone(), authority.clone());
+        let node = svid.id().node_name().ok_or(MembershipRefusal::NoSvid)?;
+        let (seat, number) = blocking(move || Ok(seated_at.share_flows(&svid)?)).await?;
         let (to, given) = mpsc::channel(1);
         let mut offered = request.into_inner();
         tokio::spawn(async move {
@@ -128,6 +153,7 @@ impl wire::membership_server::Membership for MembershipService {
                     }
                 }
                 () = to.closed() => {}
+                () = expelling.out(node, number) => {}
                 () = over(left, stopped) => {}
                 () = authority.unable() => {}
             }
@@ -162,9 +188,22 @@ async fn exchange(
     }
 }
 
+/// Which machine it says it is, and what it has in force.
+async fn first_word(says: &mut Streaming<wire::Held>) -> Result<(Machine, Held), Status> {
+    match tokio::time::timeout(FIRST_WORD, says.message()).await {
+        Ok(Ok(Some(wire::Held { told, holds, bios_uuid, machine_id }))) => {
+            Ok((Machine { bios_uuid, machine_id }, Held { told, holds }))
+        }
+        Ok(Err(status)) => Err(status),
+        Ok(Ok(None)) | Err(_) => {
+            Err(MembershipRefusal::BadRequest("a follower says at once which machine it is".into()).into())
+        }
+    }
+}
+
 /// What the node has in force, until it goes away.
 async fn hear(mut says: Streaming<wire::Held>, place: Place) {
-    while let Ok(Some(wire::Held { told, holds })) = says.message().await {
+    while let Ok(Some(wire::Held { told, holds, .. })) = says.message().await {
         place.holds(Held { told, holds });
     }
 }
@@ -178,6 +217,12 @@ async fn tell(mut states: watch::Receiver<Arc<MeshState>>, to: &mpsc::Sender<wir
             return;
         }
     }
+}
+
+/// Done when the node is no member any more, and had a moment to be told so: an honest one ends its own flows by it.
+async fn sent_away(authority: &Authority, node: NodeName, number: u64) {
+    authority.out(node, number).await;
+    tokio::time::sleep(LAST_WORD).await;
 }
 
 /// Done when the follower must show its certificate again, or the daemon stops.

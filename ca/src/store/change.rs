@@ -1,5 +1,7 @@
 //! A change of the store that is being put together: all of it is done at once, with its audit entries, or nothing.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -10,7 +12,8 @@ use super::audit::{By, Event};
 use super::committer::Act;
 use super::engine::{Condition, Key, Tree, Write};
 use super::{
-    LedgerEntry, META_KEY, Meta, NodeRecord, QUARANTINE_KEY, QuarantineRecord, Store, StoreError, TokenRecord,
+    BANNED_NODE, LedgerEntry, META_KEY, Meta, NodeRecord, QUARANTINE_KEY, QuarantineRecord, REVOKED_NODE,
+    REVOKED_SERIAL, REVOKED_WORKLOAD, Store, StoreError, TokenRecord,
 };
 
 /// See the module.
@@ -21,6 +24,10 @@ pub struct Change<'a> {
     act: Act,
     /// Something is not any more as it was seen.
     lost: bool,
+}
+
+fn revoked(kind: &str, name: impl std::fmt::Display) -> Key {
+    Key::new(Tree::Revoked, format!("{kind}/{name}"))
 }
 
 /// Shows that a change was made, durably.
@@ -73,15 +80,28 @@ impl<'a> Change<'a> {
     pub fn quarantine(&mut self, seen: Option<&QuarantineRecord>, new: &QuarantineRecord) -> Result<(), StoreError> {
         let number = |record: &QuarantineRecord| QuarantineRecord { sequence: record.sequence, ..Default::default() };
         self.swap(Key::new(Tree::Meta, QUARANTINE_KEY), seen.map(number).as_ref(), &number(new))?;
-        let before = seen.map(|seen| &seen.digests);
-        let key = |digest: &Digest| Key::new(Tree::Quarantine, digest.0);
-        for (digest, quarantined) in &new.digests {
-            if before.and_then(|before| before.get(digest)) != Some(quarantined) {
-                self.act.writes.push(Write::Put(key(digest), self.store.encode(quarantined)?));
+        let digest = |digest: &Digest| Key::new(Tree::Quarantine, digest.0);
+        self.spread(seen.map(|seen| &seen.digests), &new.digests, digest)?;
+        self.spread(seen.map(|seen| &seen.nodes), &new.nodes, |node| revoked(REVOKED_NODE, node))?;
+        self.spread(seen.map(|seen| &seen.workloads), &new.workloads, |name| revoked(REVOKED_WORKLOAD, name))?;
+        self.spread(seen.map(|seen| &seen.serials), &new.serials, |serial| revoked(REVOKED_SERIAL, serial))?;
+        self.spread(seen.map(|seen| &seen.banned), &new.banned, |node| revoked(BANNED_NODE, node))
+    }
+
+    /// Writes each record that is new or another one, and deletes each that is gone.
+    fn spread<K: Ord, V: Serialize + PartialEq>(
+        &mut self,
+        before: Option<&BTreeMap<K, V>>,
+        new: &BTreeMap<K, V>,
+        key: impl Fn(&K) -> Key,
+    ) -> Result<(), StoreError> {
+        for (name, value) in new {
+            if before.and_then(|before| before.get(name)) != Some(value) {
+                self.act.writes.push(Write::Put(key(name), self.store.encode(value)?));
             }
         }
-        let gone = before.into_iter().flatten().filter(|(digest, _)| !new.digests.contains_key(*digest));
-        self.act.writes.extend(gone.map(|(digest, _)| Write::Delete(key(digest))));
+        let gone = before.into_iter().flatten().filter(|(name, _)| !new.contains_key(*name));
+        self.act.writes.extend(gone.map(|(name, _)| Write::Delete(key(name))));
         Ok(())
     }
 

@@ -21,13 +21,16 @@ pub enum Tree {
     Ledger,
     /// Digests in quarantine.
     Quarantine,
+    /// What is revoked, and who is banned.
+    Revoked,
     /// The audit chain, by number.
     Audit,
 }
 
 impl Tree {
     /// Every one.
-    pub const ALL: [Self; 6] = [Self::Meta, Self::Tokens, Self::Nodes, Self::Ledger, Self::Quarantine, Self::Audit];
+    pub const ALL: [Self; 7] =
+        [Self::Meta, Self::Tokens, Self::Nodes, Self::Ledger, Self::Quarantine, Self::Revoked, Self::Audit];
 
     /// The one of this name.
     #[must_use]
@@ -44,6 +47,7 @@ impl Tree {
             Self::Nodes => "nodes",
             Self::Ledger => "ledger",
             Self::Quarantine => "quarantine",
+            Self::Revoked => "revoked",
             Self::Audit => "audit",
         }
     }

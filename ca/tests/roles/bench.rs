@@ -177,7 +177,7 @@ impl Served {
 
     pub(crate) async fn token(&self, node: &str) -> JoinToken {
         let grant = Some(wire::Grant { workloads: vec!["*".into()] });
-        let request = wire::CreateTokenRequest { node: node.into(), ttl_seconds: 600, grant };
+        let request = wire::CreateTokenRequest { node: node.into(), ttl_seconds: 600, grant, bios_uuid: String::new() };
         self.admin().create_token(request).await.unwrap().into_inner().token.parse().unwrap()
     }
 

@@ -54,7 +54,7 @@ async fn a_changed_grant_counts_from_the_next_renewal_and_stays_with_the_name() 
         let listed = admin.list_nodes(wire::ListNodesRequest {}).await.unwrap().into_inner().nodes;
         assert_eq!(listed[0].grant.as_ref().unwrap().workloads, ["shop/web"]);
 
-        let request = wire::CreateTokenRequest { node: "a".into(), ttl_seconds: 60, grant: None };
+        let request = wire::CreateTokenRequest { node: "a".into(), ttl_seconds: 60, ..Default::default() };
         let token = admin.create_token(request).await.unwrap().into_inner().token.parse().unwrap();
         let again = served.stranger_elsewhere("a");
         again.join(&served.link(), &token).await.unwrap();

@@ -7,7 +7,7 @@ use bonafide_ca::link::{Halves, MeshStates};
 use bonafide_ca::member::Member;
 use bonafide_ca::mesh::Held;
 use bonafide_ca::node::MembershipError;
-use bonafide_ca::{Application, AuthorityLink, Embedded, JoinToken, LinkError, Membership};
+use bonafide_ca::{Application, AuthorityLink, Embedded, JoinToken, LinkError, Machine, Membership};
 use bonafide_proto::svid::Expect;
 use bonafide_proto::token::Secret;
 use bonafide_proto::wire::authority as wire;
@@ -173,13 +173,24 @@ impl AuthorityLink for Liar {
         (self.lie)(&mut issued, &self.other);
         Ok(issued)
     }
-    async fn renew(&self, member: &Member, signing: Vec<u8>, own: Vec<u8>) -> Result<Membership, LinkError> {
-        let mut issued = self.honest.renew(member, signing, own).await?;
+    async fn renew(
+        &self,
+        member: &Member,
+        machine: &Machine,
+        signing: Vec<u8>,
+        own: Vec<u8>,
+    ) -> Result<Membership, LinkError> {
+        let mut issued = self.honest.renew(member, machine, signing, own).await?;
         (self.lie)(&mut issued, &self.other);
         Ok(issued)
     }
-    async fn follow(&self, member: &Member, held: watch::Receiver<Held>) -> Result<MeshStates, LinkError> {
-        self.honest.follow(member, held).await
+    async fn follow(
+        &self,
+        member: &Member,
+        machine: &Machine,
+        held: watch::Receiver<Held>,
+    ) -> Result<MeshStates, LinkError> {
+        self.honest.follow(member, machine, held).await
     }
     async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
         self.honest.share_flows(member, flows).await

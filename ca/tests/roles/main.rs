@@ -11,12 +11,14 @@
 
 mod audited;
 mod bench;
+mod cloned;
 mod grants;
 mod issuing;
 mod joining;
 mod program;
 mod quarantine;
 mod renewing;
+mod revoking;
 mod state;
 mod strangers;
 mod x509_svid;

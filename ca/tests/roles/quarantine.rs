@@ -72,13 +72,13 @@ async fn every_node_is_told_at_once_and_told_when_it_is_lifted() {
 }
 
 /// A member that is connected, and has something else in force than it was told.
-struct Deaf(wire::Held);
+struct Deaf(Held);
 
 impl Deaf {
     /// It says this as soon as it is told something, and is a follower until what this returns is dropped.
     async fn follow(self, served: &Served, node: &NodeCa) -> tokio::task::JoinHandle<()> {
         let (held, says) = watch::channel(Held::default());
-        let mut states = served.link().follow(&node.member().unwrap(), says).await.unwrap();
+        let mut states = served.link().follow(&node.member().unwrap(), node.machine(), says).await.unwrap();
         tokio::spawn(async move {
             while states.next().await.is_some() {
                 held.send_replace(Held { told: self.0.told, holds: self.0.holds });
@@ -92,7 +92,7 @@ async fn who_is_connected_and_does_not_say_that_it_is_in_force_is_named() {
     let served = Served::on("127.0.0.1").await;
     let (a, b) = (Arc::new(served.member("a").await), served.member("b").await);
     let following = follow(&a, served.link());
-    let deaf = Deaf(wire::Held { told: 0, holds: 0 }).follow(&served, &b).await;
+    let deaf = Deaf(Held { told: 0, holds: 0 }).follow(&served, &b).await;
     let told = order(&served, BAD, false).await;
     assert_eq!((told.told, told.nodes, told.untold), (1, 2, vec!["b".to_owned()]));
     let listed = served.admin().list_nodes(wire::ListNodesRequest {}).await.unwrap().into_inner();
@@ -101,7 +101,7 @@ async fn who_is_connected_and_does_not_say_that_it_is_in_force_is_named() {
     let _ = deaf.await;
 
     // One whose authority was restored from a backup has it in force, and has lifted nothing.
-    let ahead = Deaf(wire::Held { told: 1, holds: 9 }).follow(&served, &b).await;
+    let ahead = Deaf(Held { told: 1, holds: 9 }).follow(&served, &b).await;
     let again = order(&served, BAD, false).await;
     assert_eq!((again.changed, again.told, again.untold), (false, 2, vec![]));
     let lifted = order(&served, BAD, true).await;
@@ -262,7 +262,8 @@ async fn the_list_and_its_reasons_have_bounds() {
     assert!(list.list().unwrap().is_empty());
     let numbered = |n: usize| Digest::of(&n.to_be_bytes());
     let full = (0..QUARANTINE_MAX).map(|n| (numbered(n), Quarantined { since: 0, reason: String::new() }));
-    let domain = restored(domain, &QuarantineRecord { sequence: 9, digests: full.collect() });
+    let domain =
+        restored(domain, &QuarantineRecord { sequence: 9, digests: full.collect(), ..QuarantineRecord::default() });
     let list = domain.authority.quarantine();
     assert!(list.add(&By::Uid(0), BAD, "").unwrap_err().to_string().contains("lift some first"));
     assert!(list.lift(&By::Uid(0), numbered(0)).unwrap());

@@ -62,7 +62,7 @@ async fn renew(stream: TlsStream<TcpStream>) -> Result<(), tonic::Status> {
         async move { taken.ok_or(std::io::Error::from(std::io::ErrorKind::NotConnected)) }
     });
     let channel = Endpoint::from_static("http://x.invalid").connect_with_connector(once).await.unwrap();
-    let request = wire::RenewRequest { signing_csr: csr(&[]), authentication_csr: csr(&[]) };
+    let request = wire::RenewRequest { signing_csr: csr(&[]), authentication_csr: csr(&[]), ..Default::default() };
     MembershipClient::new(channel).renew(request).await.map(|_| ())
 }
 

@@ -85,7 +85,8 @@ fn writers_that_share_a_store_write_one_chain() {
 #[test]
 fn of_a_hundred_uses_of_one_token_exactly_one_wins_and_is_written_down() {
     on_each(|stores, _, _| {
-        let fresh = TokenRecord { node: None, expires: START + 600, used: None, admitted: None, grant: None };
+        let fresh =
+            TokenRecord { node: None, expires: START + 600, used: None, admitted: None, grant: None, bios_uuid: None };
         assert!(stores[0].swap_token(&[7; 32], None, &fresh).unwrap());
         let used = TokenRecord { used: Some(START), ..fresh.clone() };
         let won = std::thread::scope(|scope| {

@@ -136,7 +136,7 @@ async fn token(sockets: &[PathBuf], name: &str) -> JoinToken {
     let until = Instant::now() + Duration::from_secs(60);
     loop {
         for socket in sockets {
-            let request = wire::CreateTokenRequest { node: name.into(), ttl_seconds: 600, grant: None };
+            let request = wire::CreateTokenRequest { node: name.into(), ttl_seconds: 600, ..Default::default() };
             let mut admin = AdmissionClient::new(endpoint::channel(socket));
             let asked = tokio::time::timeout(Duration::from_secs(10), admin.create_token(request)).await;
             if let Ok(Ok(made)) = asked {

@@ -1,10 +1,10 @@
 //! Lapses as identityd tells them: what must be asked again. What is not understood concerns everything.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use bonafide_proto::fingerprint::{Digest, Execution};
+use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::flow::{FlowKey, canonical};
+use bonafide_proto::revoked::Barred;
 use bonafide_proto::wire::node as wire;
 
 /// A process, whatever it executes: of what it did, an execution of it that was attested is not to know.
@@ -112,8 +112,8 @@ impl Lapse {
     }
 }
 
-/// The digests in quarantine.
-pub(crate) type Quarantine = BTreeSet<Digest>;
+/// What is in quarantine, or revoked.
+pub(crate) type Quarantine = Barred;
 
 /// What identityd tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +122,7 @@ pub(super) enum Told {
     Ready,
     /// Something lapsed.
     Lapse(Lapse),
-    /// All digests that are in quarantine.
+    /// All that is in quarantine, or revoked.
     Quarantine(Quarantine),
 }
 
@@ -137,7 +137,7 @@ impl From<wire::Lapse> for Told {
         let what = match told.of {
             Some(Of::Ready(_)) => return Self::Ready,
             Some(Of::Quarantine(quarantine)) => {
-                return digests(&quarantine).map_or_else(Self::garbled, Self::Quarantine);
+                return Barred::try_from(quarantine).map_or_else(|_| Self::garbled(), Self::Quarantine);
             }
             Some(Of::Execution(execution)) => Execution::try_from(execution).ok().map(|e| Lapsed::Process(e.into())),
             Some(Of::Flow(flow)) => {
@@ -174,10 +174,6 @@ fn words(reason: &str, detail: String) -> String {
 fn socket(flow: wire::lapse::Flow) -> Option<Socket> {
     let (local, remote) = (flow.local?.try_into().ok()?, flow.remote?.try_into().ok()?);
     Some(Socket::new(local, remote))
-}
-
-fn digests(quarantine: &wire::Quarantine) -> Option<Quarantine> {
-    quarantine.sha256.iter().map(|digest| Digest::try_from(digest.as_slice()).ok()).collect()
 }
 
 #[cfg(test)]
@@ -230,7 +226,7 @@ mod tests {
         use wire::lapse::{Flow, Of};
         let no_pid = wire::Execution { pid: 0, start_ticks: 1, image: 1 };
         let no_address = Flow { local: None, remote: None, used_by: None, at_ns: 0 };
-        let no_digest = wire::Quarantine { sha256: vec![vec![1; 31]] };
+        let no_digest = wire::Quarantine { sha256: vec![vec![1; 31]], revoked: None };
         for of in [
             None,
             Some(Of::Execution(no_pid)),

@@ -22,17 +22,17 @@ fn take(told: Told, memory: &Memory, quarantine: &Sender<Arc<Quarantine>>) {
             tracing::debug!(what = ?lapse.what, why = lapse.why, "lapsed");
             memory.hear(lapse);
         }
-        Told::Quarantine(digests) => quarantine_now(digests, memory, quarantine),
+        Told::Quarantine(barred) => quarantine_now(barred, memory, quarantine),
     }
 }
 
-/// New connections are refused first, then those that live are looked at: also by identityd, who sees digests that are
+/// New connections are refused first, and those ended that are revoked. Then those that live are looked at: also by identityd, who sees digests that are
 /// not told here, such as those of single libraries.
-fn quarantine_now(digests: Quarantine, memory: &Memory, quarantine: &Sender<Arc<Quarantine>>) {
-    let new = digests.difference(&quarantine.borrow()).count();
+fn quarantine_now(barred: Quarantine, memory: &Memory, quarantine: &Sender<Arc<Quarantine>>) {
+    let new = barred.digests.difference(&quarantine.borrow().digests).count();
     quarantine.send_if_modified(|now| {
-        let differs = **now != digests;
-        *now = Arc::new(digests);
+        let differs = **now != barred;
+        *now = Arc::new(barred);
         differs
     });
     if new > 0 {

@@ -12,12 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::refusal::AttestRefusal;
+use bonafide_proto::revoked::Revoked;
 use ring::rand::SecureRandom as _;
 use tokio::sync::watch::{Receiver, Sender, channel};
 
 use super::ask::{Daemon, unavailable};
 use super::order::{Order, Subject};
-use super::{NodeTrust, TrustInForce};
+use super::{NodeTrust, Quarantine, TrustInForce};
 use crate::tunnel::Leaf;
 
 /// The most leaves held at once. A host runs far fewer programs that talk.
@@ -34,6 +35,7 @@ pub(super) struct Leaves {
     daemon: Daemon,
     trust: TrustInForce,
     clock: SharedClock,
+    barred: Receiver<Arc<Quarantine>>,
 }
 
 #[derive(Debug, Default)]
@@ -58,8 +60,13 @@ enum Found {
 }
 
 impl Leaves {
-    pub(super) fn new(daemon: Daemon, trust: TrustInForce, clock: SharedClock) -> Self {
-        Self { slots: Arc::default(), daemon, trust, clock }
+    pub(super) fn new(
+        daemon: Daemon,
+        trust: TrustInForce,
+        barred: Receiver<Arc<Quarantine>>,
+        clock: SharedClock,
+    ) -> Self {
+        Self { slots: Arc::default(), daemon, trust, clock, barred }
     }
 
     pub(super) async fn leaf(&self, order: Order) -> Outcome {
@@ -79,7 +86,8 @@ impl Leaves {
         make_room(&mut slots, &order.subject, now)?;
         let slot = slots.entry(order.subject.clone()).or_default();
         slot.last_used = now;
-        let usable = slot.published.as_ref().filter(|p| p.usable(now, trust.as_ref()));
+        let barred = self.barred.borrow().clone();
+        let usable = slot.published.as_ref().filter(|p| p.usable(now, trust.as_ref(), &barred.revoked));
         Ok(match (usable, slot.running()) {
             (Some(p), Some(_)) => Found::Ready(Arc::clone(&p.leaf)),
             (Some(p), None) => {
@@ -150,8 +158,11 @@ impl Slot {
 }
 
 impl Published {
-    fn usable(&self, now: i64, trust: Option<&Arc<NodeTrust>>) -> bool {
-        now < self.leaf.not_after() && trust.is_some_and(|t| Arc::ptr_eq(t, &self.under))
+    fn usable(&self, now: i64, trust: Option<&Arc<NodeTrust>>, revoked: &Revoked) -> bool {
+        let svid = self.leaf.svid();
+        let is_revoked = revoked.serial(svid.serial()).is_some()
+            || svid.issuer().is_some_and(|issuer| revoked.issuer(issuer).is_some());
+        !is_revoked && now < self.leaf.not_after() && trust.is_some_and(|t| Arc::ptr_eq(t, &self.under))
     }
 }
 

@@ -130,7 +130,7 @@ impl Identity {
         watching.spawn(lapses::lapses(daemon.clone(), Arc::clone(&memory), quarantine_in));
         watching.spawn(watch::policy(daemon.clone(), Arc::clone(&memory), policy_in));
         watching.spawn(watch::trust(daemon.clone(), Arc::clone(&clock), trust_in));
-        let leaves = Leaves::new(daemon.clone(), trust.clone(), clock);
+        let leaves = Leaves::new(daemon.clone(), trust.clone(), quarantine.clone(), clock);
         let seen = flows::Seen::default();
         let shared = Shared { daemon, kernel, memory, quarantine, leaves, seen, policy, trust, _watching: watching };
         Self { shared: Arc::new(shared) }
@@ -209,12 +209,12 @@ impl Identity {
         Arc::clone(&self.shared.memory)
     }
 
-    /// The digests in quarantine now.
+    /// What is in quarantine, or revoked, now.
     pub(crate) fn quarantined(&self) -> Arc<Quarantine> {
         Arc::clone(&self.shared.quarantine.borrow())
     }
 
-    /// The digests in quarantine, as they change.
+    /// What is in quarantine, or revoked, as it changes.
     pub(crate) fn quarantine(&self) -> Receiver<Arc<Quarantine>> {
         self.shared.quarantine.clone()
     }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bonafide_policy::{Certified, Identified, Mode, Policy, Subject, Verdict};
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::{Digest, Execution};
-use bonafide_proto::name::{NodeName, WorkloadName};
+use bonafide_proto::name::WorkloadName;
 use bonafide_proto::program::CertifiedProgram;
 use bonafide_proto::record::{NearMiss, Reason};
-use bonafide_proto::svid::PeerSvid;
+use bonafide_proto::svid::{Issuer, PeerSvid};
 
 use crate::flow::why_denied;
 use crate::identity::{About, AsOf, Attested, Quarantine, Socket};
@@ -36,12 +36,19 @@ pub struct Program {
     pub(crate) as_of: AsOf,
     /// Its socket.
     pub(crate) about: About,
+    /// What is shown of it to a peer, where one is.
+    pub(crate) shown: Option<Arc<PeerSvid>>,
 }
 
 impl Program {
     pub(crate) fn new(workload: WorkloadName, attested: Attested) -> Self {
         let Attested { attestation, as_of, about } = attested;
-        Self { workload, attestation, as_of, about }
+        Self { workload, attestation, as_of, about, shown: None }
+    }
+
+    /// The same, of which a peer is shown this.
+    pub(crate) fn showing(self, shown: Arc<PeerSvid>) -> Self {
+        Self { shown: Some(shown), ..self }
     }
 
     pub(super) fn socket(&self) -> Socket {
@@ -78,10 +85,13 @@ impl Program {
         }
     }
 
-    /// Whether a digest of it is in quarantine.
+    /// Whether a digest of it is in quarantine, or its workload or what is shown of it is revoked.
     pub(crate) fn quarantined(&self, quarantine: &Quarantine) -> Option<Why> {
         let fingerprint = &self.attestation.fingerprint;
-        quarantined(&fingerprint.exe.path, fingerprint.digests(), quarantine)
+        quarantined(&fingerprint.exe.path, fingerprint.digests(), quarantine).or_else(|| {
+            let shown = self.shown.as_ref().map(|shown| (shown.serial(), shown.issuer()));
+            revoked(&self.workload, shown, quarantine)
+        })
     }
 
     /// As whom to ask for it again: identityd numbers executions as long as it lives, and knows no other's numbers.
@@ -109,7 +119,8 @@ pub struct Peer {
     /// What it earned, by the judgement of its own node.
     pub workload: WorkloadName,
     pub(super) program: CertifiedProgram,
-    pub(super) node: Option<NodeName>,
+    pub(super) issuer: Option<Issuer>,
+    pub(super) serial: String,
 }
 
 impl Peer {
@@ -120,7 +131,8 @@ impl Peer {
         Ok(Self {
             workload: svid.id().workload_name().ok_or_else(|| lacks("SPIFFE ID names no workload"))?,
             program: svid.program().cloned().ok_or_else(|| lacks("certificate names no program"))?,
-            node: svid.node().cloned(),
+            issuer: svid.issuer().cloned(),
+            serial: svid.serial().to_owned(),
         })
     }
 
@@ -129,9 +141,10 @@ impl Peer {
         Judged::There(Box::new(self))
     }
 
-    /// Whether a digest of it is in quarantine.
+    /// Whether a digest of it is in quarantine, or its certificate is revoked.
     pub(crate) fn quarantined(&self, quarantine: &Quarantine) -> Option<Why> {
         quarantined(&self.program.program, self.program.digests(), quarantine)
+            .or_else(|| revoked(&self.workload, Some((&self.serial, self.issuer.as_ref())), quarantine))
     }
 
     /// What this policy demands of the workload and the certificate does not say.
@@ -141,7 +154,7 @@ impl Peer {
             script: self.program.script_file().map(|file| &file.digest),
             libraries: self.program.libraries.as_ref(),
             image: self.program.image.as_ref(),
-            node: self.node.as_ref(),
+            node: self.issuer.as_ref().map(|issuer| &issuer.node),
         };
         let miss = policy.accepts_certified(&self.workload, &certified).err()?;
         let detail = format!(
@@ -153,11 +166,20 @@ impl Peer {
 }
 
 fn quarantined(path: &str, mut digests: impl Iterator<Item = Digest>, quarantine: &Quarantine) -> Option<Why> {
-    if quarantine.is_empty() {
+    if quarantine.digests.is_empty() {
         return None;
     }
-    let digest = digests.find(|digest| quarantine.contains(digest))?;
+    let digest = digests.find(|digest| quarantine.digests.contains(digest))?;
     Some(Why::new(Reason::Quarantined, format!("{digest} of {path} is in quarantine")))
+}
+
+/// Whether a workload, or the certificate by which it is known, is revoked: by its serial number, by who issued it.
+fn revoked(workload: &WorkloadName, shown: Option<(&str, Option<&Issuer>)>, quarantine: &Quarantine) -> Option<Why> {
+    let revoked = &quarantine.revoked;
+    let issuer = || revoked.issuer(shown?.1?);
+    let serial = || revoked.serial(shown?.0);
+    let (reason, detail) = issuer().or_else(|| revoked.workload(workload)).or_else(serial)?;
+    Some(Why::new(reason, detail))
 }
 
 /// One party of a verdict, owned, so that it can be asked for again.

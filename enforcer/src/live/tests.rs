@@ -6,10 +6,13 @@ use bonafide_proto::kernel::ConnectRecord;
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::program::CertifiedProgram;
 use bonafide_proto::record::NearMiss;
+use bonafide_proto::revoked::Revoked;
+use bonafide_proto::svid::Issuer;
 use bonafide_proto::taint::Taints;
 
 use super::*;
 use crate::identity::{About, Attested, Process, Socket};
+use crate::tunnel::testing::Mesh;
 
 const OPEN: &str = "mode = 'enforce'\nmesh = ['10.0.0.0/8']\n[[workload]]\nname = 'a'\nexe = '/a'\n[[workload]]\nname = 'b'\nexe = '/b'\n";
 const RULE: &str = "[[rule]]\nname = 'r'\nfrom = 'a'\nto = 'b'\naction = 'allow'\n";
@@ -114,7 +117,8 @@ fn peer() -> Peer {
         bios_uuid: None,
         machine_id: None,
     };
-    Peer { workload: name("b"), program, node: None }
+    let issuer = Some(Issuer { node: "there".parse().unwrap(), number: 4 });
+    Peer { workload: name("b"), program, issuer, serial: "4b01".into() }
 }
 
 fn question(from: Judged) -> Question {
@@ -460,6 +464,47 @@ fn a_quarantine_ends_flows_of_either_end_and_refuses_new_ones() {
         assert!(why.detail.contains(&digest.to_string()));
         let refused = world.live.enter(Some(question(world.program(1).judged()))).unwrap_err();
         assert_eq!(refused.reason, Reason::Quarantined);
+    }
+}
+
+/// What is revoked, by one entry.
+fn revoked(node: Option<(&str, u64)>, workload: Option<&str>, serial: Option<&str>) -> Arc<Quarantine> {
+    let revoked = Revoked {
+        nodes: node.map(|(node, through)| (node.parse().unwrap(), through)).into_iter().collect(),
+        workloads: workload.map(name).into_iter().collect(),
+        serials: serial.map(|serial| serial.parse().unwrap()).into_iter().collect(),
+    };
+    Arc::new(Quarantine { revoked, ..Quarantine::default() })
+}
+
+#[test]
+fn what_is_revoked_at_either_end_ends_flows_by_its_name_and_refuses_new_ones() {
+    let own = Mesh::new("example.org").leaf("a").shown();
+    let serial = own.serial().to_owned();
+    let cases = [
+        (revoked(Some(("node-a", 1)), None, None), Some(Reason::NodeRevoked)),
+        (revoked(Some(("node-a", 0)), None, None), None),
+        (revoked(Some(("there", 4)), None, None), Some(Reason::NodeRevoked)),
+        (revoked(Some(("there", 9)), None, None), Some(Reason::NodeRevoked)),
+        (revoked(Some(("there", 3)), None, None), None),
+        (revoked(Some(("elsewhere", 9)), None, None), None),
+        (revoked(None, Some("a"), None), Some(Reason::WorkloadRevoked)),
+        (revoked(None, Some("b"), None), Some(Reason::WorkloadRevoked)),
+        (revoked(None, Some("c"), None), None),
+        (revoked(None, None, Some(&serial)), Some(Reason::SerialRevoked)),
+        (revoked(None, None, Some("4b01")), Some(Reason::SerialRevoked)),
+        (revoked(None, None, Some("4b02")), None),
+    ];
+    for (barred, expected) in cases {
+        let world = world(&allowing());
+        let flow = || question(world.program(1).showing(Arc::clone(&own)).judged());
+        let mut seat = world.live.enter(Some(flow())).unwrap();
+        world.quarantine.send_replace(Arc::clone(&barred));
+        assert_eq!(world.live.judge_again(&allowing()), usize::from(expected.is_some()), "{barred:?}");
+        assert_eq!(seat.ended.try_recv().ok().map(|why| why.reason), expected, "{barred:?}");
+        assert_eq!(world.live.enter(Some(flow())).err().map(|why| why.reason), expected, "{barred:?}");
+        let other = policy(&format!("{OPEN}{RULE}").replace("enforce", "shadow"));
+        assert_eq!(world.live.judge_again(&other), 0, "only enforce mode ends flows");
     }
 }
 

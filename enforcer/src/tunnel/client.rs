@@ -8,10 +8,11 @@ use bonafide_proto::record::TlsFacts;
 use bonafide_proto::svid::PeerSvid;
 use bytes::BytesMut;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, TlsStream};
 
+use super::ending::Ending;
 use super::error::TunnelError;
 use super::frame::{Accept, Frame, Open};
 use super::leaf::{Leaf, Trust};
@@ -72,6 +73,18 @@ where
     #[must_use]
     pub fn facts(&self) -> TlsFacts {
         self.facts.clone()
+    }
+
+    /// Goes away without asking for anything, and says why.
+    ///
+    /// # Errors
+    /// The connection failed; the server may not have heard it.
+    pub async fn leave(mut self, why: Ending) -> Result<(), TunnelError> {
+        timeout(OPEN_PATIENCE, async {
+            write_frame(&mut self.session, &Frame::Reset(why)).await?;
+            Ok(self.session.shutdown().await?)
+        })
+        .await?
     }
 
     /// Asks for one flow and waits for the answer.

@@ -51,6 +51,12 @@ bytes! {
         Quarantined = 5 Reason::Quarantined.as_str(),
         /// The enforcer is being stopped.
         EnforcerStopped = 6 Reason::EnforcerStopped.as_str(),
+        /// What the issuing node of either program's certificate issued is revoked.
+        NodeRevoked = 8 Reason::NodeRevoked.as_str(),
+        /// The workload of either program is revoked.
+        WorkloadRevoked = 9 Reason::WorkloadRevoked.as_str(),
+        /// The certificate of either program is revoked.
+        SerialRevoked = 10 Reason::SerialRevoked.as_str(),
         /// Something inside the enforcer failed.
         Internal = 7 Reason::Internal.as_str(),
     }
@@ -112,6 +118,9 @@ impl Ending {
             R::PolicyChanged => Cause::PolicyChanged,
             R::IdentityChanged => Cause::IdentityChanged,
             R::Quarantined => Cause::Quarantined,
+            R::NodeRevoked => Cause::NodeRevoked,
+            R::WorkloadRevoked => Cause::WorkloadRevoked,
+            R::SerialRevoked => Cause::SerialRevoked,
             R::EnforcerStopped => Cause::EnforcerStopped,
             // None ends an open stream.
             R::OwnListener
@@ -162,7 +171,9 @@ mod tests {
     fn the_other_end_reads_the_reasons_name_and_the_kind_and_of_a_later_version_the_code() {
         let said = |reason, kind| Ending::of(reason, kind).to_string();
         assert_eq!(said(Reason::IdentityChanged, Some(Kind::Libraries)), "identity-changed (libraries)");
-        for reason in [Reason::PolicyChanged, Reason::Quarantined, Reason::EnforcerStopped, Reason::Internal] {
+        let revoked = [Reason::NodeRevoked, Reason::WorkloadRevoked, Reason::SerialRevoked];
+        let others = [Reason::PolicyChanged, Reason::Quarantined, Reason::EnforcerStopped, Reason::Internal];
+        for reason in revoked.into_iter().chain(others) {
             assert_eq!(said(reason, None), reason.as_str());
         }
         assert_eq!(said(Reason::Protocol, None), "internal-error");

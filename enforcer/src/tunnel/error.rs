@@ -7,6 +7,7 @@ use bonafide_proto::svid::SvidError;
 use bonafide_proto::tls::{PeerVerifier, svid_error};
 use rustls::{AlertDescription, CertificateError, Error as Tls};
 
+use super::ending::Ending;
 use super::frame::{FrameError, RefuseCode};
 
 /// Why there is no tunnel, or no longer one.
@@ -24,6 +25,9 @@ pub enum TunnelError {
     /// The peer says that our own certificate is for a workload that this node was not granted.
     #[error("the other end refused this end's certificate: not-granted, this node may not issue that workload")]
     NotGranted,
+    /// The other enforcer went away instead of asking for a flow, and said why.
+    #[error("the other enforcer left after the handshake: {0}")]
+    Left(Ending),
     /// The other enforcer refused the flow.
     #[error("the other enforcer refused: {0}")]
     Refused(RefuseCode),
@@ -50,7 +54,7 @@ impl TunnelError {
             Self::PeerCertificate(_) => Reason::PeerCertificate,
             Self::NotBonafide(_) => Reason::NotBonafide,
             Self::Handshake(_) => Reason::Handshake,
-            Self::Refused(_) => Reason::RefusedByPeer,
+            Self::Left(_) | Self::Refused(_) => Reason::RefusedByPeer,
             Self::Protocol(_) => Reason::Protocol,
             Self::Truncated | Self::Io(_) => Reason::TunnelBroken,
             Self::Timeout => Reason::Limit,

@@ -138,6 +138,12 @@ codes! {
         NoSvid = 4 "it has no certificate for the program",
         /// It has reached a limit.
         Busy = 5 "it has reached a limit",
+        /// What the issuing node of either certificate issued is revoked.
+        NodeRevoked = 7 "node-revoked",
+        /// The workload of either certificate is revoked.
+        WorkloadRevoked = 8 "workload-revoked",
+        /// Either certificate is revoked.
+        SerialRevoked = 9 "serial-revoked",
         /// Something inside it failed.
         Internal = 6 "something inside it failed",
     }
@@ -156,6 +162,9 @@ impl From<Reason> for RefuseCode {
             | R::PolicyChanged
             | R::Quarantined => Self::Policy,
             R::Unattributed | R::IdentityChanged => Self::Unattributed,
+            R::NodeRevoked => Self::NodeRevoked,
+            R::WorkloadRevoked => Self::WorkloadRevoked,
+            R::SerialRevoked => Self::SerialRevoked,
             R::Unreachable => Self::Unreachable,
             R::NoSvid => Self::NoSvid,
             R::Limit | R::EnforcerStopped => Self::Busy,

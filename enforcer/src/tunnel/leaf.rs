@@ -52,7 +52,7 @@ pub enum LeafError {
 /// Debug output holds no key.
 pub struct Leaf {
     certified: Arc<CertifiedKey>,
-    svid: PeerSvid,
+    svid: Arc<PeerSvid>,
     half_life: i64,
 }
 
@@ -77,7 +77,7 @@ impl Leaf {
         certified.keys_match().map_err(|e| LeafError::Key(e.to_string()))?;
         let now = trust.clock.unix();
         let half_life = now + (svid.not_after() - now) / 2;
-        Ok(Self { certified: Arc::new(certified), svid, half_life })
+        Ok(Self { certified: Arc::new(certified), svid: Arc::new(svid), half_life })
     }
 
     /// Whom it names.
@@ -90,6 +90,11 @@ impl Leaf {
     #[must_use]
     pub fn svid(&self) -> &PeerSvid {
         &self.svid
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn shown(&self) -> Arc<PeerSvid> {
+        Arc::clone(&self.svid)
     }
 
     /// Expiry, unix seconds.

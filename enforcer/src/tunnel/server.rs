@@ -90,6 +90,7 @@ where
         let mut read = BytesMut::new();
         match timeout(ASK_PATIENCE, read_frame(&mut self.session, &mut read)).await?? {
             Frame::Open(open) => Ok((open, Pending { session: self.session, read })),
+            Frame::Reset(ending) => Err(TunnelError::Left(ending)),
             other => Err(TunnelError::Protocol(format!("{} where OPEN belongs", other.name()))),
         }
     }

@@ -132,13 +132,14 @@ impl Eyes {
         }
     }
 
-    fn quarantine(&self, digests: Quarantined) {
+    fn quarantine(&self, barred: Quarantined) {
         let mut known = self.known();
-        known.quarantined = Arc::clone(&digests);
-        self.lapses.quarantine(Arc::clone(&digests));
-        for execution in known.table.which(|believed| unquarantined(believed.digests(), &digests).is_err()) {
+        known.quarantined = Arc::clone(&barred);
+        self.lapses.quarantine(Arc::clone(&barred));
+        let digests = &barred.digests;
+        for execution in known.table.which(|believed| unquarantined(believed.digests(), digests).is_err()) {
             let believed = known.table.get_mut(execution).map(|watched| watched.believed.clone());
-            if let Some(Err(refusal)) = believed.map(|believed| unquarantined(believed.digests(), &digests)) {
+            if let Some(Err(refusal)) = believed.map(|believed| unquarantined(believed.digests(), digests)) {
                 self.lapsed(&mut known, execution, refusal.reason, refusal.detail);
             }
         }
@@ -148,10 +149,11 @@ impl Eyes {
 /// Hears what is in quarantine.
 pub(crate) async fn quarantine(eyes: Arc<Eyes>, mut quarantined: watch::Receiver<Quarantined>) {
     loop {
-        let digests = quarantined.borrow_and_update().clone();
-        if digests != eyes.known().quarantined {
-            tracing::info!(digests = digests.len(), "the quarantine changed");
-            eyes.quarantine(digests);
+        let barred = quarantined.borrow_and_update().clone();
+        if barred != eyes.known().quarantined {
+            let (digests, revoked) = (barred.digests.len(), barred.revoked.len());
+            tracing::info!(digests, revoked, "the quarantine changed");
+            eyes.quarantine(barred);
         }
         if quarantined.changed().await.is_err() {
             // Who knew of it is gone with the daemon; what is in quarantine stays there.

@@ -72,7 +72,7 @@ impl Eyes {
         execution: Execution,
         seen: &Witnessed,
     ) -> Result<Option<String>, AttestRefusal> {
-        unquarantined(of(seen), &known.quarantined)?;
+        unquarantined(of(seen), &known.quarantined.digests)?;
         // Who was dismissed meanwhile changes nothing.
         let Some(watched) = known.table.get_mut(execution) else { return Ok(None) };
         let now = Believed::of(seen);

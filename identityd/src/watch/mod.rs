@@ -27,13 +27,14 @@ mod tests;
 mod turns;
 mod warm;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bonafide_proto::fingerprint::{Digest, Execution};
+use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::revoked::Barred;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -54,8 +55,8 @@ use crate::refuse::refuse;
 use crate::sys::executable::FileId;
 use crate::witness::{Witness, Witnessed};
 
-/// The digests in quarantine.
-pub(crate) type Quarantined = Arc<BTreeSet<Digest>>;
+/// What is in quarantine, or revoked.
+pub(crate) type Quarantined = Arc<Barred>;
 
 /// Watches. Clones are of one.
 #[derive(Debug, Clone)]
@@ -166,7 +167,7 @@ impl Watch {
     /// `quarantined`.
     pub(crate) fn unquarantined(&self, witnessed: &[Witnessed]) -> Result<(), AttestRefusal> {
         let quarantined = Arc::clone(&self.0.known().quarantined);
-        witnessed.iter().try_for_each(|one| unquarantined(of(one), &quarantined))
+        witnessed.iter().try_for_each(|one| unquarantined(of(one), &quarantined.digests))
     }
 }
 
@@ -188,7 +189,7 @@ impl Eyes {
         if known.deaf {
             return refuse(AttestReason::Unavailable, "nobody tells what happens to processes any more");
         }
-        unquarantined(of(witnessed), &known.quarantined)?;
+        unquarantined(of(witnessed), &known.quarantined.digests)?;
         let new = self.believe(&mut known, witnessed)?;
         let armed = known.arm(witnessed);
         match &armed {

@@ -325,6 +325,11 @@ async fn a_child_that_uses_the_connection_is_told_of_once_and_watched_like_its_p
     attested.does("_ = os.write(w, b'x'); os.wait()");
 }
 
+/// What is told where nothing is revoked.
+fn barred(sha256: Vec<Vec<u8>>) -> wire::Quarantine {
+    wire::Quarantine { sha256, revoked: Some(wire::Revoked::default()) }
+}
+
 async fn what_is_put_in_quarantine_lapses_and_is_refused(source: &str) {
     let node = Node::start_with(NOBODY, &by(source)).await;
     let notary = Notary::default();
@@ -334,7 +339,7 @@ async fn what_is_put_in_quarantine_lapses_and_is_refused(source: &str) {
     notary.quarantine.send_replace(vec![digest.0.to_vec()]);
 
     let told = attested.next().await;
-    assert_eq!(told.of, Some(Of::Quarantine(wire::Quarantine { sha256: vec![digest.0.to_vec()] })));
+    assert_eq!(told.of, Some(Of::Quarantine(barred(vec![digest.0.to_vec()]))));
     let detail = attested.lapsed(AttestReason::Quarantined).await;
     assert!(detail.contains("app.py") && detail.contains(&digest.to_string()), "{detail}");
 
@@ -347,7 +352,7 @@ async fn what_is_put_in_quarantine_lapses_and_is_refused(source: &str) {
     assert_eq!(heard(&mut later).await.of, told.of);
 
     notary.quarantine.send_replace(Vec::new());
-    assert_eq!(attested.next().await.of, Some(Of::Quarantine(wire::Quarantine { sha256: Vec::new() })));
+    assert_eq!(attested.next().await.of, Some(Of::Quarantine(barred(Vec::new()))));
     attested.flow().await.unwrap();
 }
 
@@ -370,7 +375,7 @@ async fn one_library_in_quarantine_is_enough() {
     assert_eq!(attested.flow().await.unwrap_err().reason, refused);
     assert_eq!(attested.node.process(attested.program.pid()).await.unwrap_err().reason, refused);
     notary.quarantine.send_replace(Vec::new());
-    assert_eq!(attested.next().await.of, Some(Of::Quarantine(wire::Quarantine { sha256: Vec::new() })));
+    assert_eq!(attested.next().await.of, Some(Of::Quarantine(barred(Vec::new()))));
     attested.flow().await.unwrap();
 }
 

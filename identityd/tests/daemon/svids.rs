@@ -35,7 +35,7 @@ type Bundles = Pin<Box<dyn Stream<Item = Result<wire::Bundle, Status>> + Send>>;
 
 fn bundle(quarantine: Vec<Vec<u8>>) -> wire::Bundle {
     let (trust_domain, roots) = ("example.org".into(), vec![b"root".to_vec()]);
-    wire::Bundle { trust_domain, roots, node: "a".into(), sequence: 7, quarantine }
+    wire::Bundle { trust_domain, roots, node: "a".into(), sequence: 7, quarantine, revoked: None }
 }
 
 #[tonic::async_trait]

@@ -37,6 +37,7 @@ mod observe;
 mod outside;
 mod protocols;
 mod quarantine;
+mod revoked;
 mod run;
 mod same_host;
 mod scripts;

@@ -181,6 +181,7 @@ pub(super) fn bundle(mesh: &Mesh) -> wire::Bundle {
         node: "node-a".to_owned(),
         sequence: 1,
         quarantine: Vec::new(),
+        revoked: None,
     }
 }
 

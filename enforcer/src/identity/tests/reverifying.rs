@@ -290,10 +290,10 @@ async fn a_socket_used_by_another_program_ends_its_flow_unasked() {
 async fn a_quarantine_ends_idle_flows_and_everything_else_is_looked_at() {
     let world = world().await;
     let mut seat = world.enter().await;
-    world.fake.lapse(Of::Quarantine(Quarantine { sha256: vec![vec![1; 32]] }));
+    world.fake.lapse(Of::Quarantine(Quarantine { sha256: vec![vec![1; 32]], revoked: None }));
     until("it is looked at", async || world.fake.asked_again() >= 1).await;
     assert!(seat.ended.try_recv().is_err());
     let digest = attestation(None).fingerprint.exe.digest;
-    world.fake.lapse(Of::Quarantine(Quarantine { sha256: vec![digest.0.to_vec()] }));
+    world.fake.lapse(Of::Quarantine(Quarantine { sha256: vec![digest.0.to_vec()], revoked: None }));
     assert_eq!(ended(&mut seat).await, Reason::Quarantined);
 }

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::super::TunnelError;
+use super::super::ending::Ending;
 use super::super::frame::RefuseCode;
 use super::super::leaf::Leaf;
 use super::super::session::{client_config, server_config, verifier};
@@ -100,6 +101,19 @@ async fn a_leaf_beyond_its_nodes_grant_is_refused_by_that_name_at_both_ends() {
         assert!(here.to_string().contains("node node-a was not granted to issue shop/db"), "{here}");
         assert!(there.to_string().contains("this end's certificate"), "{there}");
     }
+}
+
+#[tokio::test]
+async fn who_leaves_after_the_handshake_says_why() {
+    let mesh = Mesh::new("example.org");
+    let (near, far) = wire();
+    let (client, server) = shake(&mesh, near, far).await;
+    let why = Ending::of(Reason::NodeRevoked, None);
+    let (left, heard) = tokio::join!(client.leave(why), server.await_open());
+    left.unwrap();
+    let heard = heard.map(drop).unwrap_err();
+    assert_eq!(heard.reason(), Reason::RefusedByPeer);
+    assert!(heard.to_string().ends_with("left after the handshake: node-revoked"), "{heard}");
 }
 
 #[tokio::test]
