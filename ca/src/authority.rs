@@ -16,7 +16,7 @@ use crate::certify::{Entered, IssueError, Place, Signer};
 use crate::csr::{self, CsrError, PublicKey};
 use crate::followers::{Follower, Followers};
 use crate::founding::{self, Charter, OpenError};
-use crate::key::{Key, KeyError};
+use crate::key::{Key, KeyError, RootKey};
 use crate::machine::Machine;
 use crate::mesh::MeshState;
 use crate::order::{Holder, Order, Validity};
@@ -90,7 +90,7 @@ pub struct Membership {
 #[derive(Debug)]
 pub struct Authority {
     trust_domain: TrustDomain,
-    signer: Signer,
+    signer: Signer<RootKey>,
     bundle: TrustBundle,
     store: Arc<Store>,
     clock: SharedClock,

@@ -29,14 +29,14 @@ pub enum IssueError {
 
 /// A signing key with its certificate.
 #[derive(Debug)]
-pub(crate) struct Signer {
-    pub(crate) key: Key,
+pub(crate) struct Signer<K = Key> {
+    pub(crate) key: K,
     pub(crate) certificate: CertificateDer<'static>,
     pub(crate) holder: Holder,
     pub(crate) validity: Validity,
 }
 
-impl Signer {
+impl<K: rcgen::SigningKey> Signer<K> {
     /// Issues one certificate and enters it in the ledger; a node's with its place among those of its name.
     pub(crate) fn issue(
         &self,
@@ -95,7 +95,7 @@ pub(crate) struct Place {
 }
 
 /// A new root: its key certifies itself.
-pub(crate) fn found(order: &Order, key: &Key) -> Result<Checked, IssueError> {
+pub(crate) fn found(order: &Order, key: &impl rcgen::SigningKey) -> Result<Checked, IssueError> {
     let draft = mint::self_sign(&template::template(order)?, key)?;
     let spki = rcgen::PublicKeyData::subject_public_key_info(key);
     Ok(checker::check(&draft, order, &spki, SignedBy::Itself)?)

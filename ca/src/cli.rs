@@ -92,6 +92,12 @@ enum Ask {
         /// A backup.
         file: PathBuf,
     },
+    /// Seal an authority's root key, which lies bare so far, by the passphrase that its configuration names.
+    Seal {
+        /// The authority's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
     /// List the nodes that are members.
     Nodes {
         /// The authority's admin socket.
@@ -177,6 +183,7 @@ async fn answer(ask: Ask) -> Result<(), Trouble> {
         }
         Ask::Nodes { socket } => nodes(&socket).await?,
         Ask::Backup { config, file } => moved(move || back_up(&config, &file)).await?,
+        Ask::Seal { config } => moved(move || seal(&config)).await?,
         Ask::Restore { config, file } => moved(move || restore(&config, &file)).await?,
     }
     Ok(())
@@ -199,6 +206,12 @@ fn back_up(config: &Path, file: &Path) -> Result<String, Trouble> {
     let store = authority::open_store(&charter, &clock()).map_err(|e| e.to_string())?;
     let records = store.back_up(&operator(), file).map_err(|e| e.to_string())?;
     Ok(format!("{records} records in {}\n", file.display()))
+}
+
+fn seal(config: &Path) -> Result<String, Trouble> {
+    let home = charter(config)?.key_home();
+    home.seal().map_err(|e| e.to_string())?;
+    Ok(format!("{} is sealed; copies of the bare key elsewhere are as good as before\n", home.path.display()))
 }
 
 fn restore(config: &Path, file: &Path) -> Result<String, Trouble> {

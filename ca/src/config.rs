@@ -7,6 +7,7 @@ use bonafide_proto::name::{NodeName, TrustDomain};
 use serde::Deserialize;
 
 use crate::founding::Charter;
+use crate::key::PassphraseAt;
 use crate::node::NodeSetup;
 use crate::store::{EtcdPlace, EtcdTls};
 
@@ -140,6 +141,7 @@ struct RawRoot {
     intermediate_ttl_seconds: u32,
     store: Option<String>,
     store_tls: Option<RawStoreTls>,
+    root_key_passphrase: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -249,10 +251,22 @@ fn root_config(root: RawRoot, state: &Path) -> Result<RootConfig, String> {
     let ttl = within("[root] intermediate_ttl_seconds", root.intermediate_ttl_seconds, 60, 30 * 86_400)?;
     let state = state.join("authority");
     let shared = shared_store(root.store, root.store_tls)?;
-    let charter = Charter { state, trust_domain: root.trust_domain, intermediate_ttl: ttl, shared };
+    let passphrase = root.root_key_passphrase.as_deref().map(passphrase_at).transpose()?;
+    let charter = Charter { state, trust_domain: root.trust_domain, intermediate_ttl: ttl, shared, passphrase };
     let RawListen::Listed(listen) = root.listen;
     let listen = listen.iter().map(|text| listening_at(text)).collect::<Result<_, _>>()?;
     Ok(RootConfig { charter, listen, admin_socket: root.admin_socket })
+}
+
+fn passphrase_at(text: &str) -> Result<PassphraseAt, String> {
+    let descriptor = text.strip_prefix("fd:").and_then(|number| number.parse().ok());
+    match descriptor {
+        Some(number) => Ok(PassphraseAt::Descriptor(number)),
+        None if Path::new(text).is_absolute() => Ok(PassphraseAt::File(text.into())),
+        None => Err(format!(
+            "[root] root_key_passphrase = {text:?}: the path of a file, such as a systemd credential, or \"fd:3\""
+        )),
+    }
 }
 
 fn shared_store(store: Option<String>, tls: Option<RawStoreTls>) -> Result<Option<EtcdPlace>, String> {

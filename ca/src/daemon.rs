@@ -214,28 +214,34 @@ async fn serve_authority(mut doors: AuthorityDoors, stopped: watch::Receiver<()>
         .add_service(MembershipService::server(doors.authority.clone(), stopped.clone()));
     let incoming = listener::incoming(std::mem::take(&mut doors.tcp), &doors.authority)?;
     let membership = membership.serve_with_incoming_shutdown(incoming, ended(stopped.clone()));
+    let told_until = stopped.clone();
     let admission = serve_unix(admission, &mut doors.admin, vec![0, us], stopped);
-    let serving = async { tokio::try_join!(async { membership.await.map_err(DaemonError::from) }, admission) };
-    tokio::select! {
-        ended = serving => ended.map(|_| ()),
-        never = keep_told(&doors.authority) => match never {},
-    }
+    let told = async {
+        keep_told(&doors.authority, told_until).await;
+        Ok(())
+    };
+    tokio::try_join!(async { membership.await.map_err(DaemonError::from) }, admission, told)?;
+    Ok(())
 }
 
-/// Looks what other authorities changed in the store, for ever: as soon as it changes, and now and then. Members
-/// are let go while the store does not answer: another authority may know what this one does not.
-async fn keep_told(authority: &Arc<Authority>) -> std::convert::Infallible {
+/// Looks what other authorities changed in the store, until the daemon stops: as soon as it changes, and now and then.
+/// Members are let go while the store does not answer: another authority may know what this one does not.
+async fn keep_told(authority: &Arc<Authority>, stopped: watch::Receiver<()>) {
     let mut changes = authority.quarantine().changes();
     loop {
         let looking = authority.clone();
         if let Ok(Err(e)) = tokio::task::spawn_blocking(move || looking.look()).await {
             tracing::error!(error = %e, "the store does not say what changed; members are let go until it does");
         }
-        // It may have no sender any more; then there is still the clock.
-        let _ = tokio::time::timeout(LOOK, changed(&mut changes)).await;
+        tokio::select! {
+            () = changed(&mut changes) => {}
+            () = tokio::time::sleep(LOOK) => {}
+            () = ended(stopped.clone()) => return,
+        }
     }
 }
 
+/// Never, once nobody can change it; then there is still the clock.
 async fn changed(changes: &mut watch::Receiver<u64>) {
     if changes.changed().await.is_err() {
         std::future::pending().await

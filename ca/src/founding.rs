@@ -2,7 +2,7 @@
 //!
 //! Whatever is half there or does not fit is refused: founding anew would cut off every member.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bonafide_proto::name::TrustDomain;
 use bonafide_proto::svid::SvidError;
@@ -10,7 +10,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::certify::{self, IssueError, Signer};
 use crate::checker::{self, CheckError, ReadRoot};
-use crate::key::{Key, KeyError};
+use crate::key::{KeyError, KeyFile, PassphraseAt, RootKey, RootKeyHome};
 use crate::order::{BACKDATE, Holder, Order, Validity};
 use crate::state::StateError;
 use crate::store::{By, EtcdPlace, Event, Meta, Store, StoreError};
@@ -75,9 +75,17 @@ pub struct Charter {
     pub intermediate_ttl: u32,
     /// A store that it shares with other authorities; `None`: its own, in the directory.
     pub shared: Option<EtcdPlace>,
+    /// By what its root key is sealed; `None`: the file's mode is all that keeps it.
+    pub passphrase: Option<PassphraseAt>,
 }
 
 impl Charter {
+    /// Where the root key lives.
+    #[must_use]
+    pub fn key_home(&self) -> KeyFile {
+        KeyFile { path: self.state.join("root.key"), passphrase: self.passphrase.clone() }
+    }
+
     /// Where this authority keeps how far the audit chain had come.
     pub(crate) fn audit_mark(&self) -> PathBuf {
         self.state.join("store.audit")
@@ -85,11 +93,11 @@ impl Charter {
 }
 
 /// The root of this charter: found again, or founded in an empty state.
-pub(crate) fn root_signer(charter: &Charter, store: &Store, now: i64) -> Result<Signer, OpenError> {
-    let path = charter.state.join("root.key");
-    match (store.meta()?, path.exists()) {
-        (None, false) => found(charter, &path, store, now),
-        (Some(meta), true) => reopen(charter, &path, &meta),
+pub(crate) fn root_signer(charter: &Charter, store: &Store, now: i64) -> Result<Signer<RootKey>, OpenError> {
+    let home = charter.key_home();
+    match (store.meta()?, home.is_there()) {
+        (None, false) => found(charter, &home, store, now),
+        (Some(meta), true) => reopen(charter, &home, &meta),
         (None, true) => Err(half(charter, "a root key", "root certificate in its store")),
         (Some(_), false) => Err(half(charter, "a root certificate", "root.key")),
     }
@@ -99,34 +107,33 @@ fn half(charter: &Charter, has: &'static str, lacks: &'static str) -> OpenError 
     OpenError::Half { path: charter.state.clone(), has, lacks }
 }
 
-fn found(charter: &Charter, path: &Path, store: &Store, now: i64) -> Result<Signer, OpenError> {
-    let key = Key::generate()?;
+fn found(charter: &Charter, home: &dyn RootKeyHome, store: &Store, now: i64) -> Result<Signer<RootKey>, OpenError> {
+    let key = home.create()?;
     let validity = Validity { from: now.saturating_sub(BACKDATE), until: now.saturating_add(ROOT_TTL) };
     let order = Order { trust_domain: charter.trust_domain.clone(), holder: Holder::Root, validity };
     let root = certify::found(&order, &key)?;
-    key.create_file(path)?;
     let mut change = store.change();
     change.found(&Meta { trust_domain: charter.trust_domain.clone(), root: root.der().to_vec() })?;
     change.note(Event::new("founded", &By::Daemon).with("trust-domain", &charter.trust_domain));
     change.enter(&By::Daemon, root.serial(), &certify::entry(&order, None, now))?;
     if change.commit()?.is_none() {
         // Nothing was signed by it.
-        std::fs::remove_file(path).map_err(|source| KeyError::File { path: path.to_owned(), source })?;
+        home.discard()?;
         return Err(half(charter, "a root certificate", "root.key"));
     }
     tracing::info!(trust_domain = %charter.trust_domain, "founded a new trust domain");
     Ok(Signer { key, certificate: root.der().clone(), holder: Holder::Root, validity })
 }
 
-fn reopen(charter: &Charter, path: &Path, meta: &Meta) -> Result<Signer, OpenError> {
-    let key = Key::open_file(path)?;
+fn reopen(charter: &Charter, home: &KeyFile, meta: &Meta) -> Result<Signer<RootKey>, OpenError> {
+    let key = home.open()?;
     let ReadRoot { trust_domain, validity, spki } = checker::read_root(&meta.root)?;
     if trust_domain != charter.trust_domain {
         let (path, configured) = (charter.state.clone(), charter.trust_domain.clone());
         return Err(OpenError::TrustDomain { path, seen: trust_domain, configured });
     }
     if rcgen::PublicKeyData::subject_public_key_info(&key) != spki {
-        return Err(OpenError::Mismatch(path.to_owned()));
+        return Err(OpenError::Mismatch(home.path.clone()));
     }
     Ok(Signer { key, certificate: CertificateDer::from(meta.root.clone()), holder: Holder::Root, validity })
 }

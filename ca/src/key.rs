@@ -34,6 +34,17 @@ pub enum KeyError {
         /// What the system said.
         source: io::Error,
     },
+    /// The passphrase.
+    #[error("the passphrase of the root key {0}")]
+    Passphrase(String),
+    /// A sealed key without a passphrase, or a bare one with it.
+    #[error("key file {}: {why}", path.display())]
+    Sealing {
+        /// Which file.
+        path: PathBuf,
+        /// What does not fit, and what helps.
+        why: &'static str,
+    },
     /// Somebody else could read the key.
     #[error("key file {} has mode {mode:04o} and owner {owner}; it must have mode 0600 and belong to uid {us}", path.display())]
     Exposed {
@@ -46,6 +57,125 @@ pub enum KeyError {
         /// The uid of this daemon.
         us: u32,
     },
+}
+
+mod sealed;
+
+pub use sealed::PassphraseAt;
+
+/// The root key, wherever it lives: it signs, and is not seen. A file is one such place; a module that keeps the key
+/// to itself (PKCS#11, a KMS) is another, as soon as it can do what `rcgen` asks of a signing key.
+pub struct RootKey(Box<dyn rcgen::SigningKey + Send + Sync>);
+
+/// Where a root key lives.
+pub trait RootKeyHome: fmt::Debug {
+    /// Whether there is one.
+    fn is_there(&self) -> bool;
+    /// The one that is there.
+    ///
+    /// # Errors
+    /// Any [`KeyError`].
+    fn open(&self) -> Result<RootKey, KeyError>;
+    /// A new one, where there is none, durably.
+    ///
+    /// # Errors
+    /// Any [`KeyError`].
+    fn create(&self) -> Result<RootKey, KeyError>;
+    /// Takes back what was created and never signed anything.
+    ///
+    /// # Errors
+    /// Any [`KeyError`].
+    fn discard(&self) -> Result<(), KeyError>;
+}
+
+/// A root key in a file, mode 0600; sealed, if there is a passphrase.
+#[derive(Debug, Clone)]
+pub struct KeyFile {
+    /// Where.
+    pub path: PathBuf,
+    /// By what it is sealed.
+    pub passphrase: Option<PassphraseAt>,
+}
+
+impl KeyFile {
+    /// Seals a bare key file by the passphrase.
+    ///
+    /// # Errors
+    /// Any [`KeyError`]; the file stays as it was then.
+    pub fn seal(&self) -> Result<(), KeyError> {
+        let why = |why| Err(KeyError::Sealing { path: self.path.clone(), why });
+        let Some(passphrase) = &self.passphrase else {
+            return why("the configuration has no root_key_passphrase by which to seal it");
+        };
+        let bytes = read_secret(&self.path, KEY_FILE_MAX)?;
+        if sealed::is_sealed(&bytes) {
+            return why("it is sealed already");
+        }
+        let key = Key::from_pkcs8(bytes)?;
+        let sealed = sealed::seal(key.pkcs8(), &passphrase.read()?)?;
+        let failed = |source| KeyError::File { path: self.path.clone(), source };
+        crate::state::replace(&self.path, &sealed).map_err(failed)
+    }
+}
+
+impl RootKeyHome for KeyFile {
+    fn is_there(&self) -> bool {
+        self.path.exists()
+    }
+
+    fn open(&self) -> Result<RootKey, KeyError> {
+        let bytes = read_secret(&self.path, KEY_FILE_MAX)?;
+        let why = |why| KeyError::Sealing { path: self.path.clone(), why };
+        let pkcs8 = match (&self.passphrase, sealed::is_sealed(&bytes)) {
+            (None, false) => bytes,
+            (Some(passphrase), true) => sealed::open(&bytes, &passphrase.read()?)?,
+            (None, true) => return Err(why("it is sealed, and the configuration has no root_key_passphrase")),
+            (Some(_), false) => {
+                return Err(why(
+                    "it is not sealed, but the configuration has a root_key_passphrase; see `bonafide-ca seal`",
+                ));
+            }
+        };
+        Ok(RootKey(Box::new(Key::from_pkcs8(pkcs8)?)))
+    }
+
+    fn create(&self) -> Result<RootKey, KeyError> {
+        let key = Key::generate()?;
+        match &self.passphrase {
+            None => key.create_file(&self.path)?,
+            Some(passphrase) => {
+                let sealed = sealed::seal(key.pkcs8(), &passphrase.read()?)?;
+                let failed = |source| KeyError::File { path: self.path.clone(), source };
+                write_secret(&self.path, &sealed).map_err(failed)?;
+            }
+        }
+        Ok(RootKey(Box::new(key)))
+    }
+
+    fn discard(&self) -> Result<(), KeyError> {
+        std::fs::remove_file(&self.path).map_err(|source| KeyError::File { path: self.path.clone(), source })
+    }
+}
+
+impl rcgen::PublicKeyData for RootKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        self.0.algorithm()
+    }
+}
+
+impl rcgen::SigningKey for RootKey {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        self.0.sign(message)
+    }
+}
+
+impl fmt::Debug for RootKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RootKey(redacted)")
+    }
 }
 
 /// A P-256 key pair.

@@ -3,7 +3,6 @@
 use rcgen::{CertificateParams, Issuer, PublicKeyData, SigningKey};
 
 use crate::draft::Draft;
-use crate::key::Key;
 use crate::order::Holder;
 use crate::template;
 
@@ -29,7 +28,7 @@ pub(crate) fn sign(
     params: &CertificateParams,
     subject_key: &impl PublicKeyData,
     holder: &Holder,
-    key: &Key,
+    key: &impl SigningKey,
 ) -> Result<Draft, MintError> {
     let mut named = CertificateParams::default();
     named.distinguished_name = template::subject(holder);

@@ -80,6 +80,7 @@ pub(crate) fn charter(state: &Path) -> Charter {
         trust_domain: trust_domain(),
         intermediate_ttl: INTERMEDIATE_TTL,
         shared: None,
+        passphrase: None,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use bonafide_ca::key::KeyError;
+use bonafide_ca::key::{Key, KeyError, PassphraseAt};
 use bonafide_ca::store::StoreError;
 use bonafide_ca::{Authority, Charter, NodeCa, OpenError};
 
@@ -168,4 +168,38 @@ async fn a_membership_of_another_node_or_a_damaged_one_is_refused() {
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
     let refused = NodeCa::open(setup_a, domain.clock.clone()).unwrap_err();
     assert!(refused.to_string().contains("mode 0640"), "{refused}");
+}
+
+#[test]
+fn a_sealed_key_needs_its_passphrase_and_a_bare_one_is_sealed_on_demand() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        Some(PassphraseAt::File(path))
+    };
+    let (right, wrong) = (file("right", "correct horse battery\n"), file("wrong", "incorrect horse battery"));
+    let bare = charter(dir.path());
+    let with = |passphrase: &Option<PassphraseAt>| Charter { passphrase: passphrase.clone(), ..bare.clone() };
+    let open = |charter: &Charter| Authority::open(charter, Travel::new());
+    let root = open(&bare).unwrap().trust_bundle().roots().to_vec();
+    let said = |charter: &Charter| open(charter).unwrap_err().to_string();
+    assert!(said(&with(&right)).contains("is not sealed"), "{}", said(&with(&right)));
+    with(&right).key_home().seal().unwrap();
+    assert!(with(&right).key_home().seal().unwrap_err().to_string().contains("sealed already"));
+    assert!(said(&bare).contains("it is sealed, and"), "{}", said(&bare));
+    assert!(said(&with(&wrong)).contains("is not the one"), "{}", said(&with(&wrong)));
+    assert_eq!(open(&with(&right)).unwrap().trust_bundle().roots(), root);
+
+    // A new one is sealed from its first moment.
+    let founded = Charter { state: dir.path().join("founded"), ..with(&right) };
+    drop(open(&founded).unwrap());
+    let key = std::fs::read(founded.state.join("root.key")).unwrap();
+    assert!(
+        key.starts_with(b"{")
+            && KeyError::Malformed.to_string()
+                == Key::open_file(&founded.state.join("root.key")).unwrap_err().to_string()
+    );
+    open(&founded).unwrap();
 }

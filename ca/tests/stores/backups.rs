@@ -36,7 +36,13 @@ impl Host {
 
     fn authority(&self, shared: Option<bonafide_ca::store::EtcdPlace>) -> Authority {
         let state = self.dir.path().join("state/authority");
-        let charter = Charter { state, trust_domain: "example.org".parse().unwrap(), intermediate_ttl: 3600, shared };
+        let charter = Charter {
+            state,
+            trust_domain: "example.org".parse().unwrap(),
+            intermediate_ttl: 3600,
+            shared,
+            passphrase: None,
+        };
         Authority::open(&charter, std::sync::Arc::new(SystemClock)).unwrap()
     }
 
