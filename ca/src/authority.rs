@@ -12,6 +12,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
+use crate::attestor::x509pop::X509Pop;
+use crate::attestor::{Attestors, Claim, Evidence, Proof, Step};
 use crate::certify::{Entered, IssueError, Place, Signer};
 use crate::csr::{self, CsrError, PublicKey};
 use crate::followers::{Follower, Followers};
@@ -99,6 +101,7 @@ pub struct Authority {
     quarantine: Quarantine,
     followers: Arc<Followers>,
     exchange: Arc<Exchange>,
+    attestors: Attestors,
     /// False while the store does not answer.
     able: watch::Sender<bool>,
 }
@@ -130,6 +133,7 @@ impl Authority {
             own: Mutex::new(None),
             followers: Arc::default(),
             exchange: Arc::default(),
+            attestors: Attestors::default(),
             able: watch::Sender::new(true),
         })
     }
@@ -196,7 +200,7 @@ impl Authority {
             if seen.is_some() && token.node.is_none() {
                 return Err(MembershipRefusal::NameTaken(application.node.clone()));
             }
-            let record = self.place(application, seen.as_ref(), &token, now);
+            let record = self.place(application, seen.as_ref(), token.grant.as_ref(), now);
             let admitted = Admitted { application: keys.digest(application), membership: record.membership };
             let used = TokenRecord { used: Some(now), admitted: Some(admitted), ..token.clone() };
             let mut change = self.store.change();
@@ -212,6 +216,67 @@ impl Authority {
                 return Ok(self.membership(certified, &done));
             }
         }
+    }
+
+    /// Judges what a node shows first.
+    ///
+    /// # Errors
+    /// The named refusal.
+    pub fn attest(&self, claim: &Claim, evidence: Evidence) -> Result<Step, MembershipRefusal> {
+        self.attestors.begin(claim, evidence)
+    }
+
+    /// Admits a node that proved who it is.
+    ///
+    /// # Errors
+    /// The named refusal.
+    pub fn enrol(&self, application: &Application, proof: Proof) -> Result<Membership, MembershipRefusal> {
+        match proof {
+            Proof::Token(secret) => self.join(&secret, application),
+            Proof::Certified(grant) => self.admit_certified(application, grant.as_ref()),
+        }
+    }
+
+    /// The PKI says whose the name is, also if it is in use; who was sent away comes again when the operator says so.
+    fn admit_certified(
+        &self,
+        application: &Application,
+        grant: Option<&Grant>,
+    ) -> Result<Membership, MembershipRefusal> {
+        let keys = NodeKeys::of(&application.signing_csr, &application.authentication_csr)?;
+        check_machine(application)?;
+        loop {
+            let now = self.clock.unix();
+            self.not_banned(application)?;
+            let seen = self.store.node(&application.node)?;
+            if seen.as_ref().is_some_and(|seen| seen.evicted.is_some()) {
+                return Err(MembershipRefusal::Evicted(application.node.clone()));
+            }
+            let record = self.place(application, seen.as_ref(), grant, now);
+            let mut change = self.store.change();
+            change.node(&application.node, seen.as_ref(), &record)?;
+            let by = By::Node(application.node.clone());
+            let event = Event::new("admitted", &by).with("proof", "x509pop").with("grant", &record.grant);
+            change.note(event.with("membership", record.membership));
+            let certified = self.certify(&application.node, &keys, &record, &mut change, now)?;
+            if let Some(done) = change.commit()? {
+                self.not_banned(application)?;
+                return Ok(self.membership(certified, &done));
+            }
+        }
+    }
+
+    /// From now on nodes are admitted by certificates of an existing PKI, too.
+    #[must_use]
+    pub fn accepting(mut self, x509pop: X509Pop) -> Self {
+        self.attestors.accept(x509pop);
+        self
+    }
+
+    /// The root certificate, DER.
+    #[must_use]
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.signer.certificate
     }
 
     /// Certificates for keys that were admitted, unless another machine has taken the name since.
@@ -592,7 +657,13 @@ impl Authority {
     }
 
     /// The node under its name, after whoever had it.
-    fn place(&self, application: &Application, seen: Option<&NodeRecord>, token: &TokenRecord, now: i64) -> NodeRecord {
+    fn place(
+        &self,
+        application: &Application,
+        seen: Option<&NodeRecord>,
+        grant: Option<&Grant>,
+        now: i64,
+    ) -> NodeRecord {
         NodeRecord {
             membership: seen.map_or(1, |s| s.membership.saturating_add(1)),
             bios_uuid: application.bios_uuid.clone(),
@@ -606,7 +677,7 @@ impl Authority {
             activated: now,
             suspect: None,
             last_seen: now,
-            grant: token.grant.clone().or_else(|| Some(seen?.grant.clone())).unwrap_or_default(),
+            grant: grant.or_else(|| Some(&seen?.grant)).cloned().unwrap_or_default(),
         }
     }
 

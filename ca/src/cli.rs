@@ -98,6 +98,12 @@ enum Ask {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Print the root certificate, in PEM: a node that joins by a certificate of its own knows the authority by it.
+    Root {
+        /// The authority's admin socket.
+        #[arg(long, value_name = "PATH")]
+        socket: PathBuf,
+    },
     /// List the nodes that are members.
     Nodes {
         /// The authority's admin socket.
@@ -181,6 +187,7 @@ async fn answer(ask: Ask) -> Result<(), Trouble> {
             let (node, bios_uuid) = (node.map(|n| n.to_string()).unwrap_or_default(), bios_uuid.unwrap_or_default());
             token(&socket, wire::CreateTokenRequest { node, ttl_seconds: ttl, grant, bios_uuid }).await?;
         }
+        Ask::Root { socket } => root(&socket).await?,
         Ask::Nodes { socket } => nodes(&socket).await?,
         Ask::Backup { config, file } => moved(move || back_up(&config, &file)).await?,
         Ask::Seal { config } => moved(move || seal(&config)).await?,
@@ -245,6 +252,14 @@ fn operator() -> By {
 async fn token(socket: &Path, request: wire::CreateTokenRequest) -> Result<(), String> {
     let made = admission(socket).create_token(request).await.map_err(|s| said(socket, &s))?.into_inner();
     print(&format!("{}\n", made.token))
+}
+
+async fn root(socket: &Path) -> Result<(), String> {
+    use base64::Engine as _;
+    let told = admission(socket).trust_root(wire::TrustRootRequest {}).await.map_err(|s| said(socket, &s))?;
+    let text = base64::engine::general_purpose::STANDARD.encode(told.into_inner().root);
+    let lines: Vec<&str> = (0..text.len()).step_by(64).filter_map(|at| text.get(at..text.len().min(at + 64))).collect();
+    print(&format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n")))
 }
 
 async fn nodes(socket: &Path) -> Result<(), String> {

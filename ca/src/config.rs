@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use bonafide_proto::grant::Grant;
 use bonafide_proto::name::{NodeName, TrustDomain};
 use serde::Deserialize;
 
+use crate::attestor::x509pop::NameRule;
 use crate::founding::Charter;
 use crate::key::PassphraseAt;
 use crate::node::NodeSetup;
@@ -61,6 +63,32 @@ pub struct RootConfig {
     pub listen: Vec<SocketAddr>,
     /// Where the operator reaches it.
     pub admin_socket: PathBuf,
+    /// Certificates by which nodes are admitted without a token.
+    pub x509pop: Option<RootX509Pop>,
+}
+
+/// An existing PKI, whose certificates admit nodes.
+#[derive(Debug, Clone)]
+pub struct RootX509Pop {
+    /// PEM files of its CAs.
+    pub ca_files: Vec<PathBuf>,
+    /// PEM files of its revocation lists.
+    pub crl_files: Vec<PathBuf>,
+    /// Where a certificate names its node.
+    pub name: NameRule,
+    /// What nodes that come so may issue; `None`: what their names were granted before, else nothing.
+    pub workloads: Option<Grant>,
+}
+
+/// The certificate of an existing PKI by which a node is admitted.
+#[derive(Debug, Clone)]
+pub struct NodeX509Pop {
+    /// PEM file of its chain, leaf first.
+    pub certificate_file: PathBuf,
+    /// PEM file of its key.
+    pub key_file: PathBuf,
+    /// PEM file of the authority's root: `bonafide-ca root` prints it.
+    pub root_file: PathBuf,
 }
 
 /// The node role.
@@ -79,8 +107,17 @@ pub struct NodeConfig {
 pub struct Joining {
     /// `host:port` of the authority, or of each of those that share a store: the first that answers is asked.
     pub authorities: Vec<String>,
-    /// Where its operator puts the token.
-    pub token_file: PathBuf,
+    /// How it is admitted.
+    pub by: Admittance,
+}
+
+/// How a node is admitted.
+#[derive(Debug, Clone)]
+pub enum Admittance {
+    /// By the token that its operator puts there.
+    Token(PathBuf),
+    /// By a certificate of an existing PKI.
+    X509Pop(NodeX509Pop),
 }
 
 impl Config {
@@ -142,6 +179,32 @@ struct RawRoot {
     store: Option<String>,
     store_tls: Option<RawStoreTls>,
     root_key_passphrase: Option<String>,
+    x509pop: Option<RawRootX509Pop>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRootX509Pop {
+    ca_files: Vec<PathBuf>,
+    #[serde(default)]
+    crl_files: Vec<PathBuf>,
+    node_name: RawNameRule,
+    workloads: Option<Vec<String>>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum RawNameRule {
+    Cn,
+    Dns,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNodeX509Pop {
+    certificate_file: PathBuf,
+    key_file: PathBuf,
+    root_file: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -195,6 +258,7 @@ struct RawNode {
     callers: RawCallers,
     authority: Option<RawAuthorities>,
     join_token_file: Option<PathBuf>,
+    x509pop: Option<RawNodeX509Pop>,
     #[serde(default = "default_leaf_ttl")]
     leaf_ttl_seconds: u32,
     bios_uuid: Option<String>,
@@ -255,7 +319,25 @@ fn root_config(root: RawRoot, state: &Path) -> Result<RootConfig, String> {
     let charter = Charter { state, trust_domain: root.trust_domain, intermediate_ttl: ttl, shared, passphrase };
     let RawListen::Listed(listen) = root.listen;
     let listen = listen.iter().map(|text| listening_at(text)).collect::<Result<_, _>>()?;
-    Ok(RootConfig { charter, listen, admin_socket: root.admin_socket })
+    let x509pop = root.x509pop.map(root_x509pop).transpose()?;
+    Ok(RootConfig { charter, listen, admin_socket: root.admin_socket, x509pop })
+}
+
+fn root_x509pop(raw: RawRootX509Pop) -> Result<RootX509Pop, String> {
+    let RawRootX509Pop { ca_files, crl_files, node_name, workloads } = raw;
+    if ca_files.is_empty() {
+        return Err("[root.x509pop] ca_files: it takes at least one file of a CA".into());
+    }
+    for path in ca_files.iter().chain(&crl_files) {
+        absolute("[root.x509pop] ca_files, crl_files", path)?;
+    }
+    let name = match node_name {
+        RawNameRule::Cn => NameRule::CommonName,
+        RawNameRule::Dns => NameRule::Dns,
+    };
+    let grant = |texts: Vec<String>| Grant::of(texts.iter().map(String::as_str));
+    let workloads = workloads.map(grant).transpose().map_err(|e| format!("[root.x509pop] workloads: {e}"))?;
+    Ok(RootX509Pop { ca_files, crl_files, name, workloads })
 }
 
 fn passphrase_at(text: &str) -> Result<PassphraseAt, String> {
@@ -304,13 +386,28 @@ fn joining(node: RawNode, state: &Path) -> Result<Role, String> {
         ));
     }
     authorities.iter().try_for_each(|authority| check_address(authority))?;
-    let token_file = node.join_token_file.clone().ok_or("[node] join_token_file: role = \"node\" needs a path")?;
-    absolute("[node] join_token_file", &token_file)?;
-    Ok(Role::Node(node_config(node, state)?, Joining { authorities, token_file }))
+    let by = match (node.join_token_file.clone(), &node.x509pop) {
+        (Some(file), None) => {
+            absolute("[node] join_token_file", &file)?;
+            Admittance::Token(file)
+        }
+        (None, Some(RawNodeX509Pop { certificate_file, key_file, root_file })) => {
+            for path in [certificate_file, key_file, root_file] {
+                absolute("[node.x509pop] files", path)?;
+            }
+            let [certificate_file, key_file, root_file] = [certificate_file, key_file, root_file].map(Clone::clone);
+            Admittance::X509Pop(NodeX509Pop { certificate_file, key_file, root_file })
+        }
+        (None, None) => {
+            return Err("[node] join_token_file: role = \"node\" needs a path, or a [node.x509pop] section".into());
+        }
+        (Some(_), Some(_)) => return Err("[node] has both join_token_file and x509pop; a node joins by one".into()),
+    };
+    Ok(Role::Node(node_config(node, state)?, Joining { authorities, by }))
 }
 
 fn alone(node: RawNode, state: &Path) -> Result<NodeConfig, String> {
-    if node.authority.is_some() || node.join_token_file.is_some() {
+    if node.authority.is_some() || node.join_token_file.is_some() || node.x509pop.is_some() {
         return Err("[node] authority and join_token_file are for role = \"node\"; the local role needs neither".into());
     }
     node_config(node, state)

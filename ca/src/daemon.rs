@@ -12,8 +12,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tonic::transport::server::{Router, Server};
 
+use crate::attestor::x509pop::{self, X509Holder, X509Pop, X509PopError};
 use crate::authority::Authority;
-use crate::config::{Config, Joining, NodeConfig, Role, RootConfig};
+use crate::config::{Admittance, Config, Joining, NodeConfig, NodeX509Pop, Role, RootConfig, RootX509Pop};
 use crate::founding::OpenError;
 use crate::link::{AuthorityLink, Embedded};
 use crate::listener::{self, TlsSetupError};
@@ -46,6 +47,12 @@ pub enum DaemonError {
     /// The node role.
     #[error(transparent)]
     Node(#[from] NodeOpenError),
+    /// The files of another PKI.
+    #[error(transparent)]
+    X509Pop(#[from] X509PopError),
+    /// The root by which the authority is known.
+    #[error("{}: one root certificate is expected, as `bonafide-ca root` prints it", .0.display())]
+    Roots(PathBuf),
     /// A door could not be bound.
     #[error("cannot listen on {at}: {source}")]
     Bind {
@@ -123,9 +130,9 @@ impl Daemon {
                 let authority = bind_authority(root, clock).await?;
                 Ok(Self { authority: Some(authority), node: None })
             }
-            Role::Node(node, Joining { authorities, token_file }) => {
+            Role::Node(node, Joining { authorities, by }) => {
                 let link = Arc::new(Remote::among(authorities, &clock));
-                let node = bind_node(node, link, TokenSource::File(token_file.clone()), clock)?;
+                let node = bind_node(node, link, tokens(by)?, clock)?;
                 Ok(Self { authority: None, node: Some(node) })
             }
             Role::Local(root, node) => {
@@ -176,8 +183,25 @@ impl Daemon {
     }
 }
 
+fn tokens(by: &Admittance) -> Result<TokenSource, DaemonError> {
+    Ok(match by {
+        Admittance::Token(file) => TokenSource::File(file.clone()),
+        Admittance::X509Pop(NodeX509Pop { certificate_file, key_file, root_file }) => {
+            let holder = X509Holder::open(certificate_file, key_file)?;
+            match x509pop::certificates(root_file)?.as_slice() {
+                [root] => TokenSource::Proof(Arc::new(holder), root.clone()),
+                _ => return Err(DaemonError::Roots(root_file.clone())),
+            }
+        }
+    })
+}
+
 async fn bind_authority(root: &RootConfig, clock: SharedClock) -> Result<AuthorityDoors, DaemonError> {
-    let authority = Arc::new(Authority::open(&root.charter, clock)?);
+    let mut authority = Authority::open(&root.charter, clock)?;
+    if let Some(RootX509Pop { ca_files, crl_files, name, workloads }) = &root.x509pop {
+        authority = authority.accepting(X509Pop::open(ca_files, crl_files, *name, workloads.clone())?);
+    }
+    let authority = Arc::new(authority);
     let admin = UnixDoor::bind(&root.admin_socket)?;
     let mut tcp = Vec::new();
     for address in &root.listen {

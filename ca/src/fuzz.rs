@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::attestor::{Answer, Challenge, Evidence};
 use crate::certify;
 use crate::checker::{self, SignedBy};
 use crate::csr::{self, CsrError, PublicKey};
@@ -191,6 +192,40 @@ fn mesh_states() {
                 let digests =
                     message.quarantine.len() > QUARANTINE_MAX || message.quarantine.iter().any(|d| d.len() != 32);
                 assert!(digests || message.revoked.is_some_and(|r| Revoked::try_from(r).is_err()));
+            }
+        }
+    });
+}
+
+/// Proofs of nodes that want to join, as they come from strangers: bounded, and read as they were written.
+#[test]
+fn proofs() {
+    let pop = wire::X509Pop { chain: vec![vec![0x30; 40], vec![]], nonce: vec![7; 32] };
+    let evidence = |of| wire::Evidence { of: Some(of) }.encode_to_vec();
+    let signed = wire::X509PopSigned { scheme: 0x0403, signature: vec![1; 70] };
+    let seeds = [
+        evidence(wire::evidence::Of::X509pop(pop)),
+        evidence(wire::evidence::Of::TokenSecret(vec![5; 32])),
+        wire::Answer { of: Some(wire::answer::Of::X509pop(signed)) }.encode_to_vec(),
+        wire::Challenge { of: Some(wire::challenge::Of::X509popNonce(vec![9; 32])) }.encode_to_vec(),
+    ];
+    fuzz(&seeds, |bytes| {
+        if let Ok(message) = wire::Evidence::decode(bytes) {
+            match Evidence::try_from(message.clone()) {
+                Ok(evidence) => assert_eq!(wire::Evidence::from(&evidence), message),
+                Err(refusal) => shown(&refusal),
+            }
+        }
+        if let Ok(message) = wire::Answer::decode(bytes) {
+            match Answer::try_from(message.clone()) {
+                Ok(answer) => assert_eq!(wire::Answer::from(&answer), message),
+                Err(refusal) => shown(&refusal),
+            }
+        }
+        if let Ok(message) = wire::Challenge::decode(bytes) {
+            match Challenge::try_from(message.clone()) {
+                Ok(challenge) => assert_eq!(wire::Challenge::from(&challenge), message),
+                Err(refusal) => shown(&refusal),
             }
         }
     });

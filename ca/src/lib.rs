@@ -3,6 +3,7 @@
 //! Reading order: [`authority`] admits nodes, [`node`] issues leaves; both through `certify`, which builds
 //! (`template`, `mint`), has a stranger look (`checker`), writes down ([`store`]) and only then hands out.
 
+pub mod attestor;
 pub mod authority;
 mod certify;
 mod checker;

@@ -4,11 +4,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bonafide_proto::svid::{Expect, PeerSvid, SvidError};
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tokio_stream::{Stream, StreamExt as _};
 
+use crate::attestor::Prover;
 use crate::authority::{Application, Authority, Membership};
 use crate::followers::{Follower, Place};
 use crate::machine::Machine;
@@ -44,6 +45,9 @@ pub enum LinkError {
         /// For a person.
         message: String,
     },
+    /// This node has nothing to show.
+    #[error("this node cannot prove who it is: {0}")]
+    Proof(String),
     /// It broke the protocol.
     #[error("the authority's answer is malformed: {0}")]
     Malformed(String),
@@ -54,6 +58,15 @@ pub enum LinkError {
 pub trait AuthorityLink: Send + Sync + std::fmt::Debug {
     /// Becomes a member by a token.
     async fn join(&self, token: &JoinToken, application: &Application) -> Result<Membership, LinkError>;
+    /// Admits a node by a proof of another kind than a token; `root` is how it knows the authority.
+    async fn enrol(
+        &self,
+        _root: &CertificateDer<'static>,
+        _prover: &dyn Prover,
+        _application: &Application,
+    ) -> Result<Membership, LinkError> {
+        Err(LinkError::Malformed("only an authority on the network takes such a proof".into()))
+    }
     /// Renews a membership, authenticated by its node SVID.
     async fn renew(
         &self,

@@ -26,6 +26,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::attestor::{SESSION_LABEL, Session};
 use crate::authority::Authority;
 use crate::places::{Greeted, Place, Places};
 
@@ -47,6 +48,8 @@ pub struct Peer {
     pub svid: Option<PeerSvid>,
     /// Its address, for the log only.
     pub address: SocketAddr,
+    /// What this connection is told from all others by.
+    pub session: Session,
     /// How many requests of it are being answered; keeps its connection open.
     requests: Arc<AtomicUsize>,
     /// Whether it follows; keeps its connection open for longer.
@@ -180,8 +183,12 @@ impl Door {
         let Some(place) = self.places.seat(greeted, node) else {
             return tracing::info!(%address, member = svid.is_some(), "closed: all places of its kind are taken");
         };
-        let connection =
-            Connection::new(tls, Peer { svid, address, requests: Arc::default(), follows: Arc::default() }, place);
+        let session = match tls.get_ref().1.export_keying_material(Session::default(), SESSION_LABEL, None) {
+            Ok(session) => session,
+            Err(e) => return tracing::warn!(%address, error = %e, "a connection without an exporter"),
+        };
+        let (requests, follows) = (Arc::default(), Arc::default());
+        let connection = Connection::new(tls, Peer { svid, address, session, requests, follows }, place);
         // The receiver is gone only when the daemon stops.
         let _ = self.out.send(Ok(connection)).await;
     }

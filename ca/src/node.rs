@@ -13,6 +13,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio_stream::StreamExt as _;
 
+use crate::attestor::Prover;
 use crate::authority::Application;
 use crate::certify::IssueError;
 use crate::checker::{self, CheckError};
@@ -283,14 +284,54 @@ impl NodeCa {
     }
 
     async fn try_join(&self, link: &dyn AuthorityLink, token: &JoinToken) -> Result<(), MembershipError> {
-        let expected = checker::read_root(token.root()).map_err(MembershipError::TokenRoot)?.trust_domain;
+        let (candidate, application) = self.application()?;
+        let issued = link.join(token, &application).await?;
+        self.take_first(candidate, issued, token.root())
+    }
+
+    /// Becomes a member by another proof than a token, at the authority of this root.
+    ///
+    /// # Errors
+    /// Any [`MembershipError`]; the membership there was, if any, stays.
+    pub async fn enrol(
+        &self,
+        link: &dyn AuthorityLink,
+        root: &CertificateDer<'static>,
+        prover: &dyn Prover,
+    ) -> Result<(), MembershipError> {
+        let outcome = self.try_enrol(link, root, prover).await;
+        self.note(&outcome);
+        outcome
+    }
+
+    async fn try_enrol(
+        &self,
+        link: &dyn AuthorityLink,
+        root: &CertificateDer<'static>,
+        prover: &dyn Prover,
+    ) -> Result<(), MembershipError> {
+        let (candidate, application) = self.application()?;
+        let issued = link.enrol(root, prover, &application).await?;
+        self.take_first(candidate, issued, root)
+    }
+
+    fn application(&self) -> Result<(Candidate, Application), MembershipError> {
         let candidate = Candidate::generate()?;
         let (signing_csr, authentication_csr) = candidate.requests()?;
         let Machine { bios_uuid, machine_id } = self.machine.clone();
         let node = self.setup.name.clone();
-        let application = Application { node, signing_csr, authentication_csr, bios_uuid, machine_id };
-        let issued = link.join(token, &application).await?;
-        if !issued.roots.contains(token.root()) {
+        Ok((candidate, Application { node, signing_csr, authentication_csr, bios_uuid, machine_id }))
+    }
+
+    /// The first membership is that of the root by which the authority is known.
+    fn take_first(
+        &self,
+        candidate: Candidate,
+        issued: crate::authority::Membership,
+        root: &CertificateDer<'static>,
+    ) -> Result<(), MembershipError> {
+        let expected = checker::read_root(root).map_err(MembershipError::TokenRoot)?.trust_domain;
+        if !issued.roots.contains(root) {
             return Err(MembershipError::PinMissing);
         }
         self.take(candidate, issued, &expected)

@@ -34,6 +34,24 @@ pub enum MembershipRefusal {
          older state; it must join with a new token"
     )]
     Superseded(NodeName),
+    /// A kind of proof that nobody configured here.
+    #[error("this authority takes no proof of that kind; [root.x509pop] in its configuration takes certificates")]
+    ProofNotTaken,
+    /// Not of the configured CAs, or it names no node.
+    #[error("the certificate is not taken: {0}")]
+    CertificateUntrusted(String),
+    /// Too late.
+    #[error("the certificate has expired")]
+    CertificateExpired,
+    /// By a list.
+    #[error("the certificate is revoked by its issuer")]
+    CertificateRevoked,
+    /// It names another node.
+    #[error("the certificate is that of node {0}")]
+    CertificateForAnotherNode(NodeName),
+    /// The signature is not over this conversation, or not by this key.
+    #[error("the proof is not by the certificate's key, or of another conversation")]
+    WrongProof,
     /// Another node has the name.
     #[error("a node named {0} is a member already; choose another name, or make a token bound to it with --node {0}")]
     NameTaken(NodeName),
@@ -77,6 +95,12 @@ impl MembershipRefusal {
             Self::TokenForAnotherMachine(_) => "token-for-another-machine",
             Self::MachineChanged(..) => "machine-changed",
             Self::Superseded(_) => "superseded",
+            Self::ProofNotTaken => "proof-not-taken",
+            Self::CertificateUntrusted(_) => "certificate-untrusted",
+            Self::CertificateExpired => "certificate-expired",
+            Self::CertificateRevoked => "certificate-revoked",
+            Self::CertificateForAnotherNode(_) => "certificate-for-another-node",
+            Self::WrongProof => "wrong-proof",
             Self::Evicted(_) => "evicted",
             Self::Banned(..) => "banned",
             Self::Internal(_) => "authority-failed",
@@ -87,7 +111,13 @@ impl MembershipRefusal {
         match self {
             Self::TokenUnknown | Self::NoSvid => Code::Unauthenticated,
             Self::TokenUsed | Self::TokenExpired(_) => Code::FailedPrecondition,
-            Self::TokenForAnotherNode(_)
+            Self::ProofNotTaken => Code::FailedPrecondition,
+            Self::CertificateUntrusted(_)
+            | Self::CertificateExpired
+            | Self::CertificateRevoked
+            | Self::CertificateForAnotherNode(_)
+            | Self::WrongProof
+            | Self::TokenForAnotherNode(_)
             | Self::TokenForAnotherMachine(_)
             | Self::MachineChanged(..)
             | Self::Superseded(_)

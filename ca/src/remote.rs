@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bonafide_proto::clock::{SharedClock, TlsTime};
+use bonafide_proto::convert::Malformed;
 use bonafide_proto::svid::{Expect, TrustBundle};
 use bonafide_proto::tls::{PeerVerifier, provider, svid_error};
 use bonafide_proto::wire::authority as wire;
@@ -13,7 +14,7 @@ use bonafide_proto::wire::authority::membership_client::MembershipClient;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsConnector;
@@ -23,6 +24,7 @@ use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use crate::attestor::{self, Prover, SESSION_LABEL, Session};
 use crate::authority::{Application, Membership};
 use crate::checker;
 use crate::link::{AuthorityLink, Halves, LinkError, MeshStates};
@@ -107,6 +109,7 @@ fn cannot(e: &LinkError) -> bool {
     match e {
         LinkError::Unreachable { .. } | LinkError::Distrust { .. } | LinkError::Malformed(_) => true,
         LinkError::Refused { reason, .. } => reason == "authority-failed",
+        LinkError::Proof(_) => false,
     }
 }
 
@@ -114,6 +117,15 @@ fn cannot(e: &LinkError) -> bool {
 impl AuthorityLink for Remote {
     async fn join(&self, token: &JoinToken, application: &Application) -> Result<Membership, LinkError> {
         self.ask(self.current(), |door| Box::pin(door.join(token, application))).await
+    }
+
+    async fn enrol(
+        &self,
+        root: &CertificateDer<'static>,
+        prover: &dyn Prover,
+        application: &Application,
+    ) -> Result<Membership, LinkError> {
+        self.ask(self.current(), |door| Box::pin(door.enrol(root, prover, application))).await
     }
 
     async fn renew(
@@ -163,13 +175,19 @@ struct Door {
 
 impl Door {
     async fn client(&self, bundle: TrustBundle, as_member: Option<&Member>) -> Result<Client, LinkError> {
+        self.connect(bundle, as_member).await.map(|(client, _)| client)
+    }
+
+    async fn connect(&self, bundle: TrustBundle, as_member: Option<&Member>) -> Result<(Client, Session), LinkError> {
         let config = self.config(bundle, as_member).map_err(|e| self.distrust(&e))?;
         let stream = match tokio::time::timeout(self.patience, self.dial(config)).await {
             Ok(dialled) => dialled?,
             Err(_) => return Err(self.unreachable("no answer in time")),
         };
+        let exporter = stream.get_ref().1.export_keying_material(Session::default(), SESSION_LABEL, None);
+        let session = exporter.map_err(|e| self.distrust(&e))?;
         let channel = channel(stream).await.map_err(|e| self.unreachable(&e.to_string()))?;
-        Ok(MembershipClient::new(channel).max_decoding_message_size(ANSWER_MAX))
+        Ok((MembershipClient::new(channel).max_decoding_message_size(ANSWER_MAX), session))
     }
 
     fn config(&self, bundle: TrustBundle, as_member: Option<&Member>) -> Result<ClientConfig, rustls::Error> {
@@ -227,6 +245,40 @@ impl Door {
         }
     }
 
+    /// Shows evidence, and answers what is asked, until it is a member.
+    async fn rounds(
+        &self,
+        client: &mut Client,
+        session: Session,
+        prover: &dyn Prover,
+        application: &Application,
+    ) -> Result<Membership, LinkError> {
+        use wire::enrol_request::Of as Says;
+        use wire::enrol_response::Of as Told;
+        let (binding, begun) = (attestor::binding(application, &session), prover.begin().map_err(LinkError::Proof)?);
+        let Application { node, signing_csr, authentication_csr, bios_uuid, machine_id } = application.clone();
+        let (node, evidence) = (node.to_string(), Some((&begun).into()));
+        let first = wire::EnrolApplication { node, signing_csr, authentication_csr, bios_uuid, machine_id, evidence };
+        let (say, says) = mpsc::channel(1);
+        let gone = || self.unreachable("it went away");
+        say.send(wire::EnrolRequest { of: Some(Says::Application(first)) }).await.map_err(|_| gone())?;
+        let told = client.enrol(ReceiverStream::new(says)).await.map_err(|status| self.refused(&status))?;
+        let mut told = told.into_inner();
+        loop {
+            let message = told.message().await.map_err(|status| self.refused(&status))?.ok_or_else(gone)?;
+            match message.of {
+                Some(Told::Membered(membered)) => return membership(membered),
+                Some(Told::Challenge(challenge)) => {
+                    let challenge = challenge.try_into().map_err(|e: Malformed| LinkError::Malformed(e.to_string()))?;
+                    let answer = prover.answer(&begun, &binding, &challenge).map_err(LinkError::Proof)?;
+                    let answer = wire::EnrolRequest { of: Some(Says::Answer((&answer).into())) };
+                    say.send(answer).await.map_err(|_| gone())?;
+                }
+                None => return Err(LinkError::Malformed("a message says nothing".into())),
+            }
+        }
+    }
+
     async fn answered(
         &self,
         answer: impl Future<Output = Result<tonic::Response<wire::Membered>, Status>>,
@@ -242,6 +294,19 @@ impl Door {
 type Client = MembershipClient<Channel>;
 
 impl Door {
+    async fn enrol(
+        &self,
+        root: &CertificateDer<'static>,
+        prover: &dyn Prover,
+        application: &Application,
+    ) -> Result<Membership, LinkError> {
+        let trusted = checker::read_root(root).map_err(|e| self.distrust(&e))?;
+        let bundle = TrustBundle::new(trusted.trust_domain, vec![root.clone()]).map_err(|e| self.distrust(&e))?;
+        let (mut client, session) = self.connect(bundle, None).await?;
+        let rounds = self.rounds(&mut client, session, prover, application);
+        tokio::time::timeout(ANSWER, rounds).await.map_err(|_| self.unreachable("no answer in time"))?
+    }
+
     async fn join(&self, token: &JoinToken, application: &Application) -> Result<Membership, LinkError> {
         let root = checker::read_root(token.root()).map_err(|e| self.distrust(&e))?;
         let bundle = TrustBundle::new(root.trust_domain, vec![token.root().clone()]).map_err(|e| self.distrust(&e))?;

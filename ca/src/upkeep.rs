@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ring::rand::{SecureRandom as _, SystemRandom};
+use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use crate::attestor::Prover;
 use crate::authority::{Authority, TokenCreationError, TokenTerms};
 use crate::link::{AuthorityLink, LinkError};
 use crate::node::{Due, MembershipError, NodeCa};
@@ -75,7 +77,7 @@ impl UpkeepError {
             Self::Membership(MembershipError::Link(link)) => match link {
                 LinkError::Unreachable { .. } => false,
                 LinkError::Refused { reason, .. } => reason != "authority-failed",
-                LinkError::Distrust { .. } | LinkError::Malformed(_) => true,
+                LinkError::Distrust { .. } | LinkError::Malformed(_) | LinkError::Proof(_) => true,
             },
             _ => true,
         }
@@ -87,6 +89,8 @@ impl UpkeepError {
 pub enum TokenSource {
     /// A file that the operator put there; deleted after it was used.
     File(PathBuf),
+    /// No token: another proof, to the authority of this root.
+    Proof(Arc<dyn Prover>, CertificateDer<'static>),
     /// The authority in this process.
     Own(Arc<Authority>),
 }
@@ -190,6 +194,7 @@ async fn join(node: &NodeCa, link: &dyn AuthorityLink, tokens: &TokenSource) -> 
                 tracing::warn!(path = %path.display(), error = %e, "the used join token could not be deleted");
             }
         }
+        TokenSource::Proof(prover, root) => node.enrol(link, root, prover.as_ref()).await?,
         TokenSource::Own(authority) => {
             let (token, _) = authority.create_token(own_terms(node))?;
             node.join(link, &token).await?;

@@ -68,6 +68,13 @@ impl wire::admission_server::Admission for AdmissionService {
         Ok(Response::new(wire::CreateTokenResponse { token: token.reveal().to_string(), expires }))
     }
 
+    async fn trust_root(
+        &self,
+        _request: Request<wire::TrustRootRequest>,
+    ) -> Result<Response<wire::TrustRootResponse>, Status> {
+        Ok(Response::new(wire::TrustRootResponse { root: self.0.root().to_vec() }))
+    }
+
     async fn list_nodes(
         &self,
         _request: Request<wire::ListNodesRequest>,

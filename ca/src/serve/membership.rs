@@ -11,6 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::attestor::{Answer, Claim, Evidence, Proof, ROUNDS_MAX, Step};
 use crate::authority::{Application, Authority, Membership};
 use crate::daemon::ended;
 use crate::followers::{Follower, Place};
@@ -67,6 +68,26 @@ impl wire::membership_server::Membership for MembershipService {
             answer("join", application.node.as_str(), &from, outcome)
         })
         .await
+    }
+
+    type EnrolStream = Pin<Box<dyn Stream<Item = Result<wire::EnrolResponse, Status>> + Send>>;
+
+    async fn enrol(
+        &self,
+        request: Request<Streaming<wire::EnrolRequest>>,
+    ) -> Result<Response<Self::EnrolStream>, Status> {
+        let peer = peer(&request)?.clone();
+        let answering = peer.answering();
+        let (to, told) = mpsc::channel(1);
+        let mut enrolment = Enrolment { authority: self.0.clone(), peer, says: request.into_inner() };
+        tokio::spawn(async move {
+            let _answering = answering;
+            let last = enrolment.rounds(&to).await;
+            let membered = |of| wire::EnrolResponse { of: Some(wire::enrol_response::Of::Membered(of)) };
+            // The node may be gone by now.
+            let _ = to.send(last.map(membered)).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(told))))
     }
 
     async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::Membered>, Status> {
@@ -160,6 +181,87 @@ impl wire::membership_server::Membership for MembershipService {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(given))))
     }
+}
+
+/// A node that wants to be admitted by a proof in rounds.
+struct Enrolment {
+    authority: Arc<Authority>,
+    peer: Peer,
+    says: Streaming<wire::EnrolRequest>,
+}
+
+impl Enrolment {
+    async fn rounds(
+        &mut self,
+        to: &mpsc::Sender<Result<wire::EnrolResponse, Status>>,
+    ) -> Result<wire::Membered, Status> {
+        let Some(wire::enrol_request::Of::Application(application)) = self.next().await? else {
+            return Err(bad_request("an application comes first"));
+        };
+        let wire::EnrolApplication { node, signing_csr, authentication_csr, bios_uuid, machine_id, evidence } =
+            application;
+        let node = node.parse().map_err(|e| MembershipRefusal::BadRequest(format!("the node name {e}")))?;
+        let application = Application { node, signing_csr, authentication_csr, bios_uuid, machine_id };
+        let evidence = evidence.ok_or_else(|| bad_request("there is no evidence"))?;
+        let evidence = Evidence::try_from(evidence).map_err(|e| bad_request(&e.to_string()))?;
+        let claim = Claim::new(&application, &self.peer.session, self.authority.clock().unix());
+        let outcome = self.attest(&claim, evidence, to).await;
+        let (authority, from) = (self.authority.clone(), self.peer.address.to_string());
+        blocking(move || {
+            let outcome = outcome.and_then(|proof| authority.enrol(&application, proof));
+            answer("enrol", application.node.as_str(), &from, outcome).map(Response::into_inner)
+        })
+        .await
+    }
+
+    async fn attest(
+        &mut self,
+        claim: &Claim,
+        evidence: Evidence,
+        to: &mpsc::Sender<Result<wire::EnrolResponse, Status>>,
+    ) -> Result<Proof, MembershipRefusal> {
+        let malformed = |why: &str| MembershipRefusal::BadRequest(why.to_owned());
+        let (authority, its) = (self.authority.clone(), claim.clone());
+        let mut step = step(move || authority.attest(&its, evidence)).await?;
+        for _ in 0..ROUNDS_MAX {
+            let (challenge, round) = match step {
+                Step::Proven(proof) => return Ok(proof),
+                Step::Challenged(challenge, round) => (challenge, round),
+            };
+            let asked = wire::EnrolResponse { of: Some(wire::enrol_response::Of::Challenge((&challenge).into())) };
+            to.send(Ok(asked)).await.map_err(|_| malformed("the node went away"))?;
+            let said = self.next().await.map_err(|e| malformed(e.message()))?;
+            let Some(wire::enrol_request::Of::Answer(answer)) = said else {
+                return Err(malformed("an answer follows a challenge"));
+            };
+            let (answer, its) = (Answer::try_from(answer).map_err(|e| malformed(&e.to_string()))?, claim.clone());
+            step = self::step(move || round.answer(&its, answer)).await?;
+        }
+        match step {
+            Step::Proven(proof) => Ok(proof),
+            Step::Challenged(..) => Err(malformed("it takes too many rounds")),
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<wire::enrol_request::Of>, Status> {
+        match tokio::time::timeout(FIRST_WORD, self.says.message()).await {
+            Ok(said) => Ok(said?.and_then(|said| said.of)),
+            Err(_) => Err(bad_request("it took too long to say anything")),
+        }
+    }
+}
+
+async fn step(
+    judge: impl FnOnce() -> Result<Step, MembershipRefusal> + Send + 'static,
+) -> Result<Step, MembershipRefusal> {
+    match tokio::task::spawn_blocking(judge).await {
+        Ok(step) => step,
+        Err(_) => Err(MembershipRefusal::BadRequest("the request could not be completed".into())),
+    }
+}
+
+fn bad_request(why: &str) -> Status {
+    MembershipRefusal::BadRequest(why.to_owned()).into()
 }
 
 /// Takes what is offered and gives what is due, until either side ends.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bonafide_ca::authority::TokenTerms;
-use bonafide_ca::config::{Config, Role, RootConfig};
+use bonafide_ca::config::{Config, Role, RootConfig, RootX509Pop};
 use bonafide_ca::daemon::Daemon;
 use bonafide_ca::remote::Remote;
 use bonafide_ca::{Authority, AuthorityLink, Charter, Embedded, JoinToken, NodeCa, NodeSetup, upkeep};
@@ -127,15 +127,21 @@ pub(crate) struct Served {
     pub(crate) dir: TempDir,
     pub(crate) clock: Arc<Travel>,
     pub(crate) address: SocketAddr,
+    x509pop: Option<RootX509Pop>,
     stop: Option<oneshot::Sender<()>>,
     task: Option<JoinHandle<()>>,
 }
 
 impl Served {
     pub(crate) async fn on(ip: &str) -> Self {
+        Self::accepting(ip, None).await
+    }
+
+    /// One that takes certificates of an existing PKI, too.
+    pub(crate) async fn accepting(ip: &str, x509pop: Option<RootX509Pop>) -> Self {
         let (dir, clock) = (tempfile::tempdir().unwrap(), Travel::new());
         let address = SocketAddr::new(ip.parse().unwrap(), 0);
-        let mut served = Self { dir, clock, address, stop: None, task: None };
+        let mut served = Self { dir, clock, address, x509pop, stop: None, task: None };
         served.start().await;
         served
     }
@@ -145,6 +151,7 @@ impl Served {
             charter: charter(self.dir.path()),
             listen: vec![self.address],
             admin_socket: self.admin_socket(),
+            x509pop: self.x509pop.clone(),
         };
         let state = self.dir.path().join("ca");
         let config = Config { log: "info".into(), state, role: Role::Root(root) };

@@ -22,3 +22,4 @@ mod revoking;
 mod state;
 mod strangers;
 mod x509_svid;
+mod x509pop;
