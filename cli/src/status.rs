@@ -132,7 +132,14 @@ fn ca_faults(s: &IssuanceStatus, now: i64) -> Faults {
 }
 
 fn identityd_facts(s: &AttestationStatus) -> String {
-    format!("evidence from {}; policy {} {}", s.source, s.policy_file, short(&s.policy_sha256))
+    let mut facts = format!("evidence from {}; policy {} {}", s.source, s.policy_file, short(&s.policy_sha256));
+    if !s.not_observed.is_empty() {
+        facts.push_str(&format!("; this kernel does not show {}", s.not_observed.join(" and ")));
+    }
+    if s.attempts_only_counted > 0 {
+        facts.push_str(&format!("; {} attempts to connect had no record of their own", s.attempts_only_counted));
+    }
+    facts
 }
 
 fn identityd_faults(s: &AttestationStatus) -> Faults {
@@ -238,6 +245,17 @@ mod tests {
         assert_eq!(state_of((), enforcer_faults(&with(&[]), &[1; 32])), State::Down);
         let between = EnforcementStatus { mode: "shadow".into(), ..EnforcementStatus::default() };
         assert_eq!(state_of((), enforcer_faults(&between, &[1; 32])), State::Impaired);
+    }
+
+    #[test]
+    fn attempts_that_are_not_recorded_are_said() {
+        let facts = |not_observed: &[&str], attempts_only_counted| {
+            let not_observed = not_observed.iter().map(ToString::to_string).collect();
+            identityd_facts(&AttestationStatus { not_observed, attempts_only_counted, ..AttestationStatus::default() })
+        };
+        assert!(!facts(&[], 0).contains("show") && !facts(&[], 0).contains("attempts"));
+        assert!(facts(&["x", "y"], 0).ends_with("; this kernel does not show x and y"));
+        assert!(facts(&[], 7).ends_with("; 7 attempts to connect had no record of their own"));
     }
 
     #[test]

@@ -183,16 +183,26 @@ struct Judged {
 
 fn judge(policy: &Policy, flow: &ObservedFlow) -> Judged {
     let would_refuse = |why: Why| Judged { outcome: Outcome::WouldRefuse, rule: why.rule.clone(), why: Some(why) };
+    let undecided = || Judged { outcome: Outcome::Undecided, rule: None, why: None };
+    let at_the_other_end = |why: Why| Why { detail: format!("at the other end: {}", why.detail), ..why };
+    // Where nobody listens, there is nobody to be judged.
+    if is_nobody(flow, &flow.here) {
+        let there = flow.there.as_ref().map(|there| workload(&there.attested));
+        return there.and_then(Result::err).map_or_else(undecided, |why| would_refuse(at_the_other_end(why)));
+    }
     let here = match workload(&flow.here) {
         Ok(here) => here,
         Err(why) => return would_refuse(why),
     };
+    if flow.there.as_ref().is_some_and(|there| is_nobody(flow, &there.attested)) {
+        return undecided();
+    }
     let there = match (&flow.there, policy.place(flow.remote.ip())) {
         (Some(there), _) => match workload(&there.attested) {
             Ok(there) => Subject::Workload(there),
-            Err(why) => return would_refuse(Why { detail: format!("at the other end: {}", why.detail), ..why }),
+            Err(why) => return would_refuse(at_the_other_end(why)),
         },
-        (None, Place::Mesh) => return Judged { outcome: Outcome::Undecided, rule: None, why: None },
+        (None, Place::Mesh) => return undecided(),
         (None, Place::Outside) if flow.source && outside(policy, flow).is_none() => {
             return would_refuse(unknown_address(flow.remote));
         }
@@ -204,6 +214,12 @@ fn judge(policy: &Policy, flow: &ObservedFlow) -> Judged {
         Verdict::Allow(Allowed { rule, .. }) => Judged { outcome: Outcome::Allowed, rule: Some(rule), why: None },
         Verdict::Deny(denied) => would_refuse(why_denied(denied)),
     }
+}
+
+/// The end where nobody listens: it has no program, by its own node's word.
+fn is_nobody(flow: &ObservedFlow, attested: &Attested) -> bool {
+    let refused = flow.protocol == Protocol::Tcp && flow.ending == Ending::Refused;
+    refused && matches!(attested, Err(refusal) if refusal.reason == AttestReason::NoSocket)
 }
 
 fn workload(attested: &Attested) -> Result<&WorkloadName, Why> {
@@ -224,7 +240,8 @@ fn ended(flow: &ObservedFlow) -> (EndedBy, Option<&'static str>) {
         (Ending::ResetHere, true) | (Ending::ResetThere, false) => (EndedBy::SourceReset, None),
         (Ending::ResetHere, false) | (Ending::ResetThere, true) => (EndedBy::DestinationReset, None),
         (Ending::Refused, _) => (EndedBy::Refusal, Some("the destination refused it: nobody listens there")),
-        (Ending::Unanswered, _) => (EndedBy::Refusal, Some("the destination never answered")),
+        (Ending::Unanswered, false) => (EndedBy::Refusal, Some("half-open: the source never finished the handshake")),
+        (Ending::Unanswered, true) => (EndedBy::Refusal, Some("the destination never answered")),
     }
 }
 
@@ -308,6 +325,24 @@ mod tests {
             outcome(&policy("shop", "web"), flow(nobody, begun().there.unwrap().attested, "b")),
             Outcome::Allowed
         );
+    }
+
+    #[test]
+    fn where_nobody_listens_only_whoever_knocked_is_judged() {
+        let policy = policy("shop", "web");
+        let nobody = || Err(AttestRefusal::new(AttestReason::NoSocket, "nobody"));
+        let refused = |source, here, there| {
+            let flow = flow(here, there, "b");
+            judge(&policy, &ObservedFlow { ending: Ending::Refused, source, ..flow }).outcome
+        };
+        let shop = || attested("/shop", "shop", "a");
+        let stranger = || attested("/x", "x", "a").map(|here| Attestation { workload: None, ..here });
+        assert_eq!(refused(false, nobody(), shop()), Outcome::Undecided);
+        assert_eq!(refused(true, shop(), nobody()), Outcome::Undecided);
+        assert_eq!(refused(false, nobody(), stranger()), Outcome::WouldRefuse);
+        assert_eq!(refused(true, stranger(), nobody()), Outcome::WouldRefuse);
+        // A connection has somebody at both ends.
+        assert_eq!(judge(&policy, &flow(nobody(), shop(), "b")).outcome, Outcome::WouldRefuse);
     }
 
     #[test]

@@ -17,6 +17,10 @@ enum step {
 	RELEASED = 5,
 	/* The other end has nobody who listens. */
 	REFUSED = 6,
+	/* Somebody asked for a connection to a port where nobody listens. */
+	KNOCKED = 7,
+	/* Somebody asked for a connection, and does not answer the answer; `struct half` says how it goes on. */
+	UNFINISHED = 8,
 };
 
 struct step_event {
@@ -87,4 +91,35 @@ struct misses {
 	__u64 full;
 	/* No miss: connections that are known, and will be told of to their end. */
 	__u64 living;
+	/* Attempts that came to nothing, beyond what is told of. */
+	__u64 attempts;
+	/* No miss: how many of `struct half` there are. */
+	__u64 halves;
+};
+
+/* Both ends of an attempt. */
+struct ends {
+	struct end local;
+	struct end remote;
+};
+_Static_assert(sizeof(struct ends) == 48, "the daemon reads 48 bytes");
+
+/* An attempt whose handshake is not done. */
+struct half {
+	__u64 began_ns;
+	/* When it was answered last. */
+	__u64 last_ns;
+	/* If it is not answered again until then, it is over. */
+	__u64 until_ns;
+	/* In place of a cookie, as it has no socket. */
+	__u64 cookie;
+	/* Who listens. */
+	struct execution who;
+};
+_Static_assert(sizeof(struct half) == 56, "the daemon reads 56 bytes");
+
+/* What the daemon says and hears when it ends one. */
+struct half_ending {
+	struct ends ends;
+	struct half half;
 };

@@ -6,6 +6,8 @@
  * pair of a socket and a remote; userland looks at the counts, and ends what was silent for long. Who it was is
  * written down only where the program itself is at work: never in what an interrupt does in somebody's name.
  *
+ * Attempts that never become a connection are told of at their destination, too: attempts.h.
+ *
  * Nothing here can refuse anything: programs on cgroups say yes.
  */
 #include <linux/types.h>
@@ -289,6 +291,8 @@ static __always_inline bool wants_connections(void)
 	return want_ && want_->connections;
 }
 
+#include "attempts.h"
+
 static __always_inline void asked(struct sock *sk)
 {
 	struct known *known = bpf_sk_storage_get(&flows, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
@@ -320,6 +324,7 @@ static __always_inline void accepted(struct sock *sk, int old)
 	}
 	if (old != STATE_SYN_RECV || !wants_connections())
 		return;
+	finished(sk);
 	known = bpf_sk_storage_get(&flows, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!known) {
 		miss(false);

@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 use crate::attest::{Attestor, Who};
 use crate::bundle::Authority;
 use crate::lapse::Lapses;
-use crate::observe::{Observatory, Wish};
+use crate::observe::{Observatory, Sight, Wish};
 use crate::policy_file::{InForce, Loaded, State};
 use crate::refuse::refuse;
 use crate::source::{HOLDERS_MAX, Known, SocketSource};
@@ -237,8 +237,16 @@ impl<S: SocketSource> Attestation for Service<S> {
             host: Some(self.attestor.witness().host().into()),
             ca_connected: self.authority.connected(),
             source_reason: self.attestor.source_reason().to_owned(),
+            not_observed: self.flows.as_ref().map(|flows| not_observed(flows.sight())).unwrap_or_default(),
+            attempts_only_counted: self.flows.as_ref().map(Observatory::attempts_only_counted).unwrap_or_default(),
         }))
     }
+}
+
+/// In words, what the kernel does not tell of.
+fn not_observed(sight: Sight) -> Vec<String> {
+    let kinds = [(sight.refused, "attempts that are refused here"), (sight.half_open, "half-open attempts")];
+    kinds.into_iter().filter(|(seen, _)| !seen).map(|(_, kind)| kind.to_owned()).collect()
 }
 
 /// The policy, if it is another one than was sent last.

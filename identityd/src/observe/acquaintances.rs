@@ -85,9 +85,18 @@ impl Acquaintances {
         }
     }
 
+    /// A flow of this program is not told of after all.
+    pub(super) fn leave(&mut self, who: Option<Execution>) {
+        if let Some(known) = who.and_then(|who| self.known.get_mut(&who)) {
+            known.flows = known.flows.saturating_sub(1);
+        }
+    }
+
     /// A flow is to be told of: the answer if there is one, else the flow waits for it. Unless it lives it is over.
     pub(super) fn answer(&mut self, flow: Flow) -> Option<Attested> {
-        let Some(who) = flow.who else { return Some(Err(nobody())) };
+        let Some(who) = flow.who else {
+            return Some(Err(if flow.is_to_nobody() { no_listener() } else { nobody() }));
+        };
         // Its beginning was not heard of, or forgotten.
         if !self.known.contains_key(&who) && self.ask(who).is_none() {
             return Some(Err(no_room()));
@@ -178,6 +187,10 @@ impl Acquaintances {
 fn nobody() -> AttestRefusal {
     let detail = "the socket was there before flows were observed, and nobody was seen to use it";
     AttestRefusal::new(AttestReason::HolderUnseen, detail)
+}
+
+fn no_listener() -> AttestRefusal {
+    AttestRefusal::new(AttestReason::NoSocket, "no program listens at this port")
 }
 
 fn no_room() -> AttestRefusal {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::observed::{Ending, Protocol};
 
-use super::layout::{StepEvent, Tally};
+use super::layout::{Half, StepEvent, Tally};
 use super::talks::Ends;
 
 /// States of TCP (`include/net/tcp_states.h`).
@@ -82,6 +82,44 @@ impl Flow {
     /// Of a connection that is established, or used for the first time.
     pub(super) fn established(event: &StepEvent) -> Self {
         Self { ending: Ending::Closed, life: Life::Lives, ..Self::closed(event) }
+    }
+
+    /// Of a connection that was asked for at this end, long enough ago to have been answered.
+    pub(super) fn unanswered(event: &StepEvent) -> Self {
+        Self { ending: Ending::Unanswered, ..Self::established(event) }
+    }
+
+    /// Of an attempt that came to this end, where nobody listens.
+    pub(super) fn knocked(event: &StepEvent) -> Self {
+        Self { ending: Ending::Refused, ..Self::closed(event) }
+    }
+
+    /// Of an attempt that came to this end, and whose handshake is not done.
+    pub(super) fn unfinished(event: &StepEvent) -> Self {
+        Self { ending: Ending::Unanswered, life: Life::Lives, ..Self::closed(event) }
+    }
+
+    /// Of one whose handshake was never done.
+    pub(super) fn half_open(half: &Half) -> Self {
+        Self {
+            protocol: Protocol::Tcp,
+            cookie: half.cookie,
+            source: false,
+            local: half.local,
+            remote: half.remote,
+            began_ns: half.began_ns,
+            ended_ns: half.last_ns,
+            sent: 0,
+            received: 0,
+            who: half.who,
+            ending: Ending::Unanswered,
+            life: Life::Over,
+        }
+    }
+
+    /// Whether there is no program at this end, as nobody listens.
+    pub(super) fn is_to_nobody(&self) -> bool {
+        self.protocol == Protocol::Tcp && !self.source && self.ending == Ending::Refused
     }
 
     /// Of what was counted of datagrams.

@@ -58,6 +58,9 @@ impl Joining {
             Some(other) => Some((other.clone(), self.node.clone())),
             None => take(&mut self.theirs, flow).map(|theirs| (theirs.flow, Some(theirs.node))),
         };
+        // While it was an attempt, it was another one's half.
+        let before = self.living.end(&key(flow)).and_then(|alive| alive.there);
+        let there = there.or(before.filter(|(other, _)| other.overlaps(flow)));
         self.living.begin(Alive { ours: flow.clone(), since: now, there });
         over.map(|other| joined(other, flow, self.node.as_ref())).into_iter().collect()
     }
@@ -65,7 +68,7 @@ impl Joining {
     /// Whether the other end's node was told of it just now: it need not hear of it again.
     pub(super) fn has_told_of(&self, flow: &ObservedFlow, now: Instant) -> bool {
         let before = self.living.get(&key(flow));
-        before.is_some_and(|alive| alive.ours.id == flow.id && now.saturating_duration_since(alive.since) < KEPT)
+        before.is_some_and(|alive| alive.is_told(flow) && now.saturating_duration_since(alive.since) < KEPT)
     }
 
     /// What lives is not heard of any more.
@@ -76,10 +79,6 @@ impl Joining {
     /// One of ours is over: what can be told now.
     pub(super) fn ours(&mut self, flow: ObservedFlow, now: Instant) -> Vec<ObservedFlow> {
         let lived = self.living.end(&key(&flow)).filter(|alive| alive.ours.id == flow.id);
-        // The other end did not take part.
-        if matches!(flow.ending, Ending::Refused | Ending::Unanswered) || self.ours.len() >= HALVES_MAX {
-            return vec![flow];
-        }
         if let Some((there, node)) = lived.and_then(|alive| alive.there) {
             return vec![joined(flow, &there, node.as_ref())];
         }
@@ -96,6 +95,11 @@ impl Joining {
             let node = self.node.as_ref();
             return vec![joined(other.clone(), &flow, node), joined(flow, &other, node)];
         }
+        // A datagram that nobody reads has no other end.
+        let alone = flow.protocol == Protocol::Udp && matches!(flow.ending, Ending::Refused | Ending::Unanswered);
+        if alone || self.ours.len() >= HALVES_MAX {
+            return vec![flow];
+        }
         let before = self.ours.insert(key(&flow), (flow, now));
         before.map(|(before, _)| before).into_iter().collect()
     }
@@ -106,7 +110,11 @@ impl Joining {
             return Some(joined(ours, &theirs.flow, Some(&theirs.node)));
         }
         if let Some(alive) = self.living.other_of(&theirs.flow) {
-            alive.there.get_or_insert((theirs.flow, Some(theirs.node)));
+            // What was an attempt may be a connection by now, and another program's.
+            let better = alive.there.as_ref().is_none_or(|(before, _)| before.ending == Ending::Unanswered);
+            if better {
+                alive.there = Some((theirs.flow, Some(theirs.node)));
+            }
             return None;
         }
         if self.theirs.len() < HALVES_MAX {
@@ -242,12 +250,38 @@ mod tests {
     }
 
     #[test]
+    fn an_attempt_names_both_ends_and_so_does_the_connection_that_it_becomes() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let late = |source| flow(source, Ending::Unanswered, 7);
+        let theirs = |flow| Theirs { node: "b".parse().unwrap(), flow };
+        for source in [true, false] {
+            let mut joining = Joining::new(None);
+            assert!(joining.begins(&late(source), now).is_empty());
+            assert_eq!(joining.theirs(theirs(late(!source)), now), None);
+            let over = joining.ours(late(source), at(60));
+            assert_eq!(there(&over[0]), if source { "destination" } else { "source" });
+
+            assert!(joining.begins(&late(source), now).is_empty());
+            assert!(!joining.has_told_of(&flow(source, Ending::Closed, 7), now), "the connection is news");
+            assert_eq!(joining.theirs(theirs(late(!source)), now), None);
+            let connected = ObservedFlow { id: "cc".to_owned(), ..flow(source, Ending::Closed, 8) };
+            assert!(joining.begins(&connected, at(3)).is_empty());
+            let kept = &joining.living.get(&key(&connected)).unwrap().there;
+            assert!(kept.is_some(), "what was said of the attempt holds");
+            let taker = AttestRefusal::new(AttestReason::ProcessGone, "taker");
+            let other = ObservedFlow { here: Err(taker), ..flow(!source, Ending::Closed, 8) };
+            assert_eq!(joining.theirs(theirs(other), at(4)), None);
+            assert_eq!(there(&joining.ours(connected, at(60))[0]), "taker");
+        }
+    }
+
+    #[test]
     fn nobody_waits_long_or_for_nothing() {
         let now = Instant::now();
         let mut joining = Joining::new(None);
-        for ending in [Ending::Refused, Ending::Unanswered] {
-            assert_eq!(joining.ours(flow(true, ending, 7), now).len(), 1);
-        }
+        let datagrams = ObservedFlow { protocol: Protocol::Udp, ..flow(true, Ending::Refused, 7) };
+        assert_eq!(joining.ours(datagrams, now).len(), 1);
         assert!(joining.ours(flow(true, Ending::Closed, 7), now).is_empty());
         assert!(joining.alone(now).is_empty());
         assert_eq!(joining.alone(now + PATIENCE).len(), 1);

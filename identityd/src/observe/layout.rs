@@ -20,6 +20,8 @@ pub(crate) enum Step {
     Closed,
     Released,
     Refused,
+    Knocked,
+    Unfinished,
 }
 
 /// `struct step_event`.
@@ -64,18 +66,55 @@ pub(crate) struct Tally {
     pub(crate) refused: bool,
 }
 
+/// `sizeof(struct ends)`.
+pub(crate) const ENDS: usize = 48;
+/// `sizeof(struct half)`.
+pub(crate) const HALF: usize = 56;
+
+/// `struct ends`, as it is.
+pub(crate) type RawEnds = [u8; ENDS];
+
+/// `struct half`, with its ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Half {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) began_ns: u64,
+    pub(crate) last_ns: u64,
+    pub(crate) until_ns: u64,
+    pub(crate) cookie: u64,
+    pub(crate) who: Option<Execution>,
+}
+
+impl Half {
+    /// Of `struct half_ending`.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        Some(Self {
+            local: fields.end()?,
+            remote: fields.end()?,
+            began_ns: fields.u64()?,
+            last_ns: fields.u64()?,
+            until_ns: fields.u64()?,
+            cookie: fields.u64()?,
+            who: fields.execution()?,
+        })
+    }
+}
+
 /// `struct misses`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Misses {
     pub(crate) lost: u64,
     pub(crate) full: u64,
     pub(crate) living: u64,
+    pub(crate) attempts: u64,
 }
 
 impl Misses {
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
-        Some(Self { lost: fields.u64()?, full: fields.u64()?, living: fields.u64()? })
+        Some(Self { lost: fields.u64()?, full: fields.u64()?, living: fields.u64()?, attempts: fields.u64()? })
     }
 }
 
@@ -127,7 +166,16 @@ fn talk(cookie: u64, there: &[u8]) -> Option<Talk> {
 }
 
 fn step(number: u32) -> Option<Step> {
-    let known = [Step::Opened, Step::Established, Step::Taken, Step::Closed, Step::Released, Step::Refused];
+    let known = [
+        Step::Opened,
+        Step::Established,
+        Step::Taken,
+        Step::Closed,
+        Step::Released,
+        Step::Refused,
+        Step::Knocked,
+        Step::Unfinished,
+    ];
     known.get(usize::try_from(number.checked_sub(1)?).ok()?).copied()
 }
 
@@ -183,15 +231,17 @@ mod tests {
     fn what_is_cut_short_or_unknown_is_not_read() {
         let mut bytes = [0_u8; 128];
         assert_eq!(StepEvent::read(&bytes), None, "there is no step 0");
-        bytes[112] = 7;
-        assert_eq!(StepEvent::read(&bytes), None, "nor a step 7");
-        bytes[112] = 6;
+        bytes[112] = 9;
+        assert_eq!(StepEvent::read(&bytes), None, "nor a step 9");
+        bytes[112] = 8;
         assert!(StepEvent::read(&bytes).is_some());
         for length in 0..124 {
             assert_eq!(StepEvent::read(&bytes[..length]), None);
         }
         assert_eq!(Tally::read(&[0; 87]), None);
         assert!(Tally::read(&[0; 88]).is_some());
+        assert_eq!(Half::read(&[0; ENDS + HALF - 1]), None);
+        assert!(Half::read(&[0; ENDS + HALF]).is_some());
     }
 
     #[test]

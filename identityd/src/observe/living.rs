@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use bonafide_proto::name::NodeName;
-use bonafide_proto::observed::{FlowName, ObservedFlow};
+use bonafide_proto::observed::{Ending, FlowName, ObservedFlow};
 
 /// Connections that are remembered.
 const LIVING_MAX: usize = 1 << 13;
@@ -26,6 +26,14 @@ pub(super) struct Alive {
     pub(super) since: Instant,
     /// The other half, and whose it is; this node may have no name yet.
     pub(super) there: Option<(ObservedFlow, Option<NodeName>)>,
+}
+
+impl Alive {
+    /// Whether this says nothing more than what was shared: what was an attempt may be a connection by now.
+    pub(super) fn is_told(&self, flow: &ObservedFlow) -> bool {
+        let was_attempt = self.ours.ending == Ending::Unanswered && flow.ending != Ending::Unanswered;
+        self.ours.id == flow.id && !was_attempt
+    }
 }
 
 /// Connections that live.
@@ -77,7 +85,7 @@ impl Living {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bonafide_proto::observed::{Ending, Protocol};
+    use bonafide_proto::observed::Protocol;
     use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
     fn alive(number: u32) -> Alive {

@@ -8,6 +8,7 @@
 //! | `programs` | the kernel programs, and what they count |
 //! | `layout` | what they say |
 //! | `flow` | what it means |
+//! | `attempts` | what is no connection yet |
 //! | `acquaintances` | who the programs are, asked while they live |
 //! | `living` | connections that live, and their other ends |
 //! | `joining` | the two halves of a flow inside one host, or between two |
@@ -16,12 +17,13 @@
 //! | `source_address` | from where the sockets among them send that have no address |
 //!
 //! # What is not seen
-//! * Connections that were established before anybody listened, and attempts that only the destination's kernel knows: a
-//!   SYN to a port where nobody listens, whose handshake is never done, or that a full queue drops; datagrams that nobody
-//!   reads. The source's end has them, if the source is in the mesh.
+//! * Connections that were established before anybody listened.
+//! * At the destination, attempts that a full queue drops or whose source takes them back within a second, and datagrams
+//!   that nobody reads. The source's end has them, if the source is in the mesh.
 //! * What the kernel itself sends (`WireGuard`, VXLAN, NFS), raw sockets, and protocols other than TCP and UDP.
 
 mod acquaintances;
+mod attempts;
 mod flow;
 mod joining;
 pub(crate) mod layout;
@@ -31,7 +33,9 @@ mod sharing;
 mod source_address;
 mod talks;
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bonafide_proto::clock::SharedClock;
@@ -42,10 +46,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use acquaintances::Acquaintances;
 pub(crate) use acquaintances::{Asked, Attests};
+use attempts::Attempts;
 use flow::{Flow, Life};
 use joining::{Joining, Theirs};
-use layout::{Step, StepEvent, Talk};
+use layout::{Half, RawEnds, Step, StepEvent, Talk};
 use programs::Programs;
+pub(crate) use programs::Sight;
 use sharing::Sharing;
 use source_address::SourceAddress;
 use talks::{Ends, Talks};
@@ -64,6 +70,8 @@ const ROUND: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub(crate) struct Observatory {
     orders: mpsc::Sender<Order>,
+    attempts: Arc<AtomicU64>,
+    sight: Sight,
 }
 
 /// What it takes to observe.
@@ -88,8 +96,20 @@ impl Observatory {
     /// One that is ready to observe.
     pub(crate) fn open(means: Means, node: Option<NodeName>) -> Self {
         let (orders, taken) = mpsc::channel(16);
-        tokio::spawn(Observer::new(means, node).run(taken));
-        Self { orders }
+        let observer = Observer::new(means, node);
+        let attempts = Arc::clone(&observer.attempts);
+        tokio::spawn(observer.run(taken));
+        Self { orders, attempts, sight: Sight::of_kernel() }
+    }
+
+    /// What this kernel tells of attempts.
+    pub(crate) fn sight(&self) -> Sight {
+        self.sight
+    }
+
+    /// How many attempts that came to nothing were only counted.
+    pub(crate) fn attempts_only_counted(&self) -> u64 {
+        self.attempts.load(Ordering::Relaxed)
     }
 
     /// Flows that end from now on.
@@ -129,6 +149,9 @@ struct Work {
     acquaintances: Acquaintances,
     sharing: Sharing,
     talks: Talks,
+    attempts: Attempts,
+    /// Of those that came, how many were only counted so far.
+    counted: u64,
     source_address: SourceAddress,
     moment: Moment,
     missed: u64,
@@ -138,6 +161,8 @@ struct Observer {
     means: Means,
     listeners: Vec<Listener>,
     joining: Joining,
+    /// Attempts that were only counted.
+    attempts: Arc<AtomicU64>,
     work: Option<Work>,
 }
 
@@ -152,7 +177,8 @@ enum News {
 
 impl Observer {
     fn new(means: Means, node: Option<NodeName>) -> Self {
-        Self { means, listeners: Vec::new(), joining: Joining::new(node), work: None }
+        let attempts = Arc::default();
+        Self { means, listeners: Vec::new(), joining: Joining::new(node), attempts, work: None }
     }
 
     async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
@@ -212,6 +238,8 @@ impl Observer {
                     acquaintances,
                     sharing: Sharing::by(self.means.authority.issuance()),
                     talks: Talks::default(),
+                    attempts: Attempts::default(),
+                    counted: 0,
                     source_address: SourceAddress::default(),
                     moment: Moment::default(),
                     missed: 0,
@@ -230,16 +258,32 @@ impl Observer {
                 work.acquaintances.begin(step.who);
                 self.begun(step, ends);
             }
-            Step::Opened => work.acquaintances.begin(step.who),
+            Step::Opened => {
+                work.acquaintances.begin(step.who);
+                work.attempts.ask(step, Instant::now());
+            }
             // Who will use what was accepted is known when it is used.
             Step::Established if !step.source => work.acquaintances.meet(step.who),
-            Step::Established => self.over(Flow::established(step)),
+            Step::Established => {
+                work.attempts.answered(step.cookie);
+                self.over(Flow::established(step));
+            }
             Step::Taken => {
                 work.acquaintances.begin(step.who);
                 self.over(Flow::established(step));
             }
             Step::Refused => {}
-            Step::Closed => self.over(Flow::closed(step)),
+            Step::Knocked => self.over(Flow::knocked(step)),
+            Step::Unfinished => {
+                if work.attempts.came(step) {
+                    work.acquaintances.begin(step.who);
+                }
+                self.over(Flow::unfinished(step));
+            }
+            Step::Closed => {
+                work.attempts.answered(step.cookie);
+                self.over(Flow::closed(step));
+            }
             Step::Released => {
                 for talk in work.talks.of_socket(step.cookie) {
                     self.end_talk(&talk, Life::Over);
@@ -342,7 +386,36 @@ impl Observer {
             listener.missed = listener.missed.saturating_add(new);
             listener.tell_what_it_missed();
         }
+        self.count_attempts();
+        self.tell_late();
+        self.end_half_open();
         self.end_silent();
+    }
+
+    fn count_attempts(&mut self) {
+        let Some(work) = &mut self.work else { return };
+        let counted = work.programs.attempts();
+        let new = counted.saturating_sub(std::mem::replace(&mut work.counted, counted));
+        if new > 0 {
+            self.attempts.fetch_add(new, Ordering::Relaxed);
+            tracing::warn!(counted = new, "attempts to connect that came to nothing were too many to be recorded");
+        }
+    }
+
+    /// So that the other end can name who waits for its answer.
+    fn tell_late(&mut self) {
+        let late = self.work.as_mut().map(|work| work.attempts.late(Instant::now()));
+        for step in late.unwrap_or_default() {
+            self.over(Flow::unanswered(&step));
+        }
+    }
+
+    fn end_half_open(&mut self) {
+        let Some(work) = &mut self.work else { return };
+        let over = work.end_half_open();
+        for flow in over {
+            self.over(flow);
+        }
     }
 
     fn end_silent(&mut self) {
@@ -364,6 +437,27 @@ impl Work {
         let ends = Ends { local: self.source_address.of(step.local, step.remote), remote: step.remote };
         self.talks.begin(step.talk, ends);
         ends
+    }
+
+    /// Attempts that are not answered again.
+    fn end_half_open(&mut self) -> Vec<Flow> {
+        let now = self.moment.boot_ns().unwrap_or_default();
+        let all: Vec<(RawEnds, Half)> =
+            self.programs.halves().into_iter().filter_map(|ends| Some((ends, self.programs.half(&ends)?))).collect();
+        let waiting: HashSet<u64> = all.iter().map(|(_, half)| half.cookie).collect();
+        for who in self.attempts.keep(|cookie| waiting.contains(&cookie)) {
+            self.acquaintances.leave(who);
+        }
+        let mut over = Vec::new();
+        for (ends, _) in all.iter().filter(|(_, half)| half.until_ns <= now) {
+            let Some(half) = self.programs.end_half(ends) else { continue };
+            // Its end counts as one less.
+            if !self.attempts.over(half.cookie) {
+                self.acquaintances.begin(half.who);
+            }
+            over.push(Flow::half_open(&half));
+        }
+        over
     }
 
     /// `None`: it has ended before.

@@ -6,13 +6,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use libbpf_rs::btf::Btf;
+use libbpf_rs::btf::types::{Enum, Typedef};
 use libbpf_rs::{
-    Link, MapCore as _, MapFlags, MapHandle, Object, ObjectBuilder, ProgramInput, ProgramMut, RingBufferBuilder,
+    Link, MapCore as _, MapFlags, MapHandle, Object, ObjectBuilder, OpenObject, ProgramInput, ProgramMut,
+    RingBufferBuilder,
 };
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::layout::{Misses, StepEvent, TALK, TALLY, Talk, Tally};
+use super::layout::{ENDS, HALF, Half, Misses, RawEnds, StepEvent, TALK, TALLY, Talk, Tally};
 use crate::kernel::Ground;
 
 /// `bpf/observe.bpf.c`, compiled.
@@ -21,8 +24,12 @@ const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/observe.bpf.o"))
 const ON_KERNEL: [&str; 2] = ["sent", "received"];
 /// Sees every connection, and so costs every `connect()`: in its place only while connections are told of.
 const ON_CONNECTIONS: &str = "changed";
+/// See attempts that never become a connection, at their destination; in their places with the one above.
+const ON_REFUSAL: &str = "knocked";
+const ON_HALF_OPEN: &str = "unfinished";
 /// Run by the daemon itself.
 const LAST_WORD: &str = "last_word";
+const LAST_WAIT: &str = "last_wait";
 const ON_CGROUP: [&str; 5] = ["sends4", "sends6", "receives4", "receives6", "released"];
 
 /// Events that may wait; what finds no room is lost, and counted.
@@ -52,14 +59,43 @@ pub(crate) enum ObserveError {
 pub(super) struct Programs {
     /// Never read: a program runs as long as its link is there.
     _places: Vec<Link>,
-    on_connections: Option<Link>,
+    on_connections: Vec<Link>,
+    sight: Sight,
     object: Object,
     wanted: Wanted,
     misses: MapHandle,
     talks: MapHandle,
+    halves: MapHandle,
     /// Events that found no room on their way from the reading thread.
     unheard: Arc<AtomicU64>,
     ends: Arc<AtomicBool>,
+}
+
+/// Which attempts that never become a connection this kernel tells of at their destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sight {
+    /// To a port where nobody listens.
+    pub(crate) refused: bool,
+    /// Whose handshake is never done.
+    pub(crate) half_open: bool,
+}
+
+impl Sight {
+    /// Of this kernel.
+    pub(crate) fn of_kernel() -> Self {
+        let Ok(kernel) = Btf::from_vmlinux() else { return Self { refused: false, half_open: false } };
+        let tells = |event| kernel.type_by_name::<Typedef<'_>>(event).is_some();
+        // Kernels that do not know why they refuse (before Linux 6.10) tell only of refusals by a socket.
+        let says_why = kernel.type_by_name::<Enum<'_>>("sk_rst_reason").is_some();
+        Self {
+            refused: tells("btf_trace_tcp_send_reset") && says_why,
+            half_open: tells("btf_trace_tcp_retransmit_synack"),
+        }
+    }
+
+    fn programs(self) -> impl Iterator<Item = (&'static str, bool)> {
+        [(ON_REFUSAL, self.refused), (ON_HALF_OPEN, self.half_open)].into_iter()
+    }
 }
 
 /// `struct wanted`.
@@ -95,26 +131,36 @@ impl Programs {
             let reused = shared.ok_or(ObserveError::Lacks(name))?.reuse_fd(of_ground.as_fd());
             reused.map_err(ObserveError::Refused)?;
         }
+        let sight = Sight::of_kernel();
+        sight.programs().filter(|(_, seen)| !seen).for_each(|(name, _)| leave_out(&mut open, name));
         let object = open.load().map_err(ObserveError::Refused)?;
         let steps = map(&object, "steps")?;
         let wanted = Wanted { map: map(&object, "wanted")?, netns: ground.netns };
         // Before that nothing is told.
         wanted.set(connections)?;
         let places = attach(&object, ground)?;
-        let on_connections = connections.then(|| attach_to_kernel(&object, ON_CONNECTIONS)).transpose()?;
+        let on_connections = if connections { attach_to_connections(&object, sight)? } else { Vec::new() };
         let (unheard, ends) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let heard = read(&steps, Arc::clone(&unheard), Arc::clone(&ends))?;
-        let (misses, talks) = (map(&object, "misses")?, map(&object, "talks")?);
-        Ok((Self { _places: places, on_connections, object, wanted, misses, talks, unheard, ends }, heard))
+        let (misses, talks, halves) = (map(&object, "misses")?, map(&object, "talks")?, map(&object, "halves")?);
+        let programs =
+            Self { _places: places, on_connections, sight, object, wanted, misses, talks, halves, unheard, ends };
+        Ok((programs, heard))
     }
 
     /// Whether connections that begin from now on are told of. Those that are known are, to their end.
     pub(super) fn want(&mut self, connections: bool) -> Result<(), ObserveError> {
         self.wanted.set(connections)?;
-        if connections && self.on_connections.is_none() {
-            self.on_connections = Some(attach_to_kernel(&self.object, ON_CONNECTIONS)?);
-        } else if !connections && self.counted().living == 0 {
-            self.on_connections = None;
+        if connections && self.on_connections.is_empty() {
+            self.on_connections = attach_to_connections(&self.object, self.sight)?;
+        } else if !connections {
+            // Whether their handshakes are done is not told any more.
+            for ends in self.halves() {
+                self.end_half(&ends);
+            }
+            if self.counted().living == 0 {
+                self.on_connections.clear();
+            }
         }
         Ok(())
     }
@@ -123,6 +169,11 @@ impl Programs {
     pub(super) fn missed(&self) -> u64 {
         let Misses { lost, full, .. } = self.counted();
         lost.saturating_add(full).saturating_add(self.unheard.load(Ordering::Relaxed))
+    }
+
+    /// Attempts that came to nothing and were only counted, since the programs were loaded.
+    pub(super) fn attempts(&self) -> u64 {
+        self.counted().attempts
     }
 
     fn counted(&self) -> Misses {
@@ -144,12 +195,34 @@ impl Programs {
     pub(super) fn end(&self, talk: &Talk) -> Option<Tally> {
         let mut ending = [0; TALK + TALLY];
         ending.get_mut(..TALK)?.copy_from_slice(talk);
-        let program = program(&self.object, LAST_WORD).ok()?;
-        let input = ProgramInput { context_in: Some(&mut ending), ..ProgramInput::default() };
-        match program.test_run(input) {
-            Ok(output) if output.return_value == 0 => Tally::read(ending.get(TALK..)?),
-            _ => None,
-        }
+        self.run(LAST_WORD, &mut ending)?;
+        Tally::read(ending.get(TALK..)?)
+    }
+
+    /// Both ends of every attempt whose handshake is not done.
+    pub(super) fn halves(&self) -> Vec<RawEnds> {
+        self.halves.keys().filter_map(|key| key.try_into().ok()).collect()
+    }
+
+    /// How it goes on.
+    pub(super) fn half(&self, ends: &RawEnds) -> Option<Half> {
+        let half = self.halves.lookup(ends, MapFlags::ANY).ok().flatten()?;
+        Half::read(&[ends.as_slice(), &half].concat())
+    }
+
+    /// The same, for the last time. `None`: it is done after all.
+    pub(super) fn end_half(&self, ends: &RawEnds) -> Option<Half> {
+        let mut ending = [0; ENDS + HALF];
+        ending.get_mut(..ENDS)?.copy_from_slice(ends);
+        self.run(LAST_WAIT, &mut ending)?;
+        Half::read(&ending)
+    }
+
+    /// `None`: it found nothing to do.
+    fn run(&self, name: &'static str, on: &mut [u8]) -> Option<()> {
+        let program = program(&self.object, name).ok()?;
+        let input = ProgramInput { context_in: Some(on), ..ProgramInput::default() };
+        program.test_run(input).is_ok_and(|output| output.return_value == 0).then_some(())
     }
 }
 
@@ -160,6 +233,17 @@ fn attach(object: &Object, ground: &Ground) -> Result<Vec<Link>, ObserveError> {
         .into_iter()
         .map(|name| program(object, name)?.attach_cgroup(cgroup).map_err(|e| ObserveError::Unattached(name, e)));
     anywhere.chain(on_cgroup).collect()
+}
+
+fn attach_to_connections(object: &Object, sight: Sight) -> Result<Vec<Link>, ObserveError> {
+    let attempts = sight.programs().filter(|(_, seen)| *seen).map(|(name, _)| name);
+    std::iter::once(ON_CONNECTIONS).chain(attempts).map(|name| attach_to_kernel(object, name)).collect()
+}
+
+fn leave_out(open: &mut OpenObject, name: &str) {
+    for mut program in open.progs_mut().filter(|program| program.name() == name) {
+        program.set_autoload(false);
+    }
 }
 
 fn attach_to_kernel(object: &Object, name: &'static str) -> Result<Link, ObserveError> {
