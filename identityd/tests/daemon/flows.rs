@@ -9,7 +9,7 @@ use bonafide_proto::refusal::AttestReason;
 use bonafide_proto::wire::node as wire;
 use tonic::Streaming;
 
-use crate::node::{NOBODY, Node, PATIENCE, digest_of, own_exe, python};
+use crate::node::{NOBODY, Node, PATIENCE, Program, digest_of, own_exe, python};
 
 const LOOPBACK: [&str; 2] = ["127.0.0.1", "::1"];
 
@@ -131,18 +131,131 @@ async fn resets_are_told_from_closes_and_who_made_them() {
     node.stop().await;
 }
 
+/// From an address of its own: each has so many attempts told of.
+fn knock(from: SocketAddr, to: SocketAddr) -> SocketAddr {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, getsockname, socket};
+    let family = if from.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket(family, SocketType::STREAM, None).unwrap();
+    bind(&socket, &from).unwrap();
+    assert_eq!(connect(&socket, &to), Err(rustix::io::Errno::CONNREFUSED));
+    getsockname(&socket).unwrap().try_into().unwrap()
+}
+
+fn nobody_at(ip: &str) -> SocketAddr {
+    TcpListener::bind(SocketAddr::new(ip.parse().unwrap(), 0)).unwrap().local_addr().unwrap()
+}
+
 #[tokio::test]
-async fn attempts_that_come_to_nothing_are_told_of() {
+async fn a_refused_attempt_is_told_of_at_both_ends() {
     let node = Node::start(NOBODY).await;
     let mut flows = Flows::of(&node, true).await;
-    for ip in LOOPBACK {
-        let nobody = TcpListener::bind(SocketAddr::new(ip.parse().unwrap(), 0)).unwrap().local_addr().unwrap();
-        assert!(TcpStream::connect(nobody).is_err());
-        let refused = flows.next(|flow| flow.remote == nobody).await;
-        assert_eq!((refused.ending, refused.source), (Ending::Refused, true));
-        assert_eq!((refused.sent, refused.received), (0, 0));
-        assert_ne!(refused.local.port(), 0);
-        assert_ours(&refused);
+    for ip in ["127.9.4.1", "::1"] {
+        let nobody = nobody_at(ip);
+        let from = knock(SocketAddr::new(ip.parse().unwrap(), 0), nobody);
+        let ends = flows.both(from, nobody).await;
+        for flow in &ends {
+            assert_eq!((flow.protocol, flow.ending), (Protocol::Tcp, Ending::Refused), "{flow:#?}");
+            assert_eq!((flow.sent, flow.received), (0, 0));
+        }
+        let [source, destination] = ends;
+        assert_ours(&source);
+        assert_eq!(destination.here.unwrap_err().reason, AttestReason::NoSocket, "there is no program");
+    }
+    node.stop().await;
+}
+
+/// A flood costs no more than this, and what it hides is counted.
+#[tokio::test]
+async fn one_source_has_so_many_refusals_told_of_and_the_rest_is_counted() {
+    const KNOCKS: u64 = 300;
+    let node = Node::start(NOBODY).await;
+    assert!(node.status().await.not_observed.is_empty(), "this kernel shows them");
+    let mut flows = Flows::of(&node, true).await;
+    let nobody = nobody_at("127.9.3.2");
+    for _ in 0..KNOCKS {
+        knock("127.9.3.1:0".parse().unwrap(), nobody);
+    }
+    // Of another one, which comes later.
+    let other = knock("127.9.3.3:0".parse().unwrap(), nobody);
+    let mut told = 0;
+    while flows.next(|flow| flow.local == nobody).await.remote != other {
+        told += 1;
+    }
+    assert!(0 < told && told < KNOCKS, "{told}");
+    let counted = async {
+        while told + node.status().await.attempts_only_counted < KNOCKS {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, counted).await.expect("every attempt is told of or counted");
+    node.stop().await;
+}
+
+/// Asks itself for a connection, and does not let the answer in; not at all, or not for so many seconds.
+fn half_open(ip: &str, patience: Option<&str>) -> (Program, SocketAddr, SocketAddr) {
+    let mut command = Command::new(python());
+    command.args(["-c", include_str!("half_open.py"), ip]).args(patience).stdin(std::process::Stdio::piped());
+    let mut program = Program::start(&mut command);
+    let ports = program.line();
+    let (from, to) = ports.split_once(' ').unwrap();
+    let at = |port: &str| SocketAddr::new(ip.parse().unwrap(), port.parse().unwrap());
+    let (from, to) = (at(from), at(to));
+    (program, from, to)
+}
+
+#[tokio::test]
+async fn a_handshake_that_is_never_done_is_told_of_at_both_ends() {
+    let node = Node::start(NOBODY).await;
+    let mut flows = Flows::of(&node, true).await;
+    for ip in ["127.9.5.1", "::1"] {
+        let (mut program, from, to) = half_open(ip, None);
+        assert_eq!(program.line(), "failed");
+        for flow in flows.both(from, to).await {
+            assert_eq!((flow.protocol, flow.ending), (Protocol::Tcp, Ending::Unanswered), "{flow:#?}");
+            assert_eq!((flow.sent, flow.received), (0, 0));
+            let here = flow.here.unwrap();
+            assert_eq!(here.fingerprint.exe.path, python().to_str().unwrap(), "the destination names who listens");
+            assert!(here.executions.iter().any(|execution| execution.pid == program.pid()));
+        }
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_handshake_that_takes_long_is_a_connection_only() {
+    let node = Node::start(NOBODY).await;
+    let mut flows = Flows::of(&node, true).await;
+    for ip in ["127.9.6.1", "::1"] {
+        let (mut slow, from, to) = half_open(ip, Some("1.5"));
+        assert_eq!(slow.line(), "connected");
+        // Had it been taken for one that is never done, it would be told of before this one.
+        let (_never, other, nobody) = half_open(ip, None);
+        let of_slow = |flow: &ObservedFlow| (flow.local, flow.remote) == (to, from);
+        let next = flows.next(|flow| of_slow(flow) || (flow.local, flow.remote) == (nobody, other)).await;
+        assert!(!of_slow(&next), "{next:#?}");
+        drop(slow);
+        assert_ne!(flows.next(of_slow).await.ending, Ending::Unanswered);
+    }
+    node.stop().await;
+}
+
+/// The program that sees the states of connections comes and goes with those who want to know of them.
+#[tokio::test]
+async fn attempts_are_told_of_again_after_nobody_wanted_them() {
+    let node = Node::start(NOBODY).await;
+    let mut flows = Flows::of(&node, false).await;
+    for ip in ["127.9.7.1", "127.9.7.2"] {
+        let nobody = nobody_at(ip);
+        let unheard = knock(SocketAddr::new(ip.parse().unwrap(), 0), nobody);
+        let wanted = Flows::of(&node, true).await;
+        let (kept, kept_server, from, to) = pair(ip);
+        let heard = knock(SocketAddr::new(ip.parse().unwrap(), 0), nobody);
+        assert_ne!(heard, unheard);
+        let told = flows.next(|flow| flow.local == nobody).await;
+        assert_eq!(told.remote, heard);
+        drop(wanted);
+        drop((kept, kept_server));
+        flows.both(from, to).await;
     }
     node.stop().await;
 }

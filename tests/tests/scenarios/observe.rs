@@ -76,8 +76,9 @@ struct Sayer(Child);
 
 impl Sayer {
     fn say(netns: &Netns, script: &Path, kind: &str, to: SocketAddr, expected: &str) -> Self {
-        // Whoever is not answered gives up soon.
+        // Whoever is not answered gives up soon, unless the kernel does.
         let patience = if expected == "ETIMEDOUT" { "1" } else { "15" };
+        let expected = expected.trim_end_matches(" by itself");
         let words = [kind, &to.ip().to_string(), &to.port().to_string(), "hello", patience];
         let mut command = interpret(netns, script, &words);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -178,10 +179,18 @@ fn attempts_that_come_to_nothing_are_recorded() {
         assert_ne!(record.source.addr.unwrap().port(), 0, "{record:#?}");
     };
     for family in Family::BOTH {
-        let _refused = Sayer::say(world.netns(Site::A), &good, "tcp", Site::B.at(family, 11), "ECONNREFUSED");
-        let record = world.a().records().next(End::Source);
-        tried(&record, "refused");
-        assert_eq!((record.ended_by, record.bytes_sent), (EndedBy::Refusal, 0));
+        let to = Site::B.at(family, 11);
+        let _refused = Sayer::say(world.netns(Site::A), &good, "tcp", to, "ECONNREFUSED");
+        let ends = world.next_flow();
+        assert_eq!(ends.source.id, ends.destination.id, "{ends:#?}");
+        for record in ends.both() {
+            tried(record, "refused");
+            assert_eq!((record.ended_by, record.bytes_sent), (EndedBy::Refusal, 0));
+            assert_eq!((record.destination.addr, record.destination.digest.as_ref()), (Some(to), None), "{record:#?}");
+            assert_eq!(record.source.script_digest, Some(digest_of(&good)), "{record:#?}");
+        }
+        assert_eq!(ends.source.destination.node.as_ref().unwrap().to_string(), "b");
+        assert_eq!(ends.destination.source.node.as_ref().unwrap().to_string(), "a");
 
         let _gave_up = Sayer::say(world.netns(Site::A), &good, "tcp", Site::B.at(family, 13), "ETIMEDOUT");
         tried(&world.a().records().next(End::Source), "never answered");
@@ -190,6 +199,34 @@ fn attempts_that_come_to_nothing_are_recorded() {
         let record = world.a().records().next(End::Source);
         tried(&record, "refused");
         assert_eq!((record.protocol, record.bytes_sent), (Protocol::Udp, 5));
+    }
+    world.finish();
+}
+
+/// The answer never reaches whoever asked, who waits for longer than the answers come.
+#[test]
+fn a_handshake_that_is_never_done_is_recorded_at_both_ends() {
+    let bare = BareWorld::create();
+    let (good, echo) = (script_as(&bare, "seen.py", "good.py"), script(&bare, "echo_server.py"));
+    let policy = policy(&bare, Policy::observe());
+    let world = observing(bare, &policy);
+    world.netns(Site::B).run(&["sysctl", "-qw", "net.ipv4.tcp_synack_retries=1"]);
+    world.netns(Site::A).run(&["sysctl", "-qw", "net.ipv4.tcp_syn_retries=1"]);
+    let _server = echo_server(world.bare(), world.netns(Site::B), 7);
+    world.netns(Site::A).run(&["nft", "add table inet t; add chain inet t c { type filter hook input priority 0; }"]);
+    world.netns(Site::A).run(&["nft", "add rule inet t c tcp sport 7 drop"]);
+    for family in Family::BOTH {
+        let _waits = Sayer::say(world.netns(Site::A), &good, "tcp", Site::B.at(family, 7), "ETIMEDOUT by itself");
+        let ends = world.next_flow();
+        assert_eq!(ends.source.id, ends.destination.id, "{ends:#?}");
+        for (record, said) in [(&ends.source, "never answered"), (&ends.destination, "half-open")] {
+            assert_eq!((record.verdict, record.rule.as_deref()), (Outcome::Allowed, Some("good to echo")));
+            assert_eq!((record.ended_by, record.reason), (EndedBy::Refusal, Some(Reason::Unreachable)), "{record:#?}");
+            assert!(record.detail.as_ref().unwrap().contains(said), "{record:#?}");
+            assert_eq!((record.bytes_sent, record.bytes_received), (0, 0), "{record:#?}");
+            assert_eq!(record.source.script_digest, Some(digest_of(&good)), "{record:#?}");
+            assert_eq!(record.destination.script_digest, Some(digest_of(&echo)), "{record:#?}");
+        }
     }
     world.finish();
 }
