@@ -1,8 +1,8 @@
 """Listens, and connects to itself, but lets nothing in at the client's end: the handshake is not done.
 
-Usage: half_open.py HOST [SECONDS]
+Usage: half_open.py HOST
 
-After so many seconds it lets everything in. Prints the client's port and the server's, then how it went; stays until its
+Prints the client's port and the server's, then how it went; stays until its
 standard input ends.
 """
 
@@ -13,15 +13,14 @@ import struct
 import sys
 
 # asm-generic/socket.h
-SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
+SO_ATTACH_FILTER = 26
 
 host = sys.argv[1]
-patience = float(sys.argv[2]) if len(sys.argv) > 2 else None
 family = socket.AF_INET6 if ":" in host else socket.AF_INET
 server, client = socket.socket(family), socket.socket(family)
 for end in (server, client):
-    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, 3 if patience else 1)
-server.bind((host, 0))
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, 1)
+    end.bind((host, 0))
 server.listen()
 # BPF_RET | BPF_K, 0: of every packet, nothing is taken.
 nothing = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
@@ -31,9 +30,6 @@ client.connect_ex(server.getsockname())
 print(client.getsockname()[1], server.getsockname()[1], flush=True)
 poll = select.poll()
 poll.register(client, select.POLLOUT)
-if patience:
-    poll.poll(patience * 1000)
-    client.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 poll.poll()
 went = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 client.close()
