@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::grant::{Grant, Mandate};
+use bonafide_proto::jwt::{JwtKey, check_audiences};
 use bonafide_proto::name::{NodeName, TrustDomain};
 use bonafide_proto::revoked::Serial;
 use bonafide_proto::svid::{PeerSvid, TrustBundle};
@@ -18,6 +19,7 @@ use crate::certify::{Entered, IssueError, Place, Signer};
 use crate::csr::{self, CsrError, PublicKey};
 use crate::followers::{Follower, Followers};
 use crate::founding::{self, Charter, OpenError};
+use crate::jwt::{self, JwtOrder};
 use crate::key::{Key, KeyError, RootKey};
 use crate::machine::Machine;
 use crate::mesh::MeshState;
@@ -544,6 +546,47 @@ impl Authority {
             Some(banned) => Err(MembershipRefusal::Banned(node.clone(), banned.clone())),
             None => Ok(()),
         }
+    }
+
+    /// A token for a workload that this member may issue, by this moment's key. `peer` is what its connection proved.
+    ///
+    /// # Errors
+    /// The named refusal.
+    pub fn sign_jwt(&self, peer: &PeerSvid, order: &JwtOrder) -> Result<String, MembershipRefusal> {
+        self.check_able()?;
+        let now = self.clock.unix();
+        let (node, record) = self.current(peer, now)?;
+        check_audiences(&order.audiences).map_err(|e| MembershipRefusal::BadRequest(e.to_string()))?;
+        if !record.grant.allows(&order.workload) {
+            return Err(MembershipRefusal::NotGranted(node, order.workload.clone()));
+        }
+        let mesh = self.quarantine.now();
+        if mesh.revoked.workload(&order.workload).is_some() {
+            return Err(MembershipRefusal::WorkloadRevoked(order.workload.clone()));
+        }
+        if let Some(digest) = order.digests.iter().find(|digest| mesh.quarantine.contains(digest)) {
+            return Err(MembershipRefusal::Quarantined(*digest));
+        }
+        let token = jwt::sign(self.signer.key.tokens(), &self.trust_domain, order, now)
+            .map_err(|e| MembershipRefusal::BadRequest(e.to_string()))?;
+        let event = Event::new("jwt-signed", &By::Node(node)).with("to", &order.workload);
+        let event =
+            event.with("audiences", order.audiences.join(" ")).with("not-after", now.saturating_add(jwt::JWT_TTL));
+        let mut change = self.store.change();
+        change.note(event);
+        change.commit()?;
+        Ok(token)
+    }
+
+    /// The keys by which such tokens are checked. `peer` is what its connection proved.
+    ///
+    /// # Errors
+    /// The named refusal.
+    pub fn jwt_keys(&self, peer: &PeerSvid) -> Result<Vec<JwtKey>, MembershipRefusal> {
+        let now = self.clock.unix();
+        self.current(peer, now)?;
+        let keys = jwt::published(self.signer.key.tokens(), &self.trust_domain, now);
+        keys.map_err(|e| MembershipRefusal::BadRequest(e.to_string()))
     }
 
     /// Every member, by name.

@@ -284,6 +284,7 @@ async fn serve_node(mut door: NodeDoor, stopped: watch::Receiver<()>) -> Result<
             Err(e) => Err(e.into()),
         },
         never = upkeep::follow(&door.node, door.link.as_ref()) => match never {},
+        never = upkeep::jwt_keys(&door.node, door.link.as_ref()) => match never {},
     }
 }
 

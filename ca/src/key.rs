@@ -65,7 +65,33 @@ pub use sealed::PassphraseAt;
 
 /// The root key, wherever it lives: it signs, and is not seen. A file is one such place; a module that keeps the key
 /// to itself (PKCS#11, a KMS) is another, as soon as it can do what `rcgen` asks of a signing key.
-pub struct RootKey(Box<dyn rcgen::SigningKey + Send + Sync>);
+pub struct RootKey {
+    signs: Box<dyn rcgen::SigningKey + Send + Sync>,
+    tokens: TokenSecret,
+}
+
+/// From which the keys of tokens follow ([`crate::jwt`]). Every place where the root key lives has one, the same as long as
+/// the root key is the same, and known to nobody else.
+pub(crate) struct TokenSecret(pub(crate) ring::hkdf::Prk);
+
+impl TokenSecret {
+    /// Of a key that is in memory.
+    pub(crate) fn of(key: &Key) -> Self {
+        Self(ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, b"bonafide jwt-svid 1").extract(key.pkcs8()))
+    }
+}
+
+impl RootKey {
+    fn in_memory(key: Key) -> Self {
+        let tokens = TokenSecret::of(&key);
+        Self { signs: Box::new(key), tokens }
+    }
+
+    /// From which the keys of tokens follow.
+    pub(crate) fn tokens(&self) -> &TokenSecret {
+        &self.tokens
+    }
+}
 
 /// Where a root key lives.
 pub trait RootKeyHome: fmt::Debug {
@@ -136,7 +162,7 @@ impl RootKeyHome for KeyFile {
                 ));
             }
         };
-        Ok(RootKey(Box::new(Key::from_pkcs8(pkcs8)?)))
+        Ok(RootKey::in_memory(Key::from_pkcs8(pkcs8)?))
     }
 
     fn create(&self) -> Result<RootKey, KeyError> {
@@ -149,7 +175,7 @@ impl RootKeyHome for KeyFile {
                 write_secret(&self.path, &sealed).map_err(failed)?;
             }
         }
-        Ok(RootKey(Box::new(key)))
+        Ok(RootKey::in_memory(key))
     }
 
     fn discard(&self) -> Result<(), KeyError> {
@@ -159,16 +185,16 @@ impl RootKeyHome for KeyFile {
 
 impl rcgen::PublicKeyData for RootKey {
     fn der_bytes(&self) -> &[u8] {
-        self.0.der_bytes()
+        self.signs.der_bytes()
     }
     fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
-        self.0.algorithm()
+        self.signs.algorithm()
     }
 }
 
 impl rcgen::SigningKey for RootKey {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        self.0.sign(message)
+        self.signs.sign(message)
     }
 }
 

@@ -16,6 +16,8 @@ pub mod followers;
 pub mod founding;
 #[cfg(test)]
 mod fuzz;
+pub mod jwt;
+mod jwt_keys;
 pub mod key;
 mod known;
 pub mod link;

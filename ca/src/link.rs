@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bonafide_proto::jwt::JwtKey;
 use bonafide_proto::svid::{Expect, PeerSvid, SvidError};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::sync::{mpsc, watch};
@@ -12,6 +13,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use crate::attestor::Prover;
 use crate::authority::{Application, Authority, Membership};
 use crate::followers::{Follower, Place};
+use crate::jwt::JwtOrder;
 use crate::machine::Machine;
 use crate::member::Member;
 use crate::mesh::{Held, MeshState};
@@ -85,6 +87,10 @@ pub trait AuthorityLink: Send + Sync + std::fmt::Debug {
     /// Shares halves of flows (each as an `ObservedFlow` travels), and is given the other halves of them, until either
     /// side goes away.
     async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError>;
+    /// A token for a workload that the node may issue.
+    async fn sign_jwt(&self, member: &Member, order: &JwtOrder) -> Result<String, LinkError>;
+    /// The keys by which tokens are checked.
+    async fn jwt_keys(&self, member: &Member) -> Result<Vec<JwtKey>, LinkError>;
 }
 
 /// Halves of flows, one after the other.
@@ -143,6 +149,16 @@ impl AuthorityLink for Embedded {
             }
         });
         Ok(Box::pin(ReceiverStream::new(given)))
+    }
+
+    async fn sign_jwt(&self, member: &Member, order: &JwtOrder) -> Result<String, LinkError> {
+        let (authority, peer, order) = (self.0.clone(), self.peer(member)?, order.clone());
+        blocking(move || authority.sign_jwt(&peer, &order).map_err(refused)).await
+    }
+
+    async fn jwt_keys(&self, member: &Member) -> Result<Vec<JwtKey>, LinkError> {
+        let (authority, peer) = (self.0.clone(), self.peer(member)?);
+        blocking(move || authority.jwt_keys(&peer).map_err(refused)).await
     }
 }
 

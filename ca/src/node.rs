@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Fingerprint;
+use bonafide_proto::jwt::JwtKey;
 use bonafide_proto::name::{NodeName, TrustDomain, WorkloadName};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::svid::{CertifiedProgram, TrustBundle};
@@ -18,6 +19,8 @@ use crate::authority::Application;
 use crate::certify::IssueError;
 use crate::checker::{self, CheckError};
 use crate::csr::{CsrError, PublicKey};
+use crate::jwt::JwtOrder;
+use crate::jwt_keys;
 use crate::key::KeyError;
 use crate::known::{Known, KnownError};
 use crate::link::{AuthorityLink, LinkError};
@@ -142,6 +145,8 @@ pub struct NodeCa {
     member: watch::Sender<Option<Arc<Member>>>,
     /// What the authority told of the mesh.
     known: Known,
+    /// By which tokens are checked.
+    jwt_keys: watch::Sender<Arc<Vec<JwtKey>>>,
     contact: watch::Sender<Contact>,
     issued: AtomicU64,
 }
@@ -162,6 +167,7 @@ impl NodeCa {
             clock,
             member: watch::Sender::new(member.map(Arc::new)),
             known: Known::load(setup.state.join(KNOWN_FILE))?,
+            jwt_keys: watch::Sender::new(Arc::new(jwt_keys::load(&setup.state.join(JWT_KEYS_FILE)))),
             contact: watch::Sender::new(Contact::None),
             issued: AtomicU64::new(0),
             setup,
@@ -387,6 +393,61 @@ impl NodeCa {
         member.issuer().is_some_and(|issuer| self.known.now().revoked.issuer(&issuer).is_some())
     }
 
+    /// The keys by which tokens are checked, now and after every change.
+    #[must_use]
+    pub fn jwt_keys(&self) -> watch::Receiver<Arc<Vec<JwtKey>>> {
+        self.jwt_keys.subscribe()
+    }
+
+    /// Asks the authority for those keys.
+    ///
+    /// # Errors
+    /// It gave none; those that were known stay.
+    pub async fn refresh_jwt_keys(&self, link: &dyn AuthorityLink) -> Result<(), MembershipError> {
+        let member = self.member().ok_or(MembershipError::NotAMember)?;
+        let keys = link.jwt_keys(&member).await?;
+        if **self.jwt_keys.borrow() == keys {
+            return Ok(());
+        }
+        if let Err(e) = jwt_keys::save(&self.setup.state.join(JWT_KEYS_FILE), &keys) {
+            tracing::error!(error = %e, "the keys of JWT-SVIDs cannot be kept for a restart");
+        }
+        self.jwt_keys.send_replace(Arc::new(keys));
+        Ok(())
+    }
+
+    /// A token for a program that earned a workload, which the authority signs.
+    ///
+    /// # Errors
+    /// `no-intermediate`, `not-granted`, `quarantined`, `bad-request`, or `unavailable` while the authority is away.
+    pub async fn issue_jwt(
+        &self,
+        link: &dyn AuthorityLink,
+        workload: &WorkloadName,
+        fingerprint: &Fingerprint,
+        audiences: Vec<String>,
+    ) -> Result<String, AttestRefusal> {
+        let no_member = || AttestRefusal::new(AttestReason::NoIntermediate, "this node has not joined yet");
+        let member = self.member().ok_or_else(no_member)?;
+        granted(&member, workload)?;
+        self.not_revoked(&member, workload)?;
+        self.not_quarantined(fingerprint)?;
+        let order = JwtOrder { workload: workload.clone(), audiences, digests: fingerprint.digests().collect() };
+        link.sign_jwt(&member, &order).await.map_err(|e| {
+            let reason = match &e {
+                LinkError::Refused { reason, .. } => match reason.as_str() {
+                    "not-granted" => AttestReason::NotGranted,
+                    "quarantined" => AttestReason::Quarantined,
+                    "workload-revoked" => AttestReason::WorkloadRevoked,
+                    "bad-request" => AttestReason::BadRequest,
+                    _ => AttestReason::Unavailable,
+                },
+                _ => AttestReason::Unavailable,
+            };
+            AttestRefusal::new(reason, format!("no token is signed: {e}"))
+        })
+    }
+
     fn not_quarantined(&self, fingerprint: &Fingerprint) -> Result<(), AttestRefusal> {
         let mesh = self.known.now();
         match fingerprint.digests().find(|digest| mesh.quarantine.contains(digest)) {
@@ -431,6 +492,7 @@ impl NodeCa {
 
 const MEMBER_FILE: &str = "membership.json";
 const KNOWN_FILE: &str = "mesh.json";
+const JWT_KEYS_FILE: &str = "jwt-keys.json";
 
 /// Which program: as identityd saw it. On which host: as this process read it, whatever identityd says.
 fn certified(fingerprint: &Fingerprint, machine: &Machine) -> CertifiedProgram {

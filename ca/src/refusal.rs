@@ -1,6 +1,7 @@
 //! Why the authority refuses membership, by name; the name crosses the wire, so the node's operator reads it too.
 
-use bonafide_proto::name::NodeName;
+use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::name::{NodeName, WorkloadName};
 use tonic::{Code, Status};
 
 use crate::certify::IssueError;
@@ -73,6 +74,15 @@ pub enum MembershipRefusal {
     /// It shall not be a member.
     #[error("node {0} is banned, as {1}; `bonafide node unban {1}` at the authority lifts that")]
     Banned(NodeName, NodeName),
+    /// Beyond its grant.
+    #[error("node {0} was not granted to issue {1}")]
+    NotGranted(NodeName, WorkloadName),
+    /// Nobody may be it.
+    #[error("{0} is revoked")]
+    WorkloadRevoked(WorkloadName),
+    /// A program that nobody may be.
+    #[error("{0} is in quarantine")]
+    Quarantined(Digest),
     /// The authority failed. The detail stays in its own log.
     #[error("the authority failed; its log says why")]
     Internal(#[source] IssueError),
@@ -103,6 +113,9 @@ impl MembershipRefusal {
             Self::WrongProof => "wrong-proof",
             Self::Evicted(_) => "evicted",
             Self::Banned(..) => "banned",
+            Self::NotGranted(..) => "not-granted",
+            Self::WorkloadRevoked(_) => "workload-revoked",
+            Self::Quarantined(_) => "quarantined",
             Self::Internal(_) => "authority-failed",
         }
     }
@@ -124,7 +137,10 @@ impl MembershipRefusal {
             | Self::NotAMember(_)
             | Self::Replaced(_)
             | Self::Evicted(_)
-            | Self::Banned(..) => Code::PermissionDenied,
+            | Self::Banned(..)
+            | Self::NotGranted(..)
+            | Self::WorkloadRevoked(_)
+            | Self::Quarantined(_) => Code::PermissionDenied,
             Self::NameTaken(_) => Code::AlreadyExists,
             Self::BadRequest(_) => Code::InvalidArgument,
             Self::Internal(_) => Code::Internal,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bonafide_proto::clock::{SharedClock, TlsTime};
 use bonafide_proto::convert::Malformed;
+use bonafide_proto::jwt::{JwtKey, KEYS_MAX};
 use bonafide_proto::svid::{Expect, TrustBundle};
 use bonafide_proto::tls::{PeerVerifier, provider, svid_error};
 use bonafide_proto::wire::authority as wire;
@@ -27,6 +28,7 @@ use tonic::{Code, Status};
 use crate::attestor::{self, Prover, SESSION_LABEL, Session};
 use crate::authority::{Application, Membership};
 use crate::checker;
+use crate::jwt::JwtOrder;
 use crate::link::{AuthorityLink, Halves, LinkError, MeshStates};
 use crate::listener::ALPN;
 use crate::machine::Machine;
@@ -147,6 +149,14 @@ impl AuthorityLink for Remote {
         held: watch::Receiver<Held>,
     ) -> Result<MeshStates, LinkError> {
         self.ask(0, |door| Box::pin(door.follow(member, machine, held.clone()))).await
+    }
+
+    async fn sign_jwt(&self, member: &Member, order: &JwtOrder) -> Result<String, LinkError> {
+        self.ask(self.current(), |door| Box::pin(door.sign_jwt(member, order))).await
+    }
+
+    async fn jwt_keys(&self, member: &Member) -> Result<Vec<JwtKey>, LinkError> {
+        self.ask(self.current(), |door| Box::pin(door.jwt_keys(member))).await
     }
 
     async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
@@ -358,6 +368,31 @@ impl Door {
             let _connection = &client;
             state.map_err(|status| remote.refused(&status)).and_then(mesh_state)
         })))
+    }
+
+    async fn sign_jwt(&self, member: &Member, order: &JwtOrder) -> Result<String, LinkError> {
+        let mut client = self.client(member.bundle().clone(), Some(member)).await?;
+        let request = wire::SignJwtRequest {
+            workload: order.workload.to_string(),
+            audiences: order.audiences.clone(),
+            sha256: order.digests.iter().map(|digest| digest.0.to_vec()).collect(),
+        };
+        match tokio::time::timeout(ANSWER, client.sign_jwt(request)).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner().token),
+            Ok(Err(status)) => Err(self.refused(&status)),
+            Err(_) => Err(self.unreachable("no answer in time")),
+        }
+    }
+
+    async fn jwt_keys(&self, member: &Member) -> Result<Vec<JwtKey>, LinkError> {
+        let mut client = self.client(member.bundle().clone(), Some(member)).await?;
+        let points = match tokio::time::timeout(ANSWER, client.list_jwt_keys(wire::ListJwtKeysRequest {})).await {
+            Ok(Ok(answer)) => answer.into_inner().points,
+            Ok(Err(status)) => return Err(self.refused(&status)),
+            Err(_) => return Err(self.unreachable("no answer in time")),
+        };
+        let keys = points.into_iter().take(KEYS_MAX).map(JwtKey::new).collect::<Result<_, _>>();
+        keys.map_err(|e| LinkError::Malformed(e.to_string()))
     }
 
     async fn share_flows(&self, mut client: Client, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {

@@ -156,6 +156,23 @@ pub async fn follow(node: &NodeCa, link: &dyn AuthorityLink) -> std::convert::In
     }
 }
 
+/// Asks for the keys of JWT-SVIDs, for ever: a key is published long before it is used.
+pub async fn jwt_keys(node: &NodeCa, link: &dyn AuthorityLink) -> std::convert::Infallible {
+    let mut member = node.watch();
+    loop {
+        // Its sender is the node itself, which lives as long as this.
+        let _ = member.wait_for(Option::is_some).await;
+        let pause = match node.refresh_jwt_keys(link).await {
+            Ok(()) => PAUSE_MAX,
+            Err(e) => {
+                tracing::debug!(error = %e, "no keys of JWT-SVIDs; those that are known stay");
+                AWAY_MAX
+            }
+        };
+        tokio::time::sleep(jittered(pause)).await;
+    }
+}
+
 /// Does what is due now; says how long to rest.
 ///
 /// # Errors

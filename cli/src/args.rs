@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::admission::{NodeCommand, TokenCommand};
 use crate::audit::AuditCommand;
+use crate::bundle::BundleCommand;
 use crate::exit::EXIT_CODES;
 use crate::flows::FlowsArgs;
 use crate::launch::{Capability, Launch};
@@ -41,6 +42,9 @@ pub enum Verb {
     Flows(FlowsArgs),
     /// Says who a process is: its fingerprint, the workload it earns, what it misses
     Whois(WhoisArgs),
+    /// Works with the trust bundle
+    #[command(subcommand)]
+    Bundle(BundleCommand),
     /// Works with policy files
     #[command(subcommand)]
     Policy(PolicyCommand),

@@ -10,6 +10,7 @@ pub mod node;
 mod admission;
 mod ask;
 mod audit;
+mod bundle;
 mod exit;
 mod flows;
 mod policy_check;
@@ -27,6 +28,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 
 pub use admission::{CreateArgs, GrantArgs, NodeCommand, TokenCommand};
+pub use bundle::BundleCommand;
 pub use exit::Exit;
 pub use flows::{Filter, FlowTable, FlowsArgs, Line, Tail, Verdict, record};
 pub use policy_check::PolicyCommand;
@@ -65,6 +67,7 @@ fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
     match args.command {
         Verb::Status => status::status(&layout, screen),
         Verb::Flows(flows) => flows::flows(&flows, &layout.records(), screen),
+        Verb::Bundle(BundleCommand::Show) => bundle::show(&layout, screen),
         Verb::Whois(whois) => whois::whois(&whois, &layout, screen),
         Verb::Policy(PolicyCommand::Check { files }) => policy_check::check(&files, screen),
         Verb::Token(TokenCommand::Create(create)) => admission::create_token(&create, &layout, screen),

@@ -92,6 +92,34 @@ impl Authority {
     }
 }
 
+impl Authority {
+    /// A token for a program that earned a workload.
+    ///
+    /// # Errors
+    /// The CA's own refusal, or `unavailable`, also while the authority is away.
+    pub(crate) async fn issue_jwt(
+        &self,
+        workload: &WorkloadName,
+        fingerprint: &Fingerprint,
+        audiences: Vec<String>,
+    ) -> Result<String, AttestRefusal> {
+        use wire::issue_jwt_response::Of;
+        let (workload, fingerprint) = (workload.to_string(), Some(fingerprint.into()));
+        let request = wire::IssueJwtRequest { workload, fingerprint, audiences };
+        let answer = tokio::time::timeout(ISSUE_TIMEOUT, self.issuance.clone().issue_jwt(request)).await;
+        let away = |why: String| {
+            refuse(AttestReason::Unavailable, format!("the CA at {} does not answer: {why}", self.socket.display()))
+        };
+        match answer.map(|r| r.map(|r| r.into_inner().of)) {
+            Ok(Ok(Some(Of::Token(token)))) => Ok(token),
+            Ok(Ok(Some(Of::Refused(refused)))) => Err(refused.into()),
+            Ok(Ok(None)) => away("its answer is empty".to_owned()),
+            Ok(Err(status)) => away(status.message().to_owned()),
+            Err(_) => away(format!("not within {ISSUE_TIMEOUT:?}")),
+        }
+    }
+}
+
 /// Where the parts of a bundle go: a change of one is no change of the other.
 struct Told {
     bundle: watch::Sender<Option<wire::Bundle>>,

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bonafide_proto::fingerprint::Fingerprint;
+use bonafide_proto::jwt::JwtKey;
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::wire::node as wire;
 use tokio::sync::mpsc;
@@ -58,6 +59,22 @@ impl wire::issuance_server::Issuance for IssuanceService {
         Ok(Response::new(wire::IssueLeafResponse { of: Some(of) }))
     }
 
+    async fn issue_jwt(
+        &self,
+        request: Request<wire::IssueJwtRequest>,
+    ) -> Result<Response<wire::IssueJwtResponse>, Status> {
+        use wire::issue_jwt_response::Of;
+        let wire::IssueJwtRequest { workload, fingerprint, audiences } = request.into_inner();
+        let workload: WorkloadName =
+            workload.parse().map_err(|e| Status::invalid_argument(format!("the workload name {e}")))?;
+        let fingerprint: Fingerprint = fingerprint.try_into()?;
+        let of = match self.0.issue_jwt(self.1.as_ref(), &workload, &fingerprint, audiences).await {
+            Ok(token) => Of::Token(token),
+            Err(refusal) => Of::Refused((&refusal).into()),
+        };
+        Ok(Response::new(wire::IssueJwtResponse { of: Some(of) }))
+    }
+
     type WatchBundleStream = Pin<Box<dyn Stream<Item = Result<wire::Bundle, Status>> + Send>>;
 
     /// Says nothing until the node is a member.
@@ -68,8 +85,9 @@ impl wire::issuance_server::Issuance for IssuanceService {
         let mut told = None;
         let node = self.0.clone();
         let changes = WatchStream::new(node.watch()).map(drop).merge(WatchStream::new(node.mesh()).map(drop));
+        let changes = changes.merge(WatchStream::new(node.jwt_keys()).map(drop));
         let stream = changes.filter_map(move |()| {
-            let bundle = bundle(node.member()?.as_ref(), &node.mesh().borrow());
+            let bundle = bundle(node.member()?.as_ref(), &node.mesh().borrow(), &node.jwt_keys().borrow());
             if told.as_ref() == Some(&bundle) {
                 return None;
             }
@@ -129,7 +147,7 @@ impl wire::issuance_server::Issuance for IssuanceService {
     }
 }
 
-fn bundle(member: &Member, mesh: &MeshState) -> wire::Bundle {
+fn bundle(member: &Member, mesh: &MeshState, jwt_keys: &[JwtKey]) -> wire::Bundle {
     wire::Bundle {
         trust_domain: member.bundle().trust_domain().to_string(),
         roots: member.bundle().roots().iter().map(|r| r.to_vec()).collect(),
@@ -137,5 +155,6 @@ fn bundle(member: &Member, mesh: &MeshState) -> wire::Bundle {
         sequence: member.sequence(),
         quarantine: mesh.quarantine.iter().map(|digest| digest.0.to_vec()).collect(),
         revoked: Some((&mesh.revoked).into()),
+        jwt_keys: jwt_keys.iter().map(|key| key.point().to_vec()).collect(),
     }
 }

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::name::NodeName;
 use bonafide_proto::wire::authority as wire;
 use tokio::sync::{mpsc, watch};
@@ -15,6 +16,7 @@ use crate::attestor::{Answer, Claim, Evidence, Proof, ROUNDS_MAX, Step};
 use crate::authority::{Application, Authority, Membership};
 use crate::daemon::ended;
 use crate::followers::{Follower, Place};
+use crate::jwt::JwtOrder;
 use crate::listener::{FOLLOWING, Peer};
 use crate::machine::Machine;
 use crate::mesh::{Held, MeshState};
@@ -147,6 +149,45 @@ impl wire::membership_server::Membership for MembershipService {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(told).map(Ok))))
+    }
+
+    async fn sign_jwt(
+        &self,
+        request: Request<wire::SignJwtRequest>,
+    ) -> Result<Response<wire::SignJwtResponse>, Status> {
+        let peer = peer(&request)?.clone();
+        let _answering = peer.answering();
+        let wire::SignJwtRequest { workload, audiences, sha256 } = request.into_inner();
+        let bad = |why: String| MembershipRefusal::BadRequest(why);
+        let workload = workload.parse().map_err(|e| bad(format!("the workload name {e}")))?;
+        let digests = sha256.iter().map(|bytes| Digest::try_from(bytes.as_slice())).collect::<Result<_, _>>();
+        let digests = digests.map_err(|_| bad("a digest is not 32 bytes".to_owned()))?;
+        let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
+        let (authority, order) = (self.0.clone(), JwtOrder { workload, audiences, digests });
+        blocking(move || {
+            let token = authority.sign_jwt(&svid, &order).inspect_err(|refusal| {
+                tracing::warn!(node = svid.id().path(), workload = %order.workload, reason = refusal.as_str(), "no token");
+                let by = svid.id().node_name().map_or(By::Daemon, By::Node);
+                authority.note_refused("jwt-refused", &by, svid.id().path(), refusal);
+            })?;
+            Ok(Response::new(wire::SignJwtResponse { token }))
+        })
+        .await
+    }
+
+    async fn list_jwt_keys(
+        &self,
+        request: Request<wire::ListJwtKeysRequest>,
+    ) -> Result<Response<wire::ListJwtKeysResponse>, Status> {
+        let peer = peer(&request)?.clone();
+        let _answering = peer.answering();
+        let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
+        let authority = self.0.clone();
+        blocking(move || {
+            let points = authority.jwt_keys(&svid)?.iter().map(|key| key.point().to_vec()).collect();
+            Ok(Response::new(wire::ListJwtKeysResponse { points }))
+        })
+        .await
     }
 
     type ShareFlowsStream = Pin<Box<dyn Stream<Item = Result<wire::FlowHalf, Status>> + Send>>;

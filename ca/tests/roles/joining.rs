@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use bonafide_ca::authority::TokenTerms;
+use bonafide_ca::jwt::JwtOrder;
 use bonafide_ca::link::{Halves, MeshStates};
 use bonafide_ca::member::Member;
 use bonafide_ca::mesh::Held;
 use bonafide_ca::node::MembershipError;
 use bonafide_ca::{Application, AuthorityLink, Embedded, JoinToken, LinkError, Machine, Membership};
+use bonafide_proto::jwt::JwtKey;
 use bonafide_proto::svid::Expect;
 use bonafide_proto::token::Secret;
 use bonafide_proto::wire::authority as wire;
@@ -194,6 +196,12 @@ impl AuthorityLink for Liar {
     }
     async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
         self.honest.share_flows(member, flows).await
+    }
+    async fn sign_jwt(&self, member: &Member, order: &JwtOrder) -> Result<String, LinkError> {
+        self.honest.sign_jwt(member, order).await
+    }
+    async fn jwt_keys(&self, member: &Member) -> Result<Vec<JwtKey>, LinkError> {
+        self.honest.jwt_keys(member).await
     }
 }
 

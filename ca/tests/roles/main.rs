@@ -21,5 +21,6 @@ mod renewing;
 mod revoking;
 mod state;
 mod strangers;
+mod tokens;
 mod x509_svid;
 mod x509pop;

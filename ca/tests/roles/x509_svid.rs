@@ -152,3 +152,19 @@ async fn serials_are_random_and_positive() {
     serials.dedup();
     assert_eq!(serials.len(), 4);
 }
+
+#[tokio::test]
+async fn x_9_a_bundle_has_each_root_as_a_jwk_with_its_one_certificate_and_no_kid() {
+    use base64::Engine as _;
+    let issued = Issued::new().await;
+    let trust = issued.domain.authority.trust_bundle();
+    let tokens = bonafide_proto::jwt::JwtBundle::new(trust.trust_domain().clone(), Vec::new()).unwrap();
+    let document = bonafide_proto::spiffe_bundle::document(trust, &tokens).unwrap();
+    let keys = document["keys"].as_array().unwrap();
+    assert_eq!(keys.len(), 1);
+    assert_eq!((&keys[0]["use"], &keys[0]["kty"]), (&"x509-svid".into(), &"EC".into()));
+    assert!(keys[0]["kid"].is_null() && keys[0]["x"].is_string() && keys[0]["y"].is_string());
+    let certificate = base64::engine::general_purpose::STANDARD.encode(&issued.root);
+    assert_eq!(keys[0]["x5c"], serde_json::json!([certificate]));
+    assert!(document["spiffe_refresh_hint"].is_u64());
+}

@@ -11,6 +11,7 @@
 mod authority;
 mod caller;
 mod door;
+mod jwt;
 mod sds;
 mod service;
 mod subscription;
@@ -29,6 +30,7 @@ use bonafide_proto::wire::workload_endpoint::DESCRIPTORS;
 use tokio::net::UnixListener;
 
 pub(crate) use self::caller::Caller;
+use self::jwt::Tokens;
 use self::sds::Sds;
 use self::service::WorkloadApi;
 use self::subscription::Subscriptions;
@@ -88,7 +90,8 @@ pub(crate) struct Parts {
 pub(crate) async fn serve(listener: UnixListener, parts: Parts) -> Result<(), tonic::transport::Error> {
     let Parts { attests, execs, authority, policy, lapses, clock } = parts;
     let svids = Svids::new(authority.clone(), Arc::clone(&clock));
-    let subscriptions = Subscriptions::new(attests, authority, policy, lapses, svids, clock);
+    let tokens = Tokens::new(authority.clone(), Arc::clone(&clock));
+    let subscriptions = Subscriptions::new(attests, authority, policy, lapses, svids, clock.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("SpiffeWorkloadAPI", tonic_health::ServingStatus::Serving).await;
     let described = || {
@@ -98,7 +101,7 @@ pub(crate) async fn serve(listener: UnixListener, parts: Parts) -> Result<(), to
     };
     let mut server = tonic::transport::Server::builder().max_concurrent_streams(STREAMS_MAX);
     server
-        .add_service(WorkloadApi::server(subscriptions.clone()))
+        .add_service(WorkloadApi::server(subscriptions.clone(), tokens, clock))
         .add_service(Sds::server(subscriptions))
         .add_service(health_service)
         .add_optional_service(described().build_v1().ok())

@@ -2,14 +2,20 @@
 //! program is made to ask by somebody who only chooses where it connects.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
+use bonafide_proto::clock::SharedClock;
+use bonafide_proto::jwt::check_audiences;
+use bonafide_proto::name::SpiffeId;
+use bonafide_proto::refusal::AttestRefusal;
 use bonafide_proto::wire::workload_endpoint as wire;
 use bonafide_proto::wire::workload_endpoint::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use tokio_stream::Stream;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status};
 
-use super::subscription::{Subscriptions, Wants};
+use super::jwt::{self, Tokens};
+use super::subscription::{NO_IDENTITY, Subscriptions, Told, Wants, status};
 use super::{Caller, x509};
 
 /// Of the Workload API; a token to be validated is the longest thing in it.
@@ -23,6 +29,8 @@ type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[derive(Debug, Clone)]
 pub(super) struct WorkloadApi {
     subscriptions: Subscriptions,
+    tokens: Arc<Tokens>,
+    clock: SharedClock,
 }
 
 /// Looks at the metadata of a request.
@@ -30,9 +38,21 @@ type Check = fn(Request<()>) -> Result<Request<()>, Status>;
 
 impl WorkloadApi {
     /// The service as tonic routes it.
-    pub(super) fn server(subscriptions: Subscriptions) -> InterceptedService<SpiffeWorkloadApiServer<Self>, Check> {
-        let server = SpiffeWorkloadApiServer::new(Self { subscriptions }).max_decoding_message_size(REQUEST_MAX);
+    pub(super) fn server(
+        subscriptions: Subscriptions,
+        tokens: Tokens,
+        clock: SharedClock,
+    ) -> InterceptedService<SpiffeWorkloadApiServer<Self>, Check> {
+        let service = Self { subscriptions, tokens: Arc::new(tokens), clock };
+        let server = SpiffeWorkloadApiServer::new(service).max_decoding_message_size(REQUEST_MAX);
         InterceptedService::new(server, meant_for_us as Check)
+    }
+
+    /// A token for who is told this; attested again after it was signed.
+    async fn token(&self, caller: &Caller, told: &Told, audiences: &[String]) -> Result<String, AttestRefusal> {
+        let token = self.tokens.get(&told.entitled, &told.trust, audiences).await?;
+        self.subscriptions.still(caller, &told.entitled).await?;
+        Ok(token)
     }
 }
 
@@ -73,22 +93,47 @@ impl SpiffeWorkloadApi for WorkloadApi {
         Ok(Response::new(Box::pin(told)))
     }
 
-    async fn fetch_jwtsvid(&self, _: Request<wire::JwtsvidRequest>) -> Result<Response<wire::JwtsvidResponse>, Status> {
-        Err(no("the JWT-SVID profile"))
+    async fn fetch_jwtsvid(
+        &self,
+        request: Request<wire::JwtsvidRequest>,
+    ) -> Result<Response<wire::JwtsvidResponse>, Status> {
+        let caller = caller(&request)?;
+        let wire::JwtsvidRequest { audience, spiffe_id } = request.into_inner();
+        check_audiences(&audience).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let told = self.subscriptions.told(&caller, Wants::Bundle).await.map_err(|refusal| status(&refusal))?;
+        if !spiffe_id.is_empty() {
+            let asked: SpiffeId =
+                spiffe_id.parse().map_err(|e| Status::invalid_argument(format!("the SPIFFE ID {e}")))?;
+            if asked != told.id {
+                return Err(Status::permission_denied(NO_IDENTITY));
+            }
+        }
+        let token = self.token(&caller, &told, &audience).await.map_err(|refusal| status(&refusal))?;
+        let svid = wire::Jwtsvid { spiffe_id: told.id.to_string(), svid: token, hint: String::new() };
+        Ok(Response::new(wire::JwtsvidResponse { svids: vec![svid] }))
     }
 
     async fn fetch_jwt_bundles(
         &self,
-        _: Request<wire::JwtBundlesRequest>,
+        request: Request<wire::JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        Err(no("the JWT-SVID profile"))
+        let told = self.subscriptions.open(caller(&request)?, Wants::Bundle, jwt::bundles);
+        Ok(Response::new(Box::pin(told)))
     }
 
     async fn validate_jwtsvid(
         &self,
-        _: Request<wire::ValidateJwtsvidRequest>,
+        request: Request<wire::ValidateJwtsvidRequest>,
     ) -> Result<Response<wire::ValidateJwtsvidResponse>, Status> {
-        Err(no("the JWT-SVID profile"))
+        let caller = caller(&request)?;
+        let wire::ValidateJwtsvidRequest { audience, svid } = request.into_inner();
+        if audience.is_empty() || svid.is_empty() {
+            return Err(Status::invalid_argument("audience and svid are both needed"));
+        }
+        let told = self.subscriptions.told(&caller, Wants::Bundle).await.map_err(|refusal| status(&refusal))?;
+        let proven = told.trust.jwt.verify(&svid, &audience, self.clock.unix());
+        let proven = proven.map_err(|e| Status::invalid_argument(e.to_string()))?;
+        Ok(Response::new(jwt::validated(proven)))
     }
 
     async fn fetch_witsvid(

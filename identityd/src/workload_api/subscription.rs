@@ -53,7 +53,8 @@ pub(super) struct Told {
     pub(super) svid: Option<Current>,
     /// Whom to trust.
     pub(super) trust: Trust,
-    executions: Vec<Execution>,
+    /// The caller.
+    pub(super) entitled: Entitled,
 }
 
 /// Opens streams. Clones share everything.
@@ -122,11 +123,14 @@ impl Subscriptions {
             entitled = self.still(caller, &entitled).await?;
         }
         let id = SpiffeId::workload(trust.roots.trust_domain(), &entitled.workload);
-        Ok(Told { id, svid, trust, executions: entitled.executions })
+        Ok(Told { id, svid, trust, entitled })
     }
 
     /// The CA took its time; the caller may have become somebody else.
-    async fn still(&self, caller: &Caller, before: &Entitled) -> Result<Entitled, AttestRefusal> {
+    ///
+    /// # Errors
+    /// It did.
+    pub(super) async fn still(&self, caller: &Caller, before: &Entitled) -> Result<Entitled, AttestRefusal> {
         let now = self.0.attests.entitled(caller).await?;
         if now.workload != before.workload {
             let detail = format!("the program is {} now, and was {}", now.workload, before.workload);
@@ -180,7 +184,7 @@ impl Follower {
     pub(super) async fn changed(&mut self, told: &Told) {
         let renew_at = told.svid.as_ref().map(|current| current.renew_at);
         tokio::select! {
-            () = self.changes.next(&told.executions) => {}
+            () = self.changes.next(&told.entitled.executions) => {}
             () = due(&self.of.0.clock, renew_at) => {}
         }
     }

@@ -67,7 +67,7 @@ struct Kept {
 
 /// All that a certificate says of a program: those that agree in it are the same, and share one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Subject {
+pub(super) struct Subject {
     workload: WorkloadName,
     exe: HashedFile,
     script: Option<Script>,
@@ -78,7 +78,7 @@ struct Subject {
 }
 
 impl Subject {
-    fn of(Entitled { workload, fingerprint, .. }: &Entitled) -> Self {
+    pub(super) fn of(Entitled { workload, fingerprint, .. }: &Entitled) -> Self {
         Self {
             workload: workload.clone(),
             exe: fingerprint.exe.clone(),

@@ -1,15 +1,17 @@
 //! The trust bundle as programs are given it, of the last one that the CA told.
 
+use bonafide_proto::jwt::{JwtBundle, JwtKey};
 use bonafide_proto::name::TrustDomain;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::svid::TrustBundle;
 use bonafide_proto::wire::node as wire;
 use rustls::pki_types::CertificateDer;
 
-/// The roots of our trust domain.
+/// The roots of our trust domain, and the keys of its tokens.
 #[derive(Debug, Clone)]
 pub(super) struct Trust {
     pub(super) roots: TrustBundle,
+    pub(super) jwt: JwtBundle,
 }
 
 impl Trust {
@@ -23,7 +25,9 @@ impl Trust {
             |why: String| AttestRefusal::new(AttestReason::Unavailable, format!("the CA's trust bundle: {why}"));
         let domain: TrustDomain = told.trust_domain.parse().map_err(|e| senseless(format!("its trust domain {e}")))?;
         let roots = told.roots.iter().map(|der| CertificateDer::from(der.clone())).collect();
-        Ok(Self { roots: TrustBundle::new(domain, roots).map_err(|e| senseless(e.to_string()))? })
+        let keys = told.jwt_keys.iter().cloned().map(JwtKey::new).collect::<Result<_, _>>();
+        let jwt = keys.and_then(|keys| JwtBundle::new(domain.clone(), keys)).map_err(|e| senseless(e.to_string()))?;
+        Ok(Self { roots: TrustBundle::new(domain, roots).map_err(|e| senseless(e.to_string()))?, jwt })
     }
 
     /// The SPIFFE ID of the trust domain, which has no path: what bundles are keyed by.

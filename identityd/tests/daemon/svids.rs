@@ -35,7 +35,7 @@ type Bundles = Pin<Box<dyn Stream<Item = Result<wire::Bundle, Status>> + Send>>;
 
 fn bundle(quarantine: Vec<Vec<u8>>) -> wire::Bundle {
     let (trust_domain, roots) = ("example.org".into(), vec![b"root".to_vec()]);
-    wire::Bundle { trust_domain, roots, node: "a".into(), sequence: 7, quarantine, revoked: None }
+    wire::Bundle { trust_domain, roots, node: "a".into(), sequence: 7, quarantine, revoked: None, jwt_keys: Vec::new() }
 }
 
 #[tonic::async_trait]
@@ -66,6 +66,10 @@ impl Issuance for Notary {
     }
 
     async fn show_audit(&self, _: Request<wire::ShowAuditRequest>) -> Result<Response<wire::AuditPage>, Status> {
+        Err(Status::unimplemented("not asked"))
+    }
+
+    async fn issue_jwt(&self, _: Request<wire::IssueJwtRequest>) -> Result<Response<wire::IssueJwtResponse>, Status> {
         Err(Status::unimplemented("not asked"))
     }
 

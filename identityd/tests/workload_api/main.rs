@@ -16,6 +16,7 @@
 mod callers;
 mod endpoint;
 mod envoy;
+mod jwt;
 mod others;
 mod program;
 mod python;

@@ -153,6 +153,10 @@ impl Asks {
                 let asked = self.client.fetch_wit_bundles(meant(wire::WitBundlesRequest {}, &["true"])).await;
                 say(&error("wit", &asked.map(drop).unwrap_err()));
             }
+            ["jwt", audiences @ ..] => self.jwt(audiences, "").await,
+            ["jwt-as", id, audiences @ ..] => self.jwt(audiences, id).await,
+            ["jwt-bundles"] => self.jwt_bundles(),
+            ["validate", audience, token] => self.validate(audience, token).await,
             ["lend"] => {
                 self.lent.push(std::process::Command::new("sleep").arg("1000").spawn().unwrap());
                 say(&json!({ "lent": self.lent.last().unwrap().id() }));
@@ -200,6 +204,48 @@ impl Asks {
                     Ok(None) => return say(&json!({ "of": "bundles", "over": true })),
                     Err(status) => return say(&error("bundles", &status)),
                 }
+            }
+        });
+    }
+
+    async fn jwt(&mut self, audiences: &[&str], id: &str) {
+        let audience = audiences.iter().map(|audience| (*audience).replace("EMPTY", "")).collect();
+        let request = wire::JwtsvidRequest { audience, spiffe_id: id.to_owned() };
+        match self.client.fetch_jwtsvid(meant(request, &["true"])).await {
+            Ok(told) => {
+                let svids = told.into_inner().svids;
+                let svids: Vec<Value> =
+                    svids.iter().map(|svid| json!({ "id": svid.spiffe_id, "token": svid.svid })).collect();
+                say(&json!({ "of": "jwt", "svids": svids }));
+            }
+            Err(status) => say(&error("jwt", &status)),
+        }
+    }
+
+    async fn validate(&mut self, audience: &str, token: &str) {
+        let (audience, svid) = (audience.replace("EMPTY", ""), token.replace("EMPTY", ""));
+        match self.client.validate_jwtsvid(meant(wire::ValidateJwtsvidRequest { audience, svid }, &["true"])).await {
+            Ok(told) => {
+                let told = told.into_inner();
+                let claims: Vec<String> = told.claims.unwrap().fields.into_keys().collect();
+                say(&json!({ "of": "validate", "id": told.spiffe_id, "claims": claims }));
+            }
+            Err(status) => say(&error("validate", &status)),
+        }
+    }
+
+    fn jwt_bundles(&self) {
+        let mut client = self.client.clone();
+        tokio::spawn(async move {
+            let asked = client.fetch_jwt_bundles(meant(wire::JwtBundlesRequest {}, &["true"])).await;
+            let mut stream = match asked {
+                Ok(stream) => stream.into_inner(),
+                Err(status) => return say(&error("jwt-bundles", &status)),
+            };
+            while let Ok(Some(told)) = stream.message().await {
+                let bundles: serde_json::Map<String, Value> =
+                    told.bundles.into_iter().map(|(id, jwks)| (id, serde_json::from_slice(&jwks).unwrap())).collect();
+                say(&json!({ "of": "jwt-bundles", "bundles": bundles }));
             }
         });
     }

@@ -56,6 +56,31 @@ async fn spiffe_fetches_its_svid_and_bundles() {
     assert_eq!(said, "spiffe://example.org/shop/py 2\n1 1\nspiffe://example.org/shop/py\n");
 }
 
+const TOKENS: &str = "
+from spiffe import TrustDomain, WorkloadApiClient
+
+with WorkloadApiClient() as client:
+    bundles = client.fetch_jwt_bundles(timeout=20)
+    bundle = bundles.get_bundle_for_trust_domain(TrustDomain('example.org'))
+    svid = client.fetch_jwt_svid(audience={'db', 'api'}, timeout=20)
+    print(svid.spiffe_id, sorted(svid.audience))
+    print(bundle.get_jwt_authority(__import__('jwt').get_unverified_header(svid.token)['kid']) is not None)
+    print(client.validate_jwt_svid(svid.token, 'db', timeout=20).spiffe_id)
+    try:
+        client.validate_jwt_svid(svid.token, 'other', timeout=20)
+    except Exception as refused:
+        print('refused')
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spiffe_fetches_a_token_that_it_accepts_itself() {
+    let (endpoint, script) = with_script(TOKENS).await;
+    crate::jwt::keys_are_known(&endpoint).await;
+    let said = output(&endpoint, &script).await;
+    let expected = "spiffe://example.org/shop/py ['api', 'db']\nTrue\nspiffe://example.org/shop/py\nrefused\n";
+    assert_eq!(said, expected);
+}
+
 /// Serves one connection by mutual TLS, or makes one.
 const MEETS: &str = "
 import sys

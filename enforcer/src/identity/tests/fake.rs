@@ -182,6 +182,7 @@ pub(super) fn bundle(mesh: &Mesh) -> wire::Bundle {
         sequence: 1,
         quarantine: Vec::new(),
         revoked: None,
+        jwt_keys: Vec::new(),
     }
 }
 
