@@ -26,7 +26,10 @@ impl Flows {
         let found = async {
             loop {
                 let flow = self.0.message().await.unwrap().unwrap();
-                assert_eq!(flow.missed, 0);
+                // Another test has the kernel miss some of its own, which is then told alone.
+                if flow.id.is_empty() {
+                    continue;
+                }
                 let flow = ObservedFlow::try_from(flow).unwrap();
                 if picked(&flow) {
                     return flow;
