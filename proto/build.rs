@@ -6,7 +6,7 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let ours = protox::compile(["node.proto", "authority.proto"], ["proto"])?;
+    let ours = protox::compile(["node.proto", "authority.proto", "policy.proto"], ["proto"])?;
     tonic_prost_build::configure().compile_fds(ours)?;
 
     let theirs = protox::compile(["spiffe/workload.proto", "envoy/sds.proto", "envoy/secret.proto"], ["proto"])?;

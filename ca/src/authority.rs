@@ -24,13 +24,14 @@ use crate::key::{Key, KeyError, RootKey};
 use crate::machine::Machine;
 use crate::mesh::MeshState;
 use crate::order::{Holder, Order, Validity};
+use crate::policies::{Policies, PolicyFollower, Publication, PublishError};
 use crate::quarantine::{Quarantine, QuarantineError, check_reason};
 use crate::refusal::MembershipRefusal;
 use crate::sharing::{Exchange, Seat};
 use crate::state;
 use crate::store::engine::Engine;
 use crate::store::{
-    Admitted, By, Change, Committed, Embedded, Etcd, Event, NodeRecord, Store, StoreError, TokenRecord,
+    Admitted, By, Change, Committed, Embedded, Etcd, Event, NodeRecord, PolicyRecord, Store, StoreError, TokenRecord,
 };
 use bonafide_proto::token::{JoinToken, Secret, TokenError};
 
@@ -101,6 +102,7 @@ pub struct Authority {
     intermediate_ttl: i64,
     own: Mutex<Option<OwnSvid>>,
     quarantine: Quarantine,
+    policies: Policies,
     followers: Arc<Followers>,
     exchange: Arc<Exchange>,
     attestors: Attestors,
@@ -129,6 +131,7 @@ impl Authority {
             bundle: TrustBundle::new(charter.trust_domain.clone(), vec![signer.certificate.clone()])?,
             signer,
             quarantine: Quarantine::open(store.clone(), clock.clone())?,
+            policies: Policies::open(store.clone(), clock.clone())?,
             store,
             clock,
             intermediate_ttl: i64::from(charter.intermediate_ttl),
@@ -416,6 +419,31 @@ impl Authority {
             true => Ok(()),
             false => Err(StoreError::Unavailable { path: "of the authority".into(), why: "for a while now".into() }),
         }
+    }
+
+    /// The policy that was published last, and those that follow it.
+    #[must_use]
+    pub fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
+    /// Publishes a policy.
+    ///
+    /// # Errors
+    /// Any [`PublishError`]; nobody is told anything then.
+    pub fn publish(&self, by: &By, publication: &Publication) -> Result<PolicyRecord, PublishError> {
+        self.policies.publish(by, publication, &self.signer, &self.bundle)
+    }
+
+    /// The policy that was published last, now and after every publication; and the number of the certificate that it
+    /// showed. `peer` is what its connection proved.
+    ///
+    /// # Errors
+    /// The named refusal.
+    pub fn follow_policy(&self, peer: &PeerSvid) -> Result<(PolicyFollower, u64), MembershipRefusal> {
+        self.check_able()?;
+        let (node, _) = self.current(peer, self.clock.unix())?;
+        Ok((self.policies.follow(node), self.number_of(peer)?))
     }
 
     /// Those that follow.

@@ -196,7 +196,7 @@ fn subject(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckError
     let right = match holder {
         Holder::Root => seen == [("2.5.4.3", "Bonafide root"), ("2.5.4.10", "Bonafide")],
         Holder::Intermediate(node, _) => seen == [("2.5.4.3", node.as_str()), ("2.5.4.10", "Bonafide node")],
-        Holder::Node(_) | Holder::Authority | Holder::Workload(..) => seen.is_empty(),
+        Holder::Node(_) | Holder::Authority | Holder::PolicySigner | Holder::Workload(..) => seen.is_empty(),
     };
     if right { Ok(()) } else { Err(CheckError::Subject(format!("the subject is {:?}", cert.subject().to_string()))) }
 }
@@ -204,7 +204,7 @@ fn subject(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckError
 fn names(cert: &X509Certificate<'_>, order: &Order) -> Result<(), CheckError> {
     let domain = order.trust_domain.as_str();
     let ordered = match &order.holder {
-        Holder::Root | Holder::Intermediate(..) => format!("spiffe://{domain}"),
+        Holder::Root | Holder::Intermediate(..) | Holder::PolicySigner => format!("spiffe://{domain}"),
         Holder::Node(node) => format!("spiffe://{domain}/bonafide/node/{node}"),
         Holder::Authority => format!("spiffe://{domain}/bonafide/authority"),
         Holder::Workload(workload, _) => format!("spiffe://{domain}/{workload}"),
@@ -228,7 +228,7 @@ fn extensions_present(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(),
     let (aki, ski, san) = ("2.5.29.35", "2.5.29.14", "2.5.29.17");
     let (constraints, usage, extended) = ("2.5.29.19", "2.5.29.15", "2.5.29.37");
     let mut allowed = BTreeSet::from([aki, ski, san, constraints, usage]);
-    if matches!(holder, Holder::Node(_) | Holder::Authority | Holder::Workload(..)) {
+    if !matches!(holder, Holder::Root | Holder::Intermediate(..)) {
         allowed.insert(extended);
     }
     if matches!(holder, Holder::Workload(..)) {
@@ -261,7 +261,7 @@ fn basic_constraints(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), 
     let ordered: &[u8] = match holder {
         Holder::Root => &[0x30, 0x03, 0x01, 0x01, 0xff],
         Holder::Intermediate(..) => &[0x30, 0x06, 0x01, 0x01, 0xff, 0x02, 0x01, 0x00],
-        Holder::Node(_) | Holder::Authority | Holder::Workload(..) => &[0x30, 0x00],
+        Holder::Node(_) | Holder::Authority | Holder::PolicySigner | Holder::Workload(..) => &[0x30, 0x00],
     };
     if found.value == ordered { Ok(()) } else { Err(CheckError::Constraints("basic constraints are not as ordered")) }
 }
@@ -277,7 +277,7 @@ fn key_usage(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckErr
         // Bits of RFC 5280 §4.2.1.3: keyCertSign (5) and cRLSign (6).
         Holder::Root | Holder::Intermediate(..) => &[5, 6],
         // digitalSignature (0)
-        Holder::Node(_) | Holder::Authority | Holder::Workload(..) => &[0],
+        Holder::Node(_) | Holder::Authority | Holder::PolicySigner | Holder::Workload(..) => &[0],
     };
     for bit in ordered {
         if flags & (1 << bit) == 0 {
@@ -299,12 +299,16 @@ fn extended_key_usage(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(),
     }
     let Some(found) = found else { return Err(CheckError::ExtendedKeyUsage("extended key usage is missing")) };
     let usage = found.value;
-    let others = usage.any
-        || usage.code_signing
-        || usage.email_protection
-        || usage.time_stamping
-        || usage.ocsp_signing
-        || !usage.other.is_empty();
+    let strange =
+        usage.any || usage.code_signing || usage.email_protection || usage.time_stamping || usage.ocsp_signing;
+    if *holder == Holder::PolicySigner {
+        let policies = usage.other.iter().map(|oid| oid.to_id_string()).eq(["2.25.5178349013480112913.2"]);
+        return match policies && !strange && !usage.server_auth && !usage.client_auth {
+            true => Ok(()),
+            false => Err(CheckError::ExtendedKeyUsage("it is not for signing policies, and nothing else")),
+        };
+    }
+    let others = strange || !usage.other.is_empty();
     match (usage.server_auth && usage.client_auth, others) {
         (true, false) => Ok(()),
         (false, _) => Err(CheckError::ExtendedKeyUsage("it is not for both server and client authentication")),

@@ -19,6 +19,7 @@ use crate::founding::OpenError;
 use crate::link::{AuthorityLink, Embedded};
 use crate::listener::{self, TlsSetupError};
 use crate::node::{NodeCa, NodeOpenError};
+use crate::policies;
 use crate::remote::Remote;
 use crate::serve::admission::{AdmissionService, Reach};
 use crate::serve::issuance::IssuanceService;
@@ -241,7 +242,10 @@ async fn serve_authority(mut doors: AuthorityDoors, stopped: watch::Receiver<()>
     let told_until = stopped.clone();
     let admission = serve_unix(admission, &mut doors.admin, vec![0, us], stopped);
     let told = async {
-        keep_told(&doors.authority, told_until).await;
+        tokio::join!(
+            keep_told(&doors.authority, told_until.clone()),
+            policies::keep_told(&doors.authority, told_until)
+        );
         Ok(())
     };
     tokio::try_join!(async { membership.await.map_err(DaemonError::from) }, admission, told)?;

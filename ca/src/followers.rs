@@ -1,4 +1,4 @@
-//! Which members follow what everybody must know, and what each says it has in force. Nobody is counted on trust in a
+//! Which members follow what they are told, and what each says it has in force. Nobody is counted on trust in a
 //! connection: one that was cut off looks open for a while, and a state on its way is not in force.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,12 +12,12 @@ use crate::mesh::{Held, MeshState};
 
 /// Those that follow this moment.
 #[derive(Debug, Default)]
-pub struct Followers(watch::Sender<Places>);
+pub struct Followers<H = Held>(watch::Sender<Places<H>>);
 
 #[derive(Debug, Default)]
-struct Places {
+struct Places<H> {
     next: u64,
-    nodes: BTreeMap<NodeName, (u64, Held)>,
+    nodes: BTreeMap<NodeName, (u64, H)>,
 }
 
 /// One that follows: what it is told, and the place where it says what it holds. It has one, the newest.
@@ -35,15 +35,15 @@ pub struct Follower {
 
 /// A follower's place, until this is dropped.
 #[derive(Debug)]
-pub struct Place {
-    followers: Arc<Followers>,
+pub struct Place<H = Held> {
+    followers: Arc<Followers<H>>,
     node: NodeName,
     number: u64,
 }
 
-impl Place {
+impl<H> Place<H> {
     /// The node says what it has in force.
-    pub fn holds(&self, held: Held) {
+    pub fn holds(&self, held: H) {
         self.followers.0.send_modify(|places| {
             if let Some((_, before)) = places.nodes.get_mut(&self.node).filter(|(number, _)| *number == self.number) {
                 *before = held;
@@ -52,7 +52,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl<H> Drop for Place<H> {
     fn drop(&mut self) {
         self.followers.0.send_modify(|places| {
             if places.nodes.get(&self.node).is_some_and(|(number, _)| *number == self.number) {
@@ -62,15 +62,15 @@ impl Drop for Place {
     }
 }
 
-impl Followers {
+impl<H: Default + Clone> Followers<H> {
     /// A place for a node.
     #[must_use]
-    pub(crate) fn enter(self: &Arc<Self>, node: NodeName) -> Place {
+    pub(crate) fn enter(self: &Arc<Self>, node: NodeName) -> Place<H> {
         let mut number = 0;
         self.0.send_modify(|places| {
             places.next += 1;
             number = places.next;
-            places.nodes.insert(node.clone(), (number, Held::default()));
+            places.nodes.insert(node.clone(), (number, H::default()));
         });
         Place { followers: Arc::clone(self), node, number }
     }
@@ -81,14 +81,20 @@ impl Followers {
         self.0.borrow().nodes.keys().cloned().collect()
     }
 
+    /// What each of them says.
+    #[must_use]
+    pub fn all(&self) -> BTreeMap<NodeName, H> {
+        self.0.borrow().nodes.iter().map(|(node, (_, held))| (node.clone(), held.clone())).collect()
+    }
+
     /// Which of these nodes do not say, within this time, that they hold what `holds` asks for.
     pub async fn without(
         &self,
         nodes: &BTreeSet<NodeName>,
         patience: Duration,
-        holds: impl Fn(&Held) -> bool,
+        holds: impl Fn(&H) -> bool,
     ) -> BTreeSet<NodeName> {
-        let lacks = |places: &Places, node: &NodeName| !places.nodes.get(node).is_some_and(|(_, held)| holds(held));
+        let lacks = |places: &Places<H>, node: &NodeName| !places.nodes.get(node).is_some_and(|(_, held)| holds(held));
         let mut places = self.0.subscribe();
         let all = places.wait_for(|places| !nodes.iter().any(|node| lacks(places, node)));
         if tokio::time::timeout(patience, all).await.is_ok() {

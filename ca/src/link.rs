@@ -17,6 +17,7 @@ use crate::jwt::JwtOrder;
 use crate::machine::Machine;
 use crate::member::Member;
 use crate::mesh::{Held, MeshState};
+use crate::policies::{PolicyFollower, PolicyHeld};
 use crate::sharing::Half;
 use bonafide_proto::token::JoinToken;
 
@@ -84,6 +85,12 @@ pub trait AuthorityLink: Send + Sync + std::fmt::Debug {
         machine: &Machine,
         held: watch::Receiver<Held>,
     ) -> Result<MeshStates, LinkError>;
+    /// The policy that was published last, as it travels, and each later one; not one that `held` says is kept already.
+    async fn follow_policy(
+        &self,
+        member: &Member,
+        held: watch::Receiver<PolicyHeld>,
+    ) -> Result<SignedPolicies, LinkError>;
     /// Shares halves of flows (each as an `ObservedFlow` travels), and is given the other halves of them, until either
     /// side goes away.
     async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError>;
@@ -95,6 +102,9 @@ pub trait AuthorityLink: Send + Sync + std::fmt::Debug {
 
 /// Halves of flows, one after the other.
 pub type Halves = Pin<Box<dyn Stream<Item = Result<Half, LinkError>> + Send>>;
+
+/// Signed policies, one after the other.
+pub type SignedPolicies = Pin<Box<dyn Stream<Item = Result<Vec<u8>, LinkError>> + Send>>;
 
 /// States of the mesh, one after the other.
 pub type MeshStates = Pin<Box<dyn Stream<Item = Result<MeshState, LinkError>> + Send>>;
@@ -134,6 +144,24 @@ impl AuthorityLink for Embedded {
         Ok(Box::pin(WatchStream::new(states).map(|state| Ok(MeshState::clone(&state)))))
     }
 
+    async fn follow_policy(
+        &self,
+        member: &Member,
+        held: watch::Receiver<PolicyHeld>,
+    ) -> Result<SignedPolicies, LinkError> {
+        let (authority, peer) = (self.0.clone(), self.peer(member)?);
+        let (PolicyFollower { published, place }, _) =
+            blocking(move || authority.follow_policy(&peer).map_err(refused)).await?;
+        let first = held.borrow().clone();
+        place.holds(first.clone());
+        tokio::spawn(pass_on(held, place));
+        let fresh = WatchStream::new(published).filter_map(move |published| {
+            let published = published.filter(|published| Some(published.record.signed) != first.kept_signed)?;
+            Some(Ok(published.signed.clone()))
+        });
+        Ok(Box::pin(fresh))
+    }
+
     async fn share_flows(&self, member: &Member, mut flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
         let (authority, peer) = (self.0.clone(), self.peer(member)?);
         let (mut seat, _) = blocking(move || authority.share_flows(&peer).map_err(refused)).await?;
@@ -171,9 +199,9 @@ impl Embedded {
 }
 
 /// Until the node follows no longer.
-async fn pass_on(mut held: watch::Receiver<Held>, place: Place) {
+async fn pass_on<H: Clone>(mut held: watch::Receiver<H>, place: Place<H>) {
     while held.changed().await.is_ok() {
-        place.holds(*held.borrow_and_update());
+        place.holds(held.borrow_and_update().clone());
     }
 }
 

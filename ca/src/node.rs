@@ -21,13 +21,16 @@ use crate::checker::{self, CheckError};
 use crate::csr::{CsrError, PublicKey};
 use crate::jwt::JwtOrder;
 use crate::jwt_keys;
+use crate::kept_policy::KeptPolicy;
+pub use crate::kept_policy::{InForce, Kept};
 use crate::key::KeyError;
 use crate::known::{Known, KnownError};
-use crate::link::{AuthorityLink, LinkError};
+use crate::link::{AuthorityLink, LinkError, SignedPolicies};
 use crate::machine::Machine;
 use crate::member::{Candidate, Member, MemberError};
 use crate::mesh::{Held, MeshState};
 use crate::order::{Holder, Order};
+use crate::policies::PolicyHeld;
 use crate::state::{self, StateError};
 use crate::store::{By, Event, Store, StoreError};
 use bonafide_proto::token::JoinToken;
@@ -147,6 +150,8 @@ pub struct NodeCa {
     known: Known,
     /// By which tokens are checked.
     jwt_keys: watch::Sender<Arc<Vec<JwtKey>>>,
+    /// The policy that the authority told.
+    policy: KeptPolicy,
     contact: watch::Sender<Contact>,
     issued: AtomicU64,
 }
@@ -161,6 +166,7 @@ impl NodeCa {
         let store = Store::embedded(&setup.state.join("store"), clock.clone())?;
         store.forget_before(clock.unix().saturating_sub(REMEMBER))?;
         let member = Member::load(&setup.state.join(MEMBER_FILE), &setup.name)?;
+        let bundle = member.as_ref().map(|member| member.bundle().clone());
         Ok(Self {
             machine: Machine::read(setup.bios_uuid.as_deref()),
             store: Arc::new(store),
@@ -168,6 +174,7 @@ impl NodeCa {
             member: watch::Sender::new(member.map(Arc::new)),
             known: Known::load(setup.state.join(KNOWN_FILE))?,
             jwt_keys: watch::Sender::new(Arc::new(jwt_keys::load(&setup.state.join(JWT_KEYS_FILE)))),
+            policy: KeptPolicy::load(setup.state.join(POLICY_FILE), bundle.as_ref()),
             contact: watch::Sender::new(Contact::None),
             issued: AtomicU64::new(0),
             setup,
@@ -208,6 +215,29 @@ impl NodeCa {
     #[must_use]
     pub fn mesh(&self) -> watch::Receiver<Arc<MeshState>> {
         self.known.watch()
+    }
+
+    /// The newest policy that the authority published and this node knows.
+    #[must_use]
+    pub fn policy(&self) -> watch::Receiver<Option<Arc<Kept>>> {
+        self.policy.watch()
+    }
+
+    /// What the authority is told about policies.
+    #[must_use]
+    pub fn policy_held(&self) -> PolicyHeld {
+        self.policy.held()
+    }
+
+    /// Why the last policy that the authority told was not taken.
+    #[must_use]
+    pub fn policy_refused(&self) -> Option<String> {
+        self.policy.refused()
+    }
+
+    /// identityd says by which policy programs are judged.
+    pub fn policy_in_force(&self, in_force: InForce) {
+        self.policy.is_in_force(in_force);
     }
 
     /// How the last talk with the authority went.
@@ -370,12 +400,48 @@ impl NodeCa {
         let (held, says) = watch::channel(Held { told: 0, holds: self.known.now().sequence });
         let mut states = link.follow(&member, &self.machine, says).await?;
         self.note(&Ok(()));
-        while let Some(state) = states.next().await {
-            let state = state?;
-            self.known.told(member.bundle().trust_domain(), &state);
-            held.send_replace(Held { told: state.sequence, holds: self.known.now().sequence });
+        let policy = self.follow_policy(link, &member);
+        let states = async {
+            while let Some(state) = states.next().await {
+                let state = state?;
+                self.known.told(member.bundle().trust_domain(), &state);
+                held.send_replace(Held { told: state.sequence, holds: self.known.now().sequence });
+            }
+            Ok(())
+        };
+        tokio::select! {
+            ended = states => ended,
+            never = policy => match never {},
         }
-        Ok(())
+    }
+
+    /// Beside all else that the authority tells: without a policy from it, nothing else is missed.
+    async fn follow_policy(&self, link: &dyn AuthorityLink, member: &Member) -> std::convert::Infallible {
+        let (held, says) = watch::channel(self.policy.held());
+        match link.follow_policy(member, says).await {
+            Ok(told) => self.take_policies(member.bundle(), told, &held).await,
+            Err(e) => tracing::warn!(error = %e, "the authority tells no policy; the last one stays in force"),
+        }
+        std::future::pending().await
+    }
+
+    async fn take_policies(&self, bundle: &TrustBundle, mut told: SignedPolicies, held: &watch::Sender<PolicyHeld>) {
+        loop {
+            let changes = self.policy.changes();
+            held.send_replace(self.policy.held());
+            tokio::select! {
+                signed = told.next() => match signed {
+                    // Verifying and writing it takes milliseconds, and it is rare.
+                    Some(Ok(signed)) => self.policy.told(bundle, signed),
+                    Some(Err(e)) => {
+                        tracing::warn!(error = %e, "the authority tells its policy no longer; it is asked again");
+                        return;
+                    }
+                    None => return,
+                },
+                () = changes => {}
+            }
+        }
     }
 
     fn not_revoked(&self, member: &Member, workload: &WorkloadName) -> Result<(), AttestRefusal> {
@@ -493,6 +559,7 @@ impl NodeCa {
 const MEMBER_FILE: &str = "membership.json";
 const KNOWN_FILE: &str = "mesh.json";
 const JWT_KEYS_FILE: &str = "jwt-keys.json";
+const POLICY_FILE: &str = "policy.signed";
 
 /// Which program: as identityd saw it. On which host: as this process read it, whatever identityd says.
 fn certified(fingerprint: &Fingerprint, machine: &Machine) -> CertifiedProgram {

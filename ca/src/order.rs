@@ -15,6 +15,8 @@ pub(crate) enum Holder {
     Node(NodeName),
     /// The authority's own SVID, shown by its server.
     Authority,
+    /// Signs policies, and nothing else.
+    PolicySigner,
     /// A program that earned a workload.
     Workload(WorkloadName, Box<CertifiedProgram>),
 }
@@ -27,6 +29,7 @@ impl Holder {
             Self::Intermediate(..) => "intermediate",
             Self::Node(_) => "node",
             Self::Authority => "authority",
+            Self::PolicySigner => "policy-signer",
             Self::Workload(..) => "workload",
         }
     }
@@ -34,7 +37,7 @@ impl Holder {
     /// The name it is issued to, as the ledger writes it.
     pub(crate) fn who(&self) -> &str {
         match self {
-            Self::Root | Self::Authority => "authority",
+            Self::Root | Self::Authority | Self::PolicySigner => "authority",
             Self::Intermediate(node, _) | Self::Node(node) => node.as_str(),
             Self::Workload(workload, _) => workload.as_str(),
         }

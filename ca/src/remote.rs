@@ -1,13 +1,14 @@
 //! The authority on another host, over TLS 1.3: one connection per request, its server verified as `Expect::Authority`.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bonafide_proto::clock::{SharedClock, TlsTime};
 use bonafide_proto::convert::Malformed;
 use bonafide_proto::jwt::{JwtKey, KEYS_MAX};
+use bonafide_proto::signed_policy::SIGNED_MAX;
 use bonafide_proto::svid::{Expect, TrustBundle};
 use bonafide_proto::tls::{PeerVerifier, provider, svid_error};
 use bonafide_proto::wire::authority as wire;
@@ -29,11 +30,12 @@ use crate::attestor::{self, Prover, SESSION_LABEL, Session};
 use crate::authority::{Application, Membership};
 use crate::checker;
 use crate::jwt::JwtOrder;
-use crate::link::{AuthorityLink, Halves, LinkError, MeshStates};
+use crate::link::{AuthorityLink, Halves, LinkError, MeshStates, SignedPolicies};
 use crate::listener::ALPN;
 use crate::machine::Machine;
 use crate::member::Member;
 use crate::mesh::{Held, MalformedState, MeshState};
+use crate::policies::PolicyHeld;
 use crate::sharing::Half;
 use bonafide_proto::token::JoinToken;
 
@@ -50,6 +52,8 @@ const ALIVE: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(3);
 /// The largest answer that is read, in bytes.
 const ANSWER_MAX: usize = 1024 * 1024;
+/// The largest policy that is read, in bytes, with what the message adds to it.
+const POLICY_MAX: usize = SIGNED_MAX + 1024;
 
 /// The authority, reached over the network: at one address, or at several of authorities that share a store.
 ///
@@ -66,14 +70,24 @@ impl Remote {
     /// The authority at `host:port`. The address is only where to knock: the certificate says who opens.
     #[must_use]
     pub fn new(address: impl Into<String>, clock: SharedClock) -> Self {
-        Self { doors: vec![Door { address: address.into(), clock, patience: CONNECT }], current: AtomicUsize::new(0) }
+        Self::of(&[address.into()], &clock, CONNECT)
     }
 
     /// Whichever of these answers.
     #[must_use]
     pub fn among(addresses: &[String], clock: &SharedClock) -> Self {
         let patience = if addresses.len() > 1 { CONNECT_ONE } else { CONNECT };
-        let door = |address: &String| Door { address: address.clone(), clock: clock.clone(), patience };
+        Self::of(addresses, clock, patience)
+    }
+
+    fn of(addresses: &[String], clock: &SharedClock, patience: Duration) -> Self {
+        let following = Arc::<Mutex<_>>::default();
+        let door = |address: &String| Door {
+            address: address.clone(),
+            clock: clock.clone(),
+            patience,
+            following: Arc::clone(&following),
+        };
         Self { doors: addresses.iter().map(door).collect(), current: AtomicUsize::new(0) }
     }
 
@@ -159,6 +173,15 @@ impl AuthorityLink for Remote {
         self.ask(self.current(), |door| Box::pin(door.jwt_keys(member))).await
     }
 
+    /// Where it follows.
+    async fn follow_policy(
+        &self,
+        member: &Member,
+        held: watch::Receiver<PolicyHeld>,
+    ) -> Result<SignedPolicies, LinkError> {
+        self.ask(self.current(), |door| Box::pin(door.follow_policy(member, held.clone()))).await
+    }
+
     async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
         let mut outcome = Err(LinkError::Unreachable { address: "nowhere".into(), why: "it has no address".into() });
         for (number, door) in self.from(self.current()) {
@@ -181,6 +204,8 @@ struct Door {
     clock: SharedClock,
     /// How long connecting, handshake included, may take.
     patience: Duration,
+    /// The newest connection by which the node follows, of all doors: what else it is told comes by the same one.
+    following: Arc<Mutex<Option<Client>>>,
 }
 
 impl Door {
@@ -362,6 +387,7 @@ impl Door {
             Ok(opened) => opened.map_err(|status| self.refused(&status))?,
             Err(_) => return Err(self.unreachable("no answer in time")),
         };
+        *self.following.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
         let remote = self.clone();
         Ok(Box::pin(opened.into_inner().map(move |state| {
             // The connection lives as long as the client does.
@@ -393,6 +419,30 @@ impl Door {
         };
         let keys = points.into_iter().take(KEYS_MAX).map(JwtKey::new).collect::<Result<_, _>>();
         keys.map_err(|e| LinkError::Malformed(e.to_string()))
+    }
+
+    async fn follow_policy(
+        &self,
+        member: &Member,
+        held: watch::Receiver<PolicyHeld>,
+    ) -> Result<SignedPolicies, LinkError> {
+        let following = self.following.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let client = match following {
+            Some(client) => client,
+            None => self.client(member.bundle().clone(), Some(member)).await?,
+        };
+        let mut client = client.max_decoding_message_size(POLICY_MAX);
+        let held = WatchStream::new(held).map(wire::PolicyHeld::from);
+        let opened = match tokio::time::timeout(ANSWER, client.follow_policy(held)).await {
+            Ok(opened) => opened.map_err(|status| self.refused(&status))?,
+            Err(_) => return Err(self.unreachable("no answer in time")),
+        };
+        let remote = self.clone();
+        Ok(Box::pin(opened.into_inner().map(move |told| {
+            // The connection lives as long as the client does.
+            let _connection = &client;
+            told.map(|told| told.signed).map_err(|status| remote.refused(&status))
+        })))
     }
 
     async fn share_flows(&self, mut client: Client, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {

@@ -3,6 +3,7 @@
 pub mod admission;
 pub mod issuance;
 pub mod membership;
+mod policies;
 
 use crate::store::{Store, StoreError};
 

@@ -11,6 +11,7 @@ mod committer;
 mod embedded;
 pub mod engine;
 mod etcd;
+mod policies;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,7 @@ use committer::Committer;
 pub use embedded::Embedded;
 use engine::{Condition, Engine, Key, Tree, Write};
 pub use etcd::{Etcd, EtcdPlace, EtcdTls, PlaceError};
+pub use policies::PolicyRecord;
 
 /// Why the store did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -158,7 +160,7 @@ pub struct NodeRecord {
 /// One certificate, written down before it is handed out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerEntry {
-    /// `root`, `authority`, `intermediate`, `node` or `workload`.
+    /// `root`, `authority`, `policy-signer`, `intermediate`, `node` or `workload`.
     pub kind: String,
     /// The name it is issued to.
     pub who: String,

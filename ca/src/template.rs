@@ -5,6 +5,7 @@
 use bonafide_proto::fingerprint::Script;
 use bonafide_proto::grant::{MANDATE_OID, Mandate};
 use bonafide_proto::name::{SpiffeId, TrustDomain};
+use bonafide_proto::signed_policy::POLICY_SIGNER_OID;
 use bonafide_proto::svid::{CertifiedProgram, FINGERPRINT_OID};
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -35,6 +36,10 @@ pub(crate) fn template(order: &Order) -> Result<CertificateParams, MintError> {
             params.custom_extensions = vec![CustomExtension::from_oid_content(&MANDATE_OID, mandated(mandate))];
         }
         Holder::Node(_) | Holder::Authority => leaf_constraints(&mut params),
+        Holder::PolicySigner => {
+            leaf_constraints(&mut params);
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(POLICY_SIGNER_OID.to_vec())];
+        }
         Holder::Workload(_, program) => {
             leaf_constraints(&mut params);
             params.custom_extensions = vec![CustomExtension::from_oid_content(&FINGERPRINT_OID, fingerprint(program))];
@@ -55,7 +60,7 @@ pub(crate) fn subject(holder: &Holder) -> DistinguishedName {
             name.push(DnType::CommonName, node.as_str());
             name.push(DnType::OrganizationName, "Bonafide node");
         }
-        Holder::Node(_) | Holder::Authority | Holder::Workload(..) => {}
+        Holder::Node(_) | Holder::Authority | Holder::PolicySigner | Holder::Workload(..) => {}
     }
     name
 }
@@ -63,8 +68,8 @@ pub(crate) fn subject(holder: &Holder) -> DistinguishedName {
 fn uri(order: &Order) -> String {
     let domain: &TrustDomain = &order.trust_domain;
     match &order.holder {
-        // X509-SVID §3.2: a signing certificate's SPIFFE ID has no path.
-        Holder::Root | Holder::Intermediate(..) => format!("spiffe://{domain}"),
+        // X509-SVID §3.2: a signing certificate's SPIFFE ID has no path. Nor has what is nobody's identity.
+        Holder::Root | Holder::Intermediate(..) | Holder::PolicySigner => format!("spiffe://{domain}"),
         Holder::Node(node) => SpiffeId::node(domain, node).to_string(),
         Holder::Authority => SpiffeId::authority(domain).to_string(),
         Holder::Workload(workload, _) => SpiffeId::workload(domain, workload).to_string(),

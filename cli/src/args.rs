@@ -45,7 +45,7 @@ pub enum Verb {
     /// Works with the trust bundle
     #[command(subcommand)]
     Bundle(BundleCommand),
-    /// Works with policy files
+    /// Checks policy files, and publishes them to every node
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// Works with the workloads of a policy

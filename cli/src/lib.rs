@@ -14,6 +14,7 @@ mod bundle;
 mod exit;
 mod flows;
 mod policy_check;
+mod policy_publish;
 mod printable;
 mod quarantine;
 mod revoke;
@@ -32,6 +33,7 @@ pub use bundle::BundleCommand;
 pub use exit::Exit;
 pub use flows::{Filter, FlowTable, FlowsArgs, Line, Tail, Verdict, record};
 pub use policy_check::PolicyCommand;
+pub use policy_publish::{PublishArgs, PublishedArgs, StatusArgs};
 pub use printable::{printable, printable_json};
 pub use quarantine::QuarantineArgs;
 pub use revoke::{AwayArgs, RevokeArgs, RevokeCommand, UnbanArgs};
@@ -70,6 +72,9 @@ fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
         Verb::Bundle(BundleCommand::Show) => bundle::show(&layout, screen),
         Verb::Whois(whois) => whois::whois(&whois, &layout, screen),
         Verb::Policy(PolicyCommand::Check { files }) => policy_check::check(&files, screen),
+        Verb::Policy(PolicyCommand::Publish(args)) => policy_publish::publish(&args, &layout, screen),
+        Verb::Policy(PolicyCommand::Published(args)) => policy_publish::published(&args, &layout, screen),
+        Verb::Policy(PolicyCommand::Status(args)) => policy_publish::status(&args, &layout, screen),
         Verb::Token(TokenCommand::Create(create)) => admission::create_token(&create, &layout, screen),
         Verb::Node(NodeCommand::Grant(args)) => admission::grant(&args, &layout, screen),
         Verb::Node(NodeCommand::Evict(args)) => revoke::evict(args, &layout, screen),

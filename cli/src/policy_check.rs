@@ -1,4 +1,4 @@
-//! `bonafide policy check`: reads policy files as identityd would, and names every mistake.
+//! `bonafide policy`, and of it `check`: reads policy files as identityd would, and names every mistake.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use bonafide_policy::{POLICY_MAX, Policy};
 
 use crate::exit::{Exit, Failure};
+use crate::policy_publish::{PublishArgs, PublishedArgs, StatusArgs};
 use crate::printable::printable;
 use crate::screen::{Screen, Tone, tell};
 
-/// Works with policy files.
+/// Works with policies.
 #[derive(Debug, clap::Subcommand)]
 pub enum PolicyCommand {
     /// Checks policy files; prints every mistake with file, line and column
@@ -23,6 +24,33 @@ Examples:
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Publishes a policy to every node of the trust domain (where the authority runs)
+    #[command(
+        after_help = "The file is checked first, as by `policy check`. The authority signs it under the next version number and tells every
+node. It is in force on those that take their policy from the authority (bonafide run --policy-from-authority); the
+answer says on which, within two seconds, and why not on the others. A node that is away is told when it comes back.
+No node takes an older version than it had, nor one that this authority's root did not have signed.
+
+Exits 2 if the file has a mistake, 3 if nodes hold a later version than this authority ever published, as after a
+restore from a backup: then --version names a higher one. Nothing is published in either case.
+
+Examples:
+  bonafide policy publish policy.toml --author 'Ada, ticket 4711'
+  bonafide policy publish policy.toml --version 18 --dir /var/lib/bonafide"
+    )]
+    Publish(PublishArgs),
+    /// Shows which policy was published last (where the authority runs)
+    #[command(after_help = "Exits 3 if none was published.
+
+Example:
+  bonafide policy published --text > policy.toml")]
+    Published(PublishedArgs),
+    /// Shows which version each node has in force, and which were refused and why (where the authority runs)
+    #[command(
+        after_help = "Exits 1 if the last version is not in force on every node, 3 if none was published. Of several authorities that share
+a store, each knows of the nodes that are connected to itself."
+    )]
+    Status(StatusArgs),
 }
 
 /// Checks all files, whatever the first ones were like.

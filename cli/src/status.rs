@@ -120,6 +120,10 @@ fn ca_faults(s: &IssuanceStatus, now: i64) -> Faults {
         let what = "it has no valid intermediate, so it issues nothing".to_owned();
         faults.push((State::Down, what, "join the authority: a fresh token from `bonafide token create` there"));
     }
+    if !s.policy_refused.is_empty() {
+        let what = format!("the policy that the authority told is refused: {}", s.policy_refused);
+        faults.push((State::Impaired, what, "see `bonafide policy status` where the authority runs"));
+    }
     if !s.authority_reachable {
         let what = format!("the authority does not answer: {}", s.authority_error);
         faults.push((
@@ -132,7 +136,11 @@ fn ca_faults(s: &IssuanceStatus, now: i64) -> Faults {
 }
 
 fn identityd_facts(s: &AttestationStatus) -> String {
-    let mut facts = format!("evidence from {}; policy {} {}", s.source, s.policy_file, short(&s.policy_sha256));
+    let policy = match s.policy_version {
+        0 => s.policy_file.clone(),
+        version => format!("{}, version {version},", s.policy_file),
+    };
+    let mut facts = format!("evidence from {}; policy {policy} {}", s.source, short(&s.policy_sha256));
     if !s.not_observed.is_empty() {
         facts.push_str(&format!("; this kernel does not show {}", s.not_observed.join(" and ")));
     }
@@ -142,14 +150,17 @@ fn identityd_facts(s: &AttestationStatus) -> String {
     facts
 }
 
+const MEND_POLICY: &str = "correct the file, `bonafide policy check FILE` names every mistake; or, if it is the authority's, publish one \
+                           there that this node understands";
+
 fn identityd_faults(s: &AttestationStatus) -> Faults {
     let mut faults = Faults::new();
     if s.policy_sha256.is_empty() {
         let what = format!("no policy is in force: {}", s.policy_error);
-        faults.push((State::Down, what, "correct the file; `bonafide policy check FILE` names every mistake"));
+        faults.push((State::Down, what, MEND_POLICY));
     } else if !s.policy_error.is_empty() {
-        let what = format!("the newest policy file is not in force, the one before is: {}", s.policy_error);
-        faults.push((State::Impaired, what, "correct the file; `bonafide policy check FILE` names every mistake"));
+        let what = format!("the newest policy is not in force, the one before is: {}", s.policy_error);
+        faults.push((State::Impaired, what, MEND_POLICY));
     }
     if !s.ca_connected {
         faults.push((State::Impaired, "it cannot reach the ca".to_owned(), "see the line of the ca"));

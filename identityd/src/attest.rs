@@ -13,9 +13,9 @@ use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 
+use crate::in_force::InForce;
 use crate::lookup;
 use crate::observe::{Asked, Attests};
-use crate::policy_file::InForce;
 use crate::refuse::refuse;
 use crate::source::{Held as _, Known, SocketSource};
 use crate::sys::process::Process;

@@ -5,7 +5,7 @@
 //! socket = "/run/bonafide/identityd.sock"
 //! workload_socket = "/run/bonafide/workload.sock"   # where programs ask for their own identity; default: nowhere
 //! ca_socket = "/run/bonafide/ca.sock"
-//! policy = "/etc/bonafide/policy.toml"
+//! policy = "/etc/bonafide/policy.toml"    # or policy_from = "authority": what the authority publishes; needs `state`
 //! state = "/var/lib/bonafide/identityd"   # where digests of files, and what was witnessed, outlive a restart; default: nowhere
 //! callers = [74703]   # uids that may ask, besides root; default: the enforcer's
 //! source = "auto"     # or "kernel": refuse to start where the kernel programs cannot run; or "proc": without them
@@ -40,9 +40,10 @@ pub struct Config {
     pub workload_socket: Option<PathBuf>,
     /// Where the node's CA answers. Absolute.
     pub ca_socket: PathBuf,
-    /// The policy file. Absolute; it need not exist yet.
-    pub policy: PathBuf,
-    /// The directory, its own, in which it keeps digests of files and which executions it witnessed; absolute. None: after
+    /// Where the policy comes from.
+    pub policy: PolicyFrom,
+    /// The directory, its own, in which it keeps digests of files, which executions it witnessed, and the authority's
+    /// policy; absolute. None: after
     /// each restart files are hashed again, and running programs without privileges are unwitnessed.
     pub state: Option<PathBuf>,
     /// Uids that may ask; root is always among them.
@@ -88,6 +89,15 @@ pub enum ConfigError {
     },
 }
 
+/// Where the policy comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PolicyFrom {
+    /// A file. Absolute; it need not exist yet.
+    File(PathBuf),
+    /// The trust domain's authority, by the node's CA. It is verified and kept in this directory.
+    Authority(PathBuf),
+}
+
 /// Which source of evidence answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -108,7 +118,9 @@ struct RawConfig {
     socket: PathBuf,
     workload_socket: Option<PathBuf>,
     ca_socket: PathBuf,
-    policy: PathBuf,
+    policy: Option<PathBuf>,
+    #[serde(default)]
+    policy_from: RawPolicyFrom,
     state: Option<PathBuf>,
     #[serde(default = "enforcer")]
     callers: RawCallers,
@@ -117,6 +129,14 @@ struct RawConfig {
     #[serde(default = "info")]
     log: String,
     runtime: Option<Vec<RawRuntime>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RawPolicyFrom {
+    #[default]
+    File,
+    Authority,
 }
 
 /// A list; what is none is answered with one.
@@ -170,15 +190,16 @@ impl Config {
         let log = raw.log.parse().map_err(|_| {
             wrong("log", raw.log.clone(), "is not one of off, error, warn, info, debug, trace".to_owned())
         })?;
-        let paths = [("socket", &raw.socket), ("ca_socket", &raw.ca_socket), ("policy", &raw.policy)];
-        let workload_socket = raw.workload_socket.iter().map(|path| ("workload_socket", path));
-        let optional = raw.state.iter().map(|path| ("state", path)).chain(workload_socket);
+        let paths = [("socket", &raw.socket), ("ca_socket", &raw.ca_socket)];
+        let optional = [("policy", &raw.policy), ("state", &raw.state), ("workload_socket", &raw.workload_socket)];
+        let optional = optional.into_iter().filter_map(|(field, path)| Some((field, path.as_ref()?)));
         for (field, path) in paths.into_iter().chain(optional) {
             if !path.is_absolute() {
                 return Err(wrong(field, path.display().to_string(), "is not an absolute path".to_owned()));
             }
         }
-        let RawConfig { socket, workload_socket, ca_socket, policy, state, source, callers, .. } = raw;
+        let policy = policy_from(&raw).map_err(|message| ConfigError::Shape { file: file.to_owned(), message })?;
+        let RawConfig { socket, workload_socket, ca_socket, state, source, callers, .. } = raw;
         let RawCallers::Listed(mut callers) = callers;
         callers.push(0);
         callers.sort_unstable();
@@ -191,6 +212,22 @@ impl Config {
                 .collect::<Result<_, _>>()?,
         };
         Ok(Self { node, socket, workload_socket, ca_socket, policy, state, callers, source, log, runtimes })
+    }
+}
+
+fn policy_from(raw: &RawConfig) -> Result<PolicyFrom, String> {
+    match (raw.policy_from, &raw.policy, &raw.state) {
+        (RawPolicyFrom::File, Some(file), _) => Ok(PolicyFrom::File(file.clone())),
+        (RawPolicyFrom::File, None, _) => {
+            Err("missing field `policy`: the path of the policy file; or say policy_from = \"authority\"".to_owned())
+        }
+        (RawPolicyFrom::Authority, None, Some(state)) => Ok(PolicyFrom::Authority(state.clone())),
+        (RawPolicyFrom::Authority, None, None) => {
+            Err("policy_from = \"authority\" needs `state`: the directory in which the policy is kept".to_owned())
+        }
+        (RawPolicyFrom::Authority, Some(_), _) => {
+            Err("policy_from = \"authority\" leaves no room for `policy`, a file of this node; remove one".to_owned())
+        }
     }
 }
 
@@ -214,6 +251,18 @@ policy = "/etc/p.toml"
         assert_eq!((config.callers, config.log, config.state), (vec![0, 74703], LevelFilter::INFO, None));
         let config = Config::parse(Path::new("x"), &format!("{GOOD}callers = [7, 0]\nlog = \"debug\"")).unwrap();
         assert_eq!((config.callers, config.log), (vec![0, 7], LevelFilter::DEBUG));
+    }
+
+    #[test]
+    fn the_policy_is_a_files_or_the_authoritys_and_never_both() {
+        let policy = |text: &str| Config::parse(Path::new("x"), text).map(|config| config.policy);
+        assert_eq!(policy(GOOD).unwrap(), PolicyFrom::File("/etc/p.toml".into()));
+        let without = GOOD.replace("policy = \"/etc/p.toml\"\n", "policy_from = \"authority\"\n");
+        let from = policy(&format!("{without}state = \"/s\""));
+        assert_eq!(from.unwrap(), PolicyFrom::Authority("/s".into()));
+        assert!(error(&without).contains("needs `state`"));
+        assert!(error(&format!("{GOOD}policy_from = \"authority\"\nstate = \"/s\"")).contains("remove one"));
+        assert!(error(&GOOD.replace("policy = \"/etc/p.toml\"\n", "")).contains("missing field `policy`"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -18,15 +19,17 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::attest::Attestor;
 use crate::bundle::Authority;
-use crate::config::{Config, SourceChoice};
+use crate::config::{Config, PolicyFrom, SourceChoice};
 use crate::events::{Event, Sentry};
 use crate::execs::{Execs, NoExecs};
 use crate::host;
+use crate::in_force::InForce;
 use crate::kernel::{Ground, Kernel};
 use crate::lapse::Lapses;
 use crate::observe::{Attests, Means, Observatory};
 use crate::policy_file::PolicyFile;
 use crate::proc_source::ProcSource;
+use crate::published_policy::PublishedPolicy;
 use crate::serve::Service;
 use crate::source::SocketSource;
 use crate::sys::namespace::{INITIAL_USER_NAMESPACE, Namespace};
@@ -191,8 +194,8 @@ async fn serve<S: SocketSource>(
     let (state, runtimes) = (config.state.as_deref(), &config.runtimes);
     let witness = Witness::new(host::read(config.node), Arc::clone(&clock), Arc::clone(&execs), state, runtimes)?;
     let witness = Arc::new(witness);
-    let (file, policy) = PolicyFile::open(config.policy, Arc::clone(&clock));
     let authority = Authority::follow(config.ca_socket);
+    let (policy, keeping) = policy(config.policy, &authority, &clock);
     let (lapses, quarantined) = (Lapses::new(), authority.quarantine());
     let asked = Arc::clone(&execs);
     let parts = Parts { witness: Arc::clone(&witness), sentry, events, execs, lapses: lapses.clone(), quarantined };
@@ -214,7 +217,7 @@ async fn serve<S: SocketSource>(
 
     let (listener, _socket_file) = bind(&config.socket)?;
     let workload_endpoint = config.workload_socket.as_deref().map(bind).transpose()?;
-    let looking = tokio::spawn(file.run());
+    let looking = tokio::spawn(keeping);
     tracing::info!(socket = %config.socket.display(), "ready");
     let callers = endpoint::admit(listener, config.callers);
     let serving = tonic::transport::Server::builder()
@@ -241,6 +244,22 @@ fn bind(path: &Path) -> Result<(UnixListener, SocketFile<'_>), RunError> {
     let listener = endpoint::bind(path).map_err(|error| RunError::Socket { path: path.to_owned(), error })?;
     Ok((listener, SocketFile(path)))
 }
+
+/// The policy in force, and what keeps it so.
+fn policy(from: PolicyFrom, authority: &Authority, clock: &SharedClock) -> (InForce, BoxFuture) {
+    match from {
+        PolicyFrom::File(path) => {
+            let (file, policy) = PolicyFile::open(path, Arc::clone(clock));
+            (policy, Box::pin(file.run()))
+        }
+        PolicyFrom::Authority(state) => {
+            let (published, policy) = PublishedPolicy::open(&state, authority.clone());
+            (policy, Box::pin(published.run()))
+        }
+    }
+}
+
+type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Removes the socket file when serving ends.
 struct SocketFile<'a>(&'a Path);

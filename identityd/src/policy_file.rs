@@ -10,73 +10,19 @@ use std::time::Duration;
 
 use bonafide_policy::Policy;
 use bonafide_proto::clock::SharedClock;
-use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::signed_policy;
 use tokio::sync::watch;
 
-use crate::refuse::refuse;
+use crate::in_force::{InForce, Loaded, State};
 
 /// How often the file is looked at.
 const POLL: Duration = Duration::from_millis(200);
 
-/// The longest policy, in bytes. A little less than the 4 MiB that a gRPC client accepts in one message.
-pub(crate) const TEXT_MAX: u64 = (4 << 20) - (8 << 10);
+/// The longest policy, in bytes.
+const TEXT_MAX: u64 = signed_policy::TEXT_MAX as u64;
 
 /// A file changed less than this ago may change again without its times changing; it is read once more.
 const SETTLED: Duration = Duration::from_millis(100);
-
-/// A policy that parsed.
-#[derive(Debug)]
-pub(crate) struct Loaded {
-    /// The policy.
-    pub(crate) policy: Policy,
-    /// The text it came from.
-    pub(crate) text: String,
-}
-
-/// What is known about the file.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct State {
-    /// The last version that parsed.
-    pub(crate) loaded: Option<Arc<Loaded>>,
-    /// Why the version on disk is not in force.
-    pub(crate) error: Option<String>,
-}
-
-/// The policy in force, now and later.
-#[derive(Debug, Clone)]
-pub(crate) struct InForce {
-    file: PathBuf,
-    state: watch::Receiver<State>,
-}
-
-impl InForce {
-    /// The policy.
-    ///
-    /// # Errors
-    /// `no-policy`, and why.
-    pub(crate) fn get(&self) -> Result<Arc<Loaded>, AttestRefusal> {
-        let state = self.state();
-        match (state.loaded, state.error) {
-            (Some(loaded), _) => Ok(loaded),
-            (None, error) => refuse(AttestReason::NoPolicy, error.unwrap_or_else(|| "none was read yet".to_owned())),
-        }
-    }
-
-    /// What is known about the file now.
-    pub(crate) fn state(&self) -> State {
-        self.state.borrow().clone()
-    }
-
-    /// The state now and at every change.
-    pub(crate) fn watch(&self) -> watch::Receiver<State> {
-        self.state.clone()
-    }
-
-    /// Its path.
-    pub(crate) fn file(&self) -> &Path {
-        &self.file
-    }
-}
 
 /// Looks at the file; `run` it.
 #[derive(Debug)]
@@ -114,7 +60,7 @@ impl PolicyFile {
     /// Reads the file for the first time; a missing or broken one is picked up when it is mended.
     pub(crate) fn open(path: PathBuf, clock: SharedClock) -> (Self, InForce) {
         let (state, watched) = watch::channel(State::default());
-        let in_force = InForce { file: path.clone(), state: watched };
+        let in_force = InForce::new(path.display().to_string(), watched);
         let mut file = Self { path, clock, read: None, state };
         file.look();
         (file, in_force)
@@ -175,7 +121,7 @@ impl PolicyFile {
         match Policy::parse(&self.path.display().to_string(), &text) {
             Ok(policy) => {
                 tracing::info!(digest = %policy.digest(), mode = policy.mode().as_str(), "policy in force");
-                let loaded = Some(Arc::new(Loaded { policy, text }));
+                let loaded = Some(Arc::new(Loaded { policy, text, version: 0 }));
                 self.state.send_replace(State { loaded, error: None });
             }
             Err(e) => self.fail(e.to_string()),
@@ -249,6 +195,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use bonafide_proto::clock::SystemClock;
+    use bonafide_proto::refusal::AttestReason;
 
     use super::*;
 

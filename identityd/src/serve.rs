@@ -17,9 +17,9 @@ use tonic::{Request, Response, Status};
 
 use crate::attest::{Attestor, Who};
 use crate::bundle::Authority;
+use crate::in_force::{InForce, Loaded, State};
 use crate::lapse::Lapses;
 use crate::observe::{Observatory, Sight, Wish};
-use crate::policy_file::{InForce, Loaded, State};
 use crate::refuse::refuse;
 use crate::source::{HOLDERS_MAX, Known, SocketSource};
 
@@ -60,8 +60,8 @@ impl<S: SocketSource> Service<S> {
         let name: WorkloadName = name.parse().map_err(|e| Malformed(format!("workload name {e}")))?;
         match self.policy.state().loaded {
             Some(loaded) if !loaded.policy.knows(&name) => {
-                let file = self.policy.file().display();
-                Err(Status::not_found(format!("the policy {file} has no workload {name}")))
+                let policy = self.policy.name();
+                Err(Status::not_found(format!("the policy {policy} has no workload {name}")))
             }
             // Without a policy the answer is a refusal of that name.
             _ => Ok(Some(name)),
@@ -175,7 +175,7 @@ impl<S: SocketSource> Attestation for Service<S> {
         &self,
         _: Request<wire::WatchPolicyRequest>,
     ) -> Result<Response<Self::WatchPolicyStream>, Status> {
-        let file = self.policy.file().display().to_string();
+        let file = self.policy.name().to_owned();
         let mut sent = None;
         let updates = WatchStream::new(self.policy.watch()).filter_map(move |state| {
             let new = newer(&sent, state)?;
@@ -231,7 +231,8 @@ impl<S: SocketSource> Attestation for Service<S> {
         Ok(Response::new(wire::AttestationStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: self.attestor.source().to_owned(),
-            policy_file: self.policy.file().display().to_string(),
+            policy_file: self.policy.name().to_owned(),
+            policy_version: state.loaded.as_ref().map_or(0, |loaded| loaded.version),
             policy_sha256: state.loaded.map(|l| l.policy.digest().0.to_vec()).unwrap_or_default(),
             policy_error: state.error.unwrap_or_default(),
             host: Some(self.attestor.witness().host().into()),

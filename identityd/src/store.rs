@@ -43,7 +43,7 @@ pub(crate) struct Store {
 
 /// Why there is no store.
 #[derive(Debug, thiserror::Error)]
-enum StoreError {
+pub(crate) enum StoreError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
@@ -168,7 +168,7 @@ fn marked<T>(
     opened.map(|(entries, store)| (store, entries))
 }
 
-fn this_daemons_alone(directory: &Path) -> Result<(), StoreError> {
+pub(crate) fn this_daemons_alone(directory: &Path) -> Result<(), StoreError> {
     let of = fs::metadata(directory)?;
     let owners = [0, rustix::process::geteuid().as_raw()];
     if owners.contains(&of.uid()) && of.mode() & WRITABLE == 0 { Ok(()) } else { Err(StoreError::Shared) }

@@ -19,6 +19,7 @@ pub mod program;
 pub mod record;
 pub mod refusal;
 pub mod revoked;
+pub mod signed_policy;
 pub mod spiffe_bundle;
 pub mod svid;
 pub mod taint;
@@ -41,5 +42,9 @@ pub mod wire {
     /// The authority and its nodes.
     pub mod authority {
         tonic::include_proto!("bonafide.authority.v1");
+    }
+    /// A signed policy.
+    pub mod policy {
+        tonic::include_proto!("bonafide.policy.v1");
     }
 }

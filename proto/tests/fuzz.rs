@@ -22,10 +22,11 @@ use bonafide_proto::observed::{Ending, ObservedFlow, Protocol, There};
 use bonafide_proto::program::CertifiedProgram;
 use bonafide_proto::record::{End, EndedBy, FlowRecord, NearMiss, Outcome, Party, RECORD_VERSION, Reason, Transport};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::signed_policy::{POLICY_SIGNER_OID, SignedPolicy};
 use bonafide_proto::svid::{Expect, FINGERPRINT_OID, PeerSvid, SvidError, TrustBundle};
 use bonafide_proto::taint::Taint;
 use bonafide_proto::token::{JoinToken, Secret};
-use bonafide_proto::wire::node as wire;
+use bonafide_proto::wire::{node as wire, policy};
 use prost::Message;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -435,6 +436,80 @@ fn peer_certificates() {
             Err(refusal) => shown(&refusal.to_string()),
         }
     });
+}
+
+/// A signed policy that was changed on the way is refused in words that can be shown, or says what it said; and a signer
+/// that signs what it likes stays within the bounds.
+#[test]
+fn signed_policies() {
+    static SIGNED: LazyLock<(TrustBundle, KeyPair, policy::SignedPolicy)> = LazyLock::new(signed_policy);
+    let (bundle, _, signed) = &*SIGNED;
+    SignedPolicy::verify(&signed.encode_to_vec(), bundle).unwrap();
+    fuzz!(vec![signed.encode_to_vec(), signed.signer.clone()], |bytes| {
+        let (bundle, _, signed) = &*SIGNED;
+        let with_signer = policy::SignedPolicy { signer: bytes.to_vec(), ..signed.clone() }.encode_to_vec();
+        for changed in [bytes, &with_signer] {
+            match SignedPolicy::verify(changed, bundle) {
+                Ok(policy) => assert_eq!((policy.version(), policy.text()), (signed.version, signed.text.as_str())),
+                Err(refusal) => shown(&refusal.to_string()),
+            }
+        }
+        if let Ok(mut read) = policy::SignedPolicy::decode(bytes) {
+            read.signer.clone_from(&signed.signer);
+            read.signature = SIGNED.1.sign(&to_sign(&read)).unwrap();
+            match SignedPolicy::verify(&read.encode_to_vec(), bundle) {
+                Ok(policy) => {
+                    shown(policy.author());
+                    assert_eq!(policy.mark().trust_domain.as_str(), "example.org");
+                }
+                Err(refusal) => shown(&refusal.to_string()),
+            }
+        }
+    });
+
+    fn to_sign(policy: &policy::SignedPolicy) -> Vec<u8> {
+        let short = |text: &str| [&(text.len() as u16).to_be_bytes(), text.as_bytes()].concat();
+        [
+            b"bonafide policy 1\0".as_slice(),
+            &short(&policy.trust_domain),
+            &policy.version.to_be_bytes(),
+            &policy.created.to_be_bytes(),
+            &short(&policy.author),
+            &(policy.text.len() as u32).to_be_bytes(),
+            &Digest::of(policy.text.as_bytes()).0,
+            &[policy.roots.len() as u8],
+            &policy.roots.concat(),
+            &Digest::of(&policy.signer).0,
+        ]
+        .concat()
+    }
+
+    fn signed_policy() -> (TrustBundle, KeyPair, policy::SignedPolicy) {
+        let mut root = CertificateParams::default();
+        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        root.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let [root_key, key] = [(); 2].map(|()| KeyPair::generate().unwrap());
+        let der = root.self_signed(&root_key).unwrap().der().clone();
+        let mut signer = CertificateParams::default();
+        signer.distinguished_name = DistinguishedName::new();
+        signer.is_ca = IsCa::ExplicitNoCa;
+        signer.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        signer.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(POLICY_SIGNER_OID.to_vec())];
+        signer.subject_alt_names = vec![SanType::URI("spiffe://example.org".try_into().unwrap())];
+        let signer = signer.signed_by(&key, &Issuer::new(root, root_key)).unwrap().der().to_vec();
+        let mut policy = policy::SignedPolicy {
+            trust_domain: "example.org".into(),
+            version: 7,
+            created: 1_800_000_000,
+            author: "Ada".into(),
+            text: "mode = \"observe\"\n".into(),
+            roots: vec![vec![1; 32]],
+            signer,
+            signature: Vec::new(),
+        };
+        policy.signature = key.sign(&to_sign(&policy)).unwrap();
+        (TrustBundle::new("example.org".parse().unwrap(), vec![der]).unwrap(), key, policy)
+    }
 }
 
 /// It can be a line of a log.

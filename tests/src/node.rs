@@ -114,7 +114,7 @@ impl Node {
             instance: format!("{instance}-{name}"),
             name: name.parse().expect("scenarios use valid names"),
             dir: files.dir.to_owned(),
-            policy: files.policy.to_owned(),
+            policy: files.policy.map(ToOwned::to_owned),
             evidence: EvidenceSources::default(),
             backend: files.backend.as_str().to_owned(),
             authority: AuthorityAt::Remote { addrs: vec![addr], token: Some(files.token.to_owned()) },
@@ -309,8 +309,8 @@ impl Drop for Node {
 pub struct NodeFiles<'a> {
     /// Its directory.
     pub dir: &'a Path,
-    /// Its policy file.
-    pub policy: &'a Path,
+    /// Its policy file; `None`: what the authority publishes.
+    pub policy: Option<&'a Path>,
     /// Its join token.
     pub token: &'a str,
     /// How it captures.

@@ -13,7 +13,9 @@ use crate::ends::Ends;
 use crate::leftovers;
 use crate::netns::Netns;
 use crate::node::{Authority, Backend, Daemon, Node, NodeFiles};
+use crate::operator::bonafide;
 use crate::policy::Policy;
+use crate::process::Finished;
 use crate::records::Records;
 use crate::topology::{Family, Site, Topology};
 use crate::wait::wait_for;
@@ -86,6 +88,12 @@ impl Host {
         // One second is the promise; the second one is for asking on a busy machine.
         wait_for("the new policy to be in force", 2 * POLICY_DELAY, || self.node.enforces(&digest));
     }
+}
+
+fn publish(authority: &Path, policy: &Policy) -> Finished {
+    let file = authority.join("to-publish.toml");
+    replace_file(&file, policy.text().as_bytes());
+    bonafide(authority, &["policy", "publish", &file.display().to_string(), "--author", "Ada"])
 }
 
 /// Writes a file beside the old one and renames it into place, as editors and package managers do.
@@ -238,13 +246,38 @@ impl World {
     /// If a part of it does not start.
     #[must_use]
     pub fn start(bare: BareWorld, policy: &Policy, backend: Backend) -> Self {
+        Self::start_with(bare, policy, backend, |_| true)
+    }
+
+    /// Starts a world whose nodes both take their policy from the authority, which has published this one.
+    ///
+    /// # Panics
+    /// If a part of it does not start.
+    #[must_use]
+    pub fn start_published(bare: BareWorld, policy: &Policy, backend: Backend) -> Self {
+        Self::start_with(bare, policy, backend, |authority| {
+            let said = publish(authority.dir(), policy);
+            assert!(said.code() == Some(0), "it was not published: {said:#?}");
+            false
+        })
+    }
+
+    /// `from_file`: whether nodes have a file each.
+    fn start_with(
+        bare: BareWorld,
+        policy: &Policy,
+        backend: Backend,
+        from_file: impl FnOnce(&Authority) -> bool,
+    ) -> Self {
         let authority = Authority::start(&bare.instance, &bare.topology.authority, &bare.dir().join("authority"));
+        let from_file = from_file(&authority);
         // Over one family each, so that both are used.
         let [a, b] = [(Site::A, Family::V4), (Site::B, Family::V6)].map(|(site, authority_family)| {
             let dir = bare.dir().join(site.label());
             let policy_file = bare.file(&format!("policy-{}.toml", site.label()), policy.text());
             let token = authority.token(site.label(), 60);
-            let files = NodeFiles { dir: &dir, policy: &policy_file, token: &token, backend, authority_family };
+            let policy = from_file.then_some(policy_file.as_path());
+            let files = NodeFiles { dir: &dir, policy, token: &token, backend, authority_family };
             let mut node = Node::prepare(&bare.instance, site, &files);
             node.start_daemon(Daemon::Ca, bare.topology.netns(site));
             Host { site, policy: policy_file, records: node.records(), node }
@@ -334,6 +367,12 @@ impl World {
         let netns = self.bare.topology.netns(site);
         let host = if site == Site::A { &mut self.a } else { &mut self.b };
         work(&mut host.node, netns)
+    }
+
+    /// Publishes a policy at the authority; what it says about that.
+    #[must_use]
+    pub fn publish(&self, policy: &Policy) -> Finished {
+        publish(self.authority.dir(), policy)
     }
 
     /// Restarts the authority.

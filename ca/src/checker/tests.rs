@@ -97,7 +97,7 @@ impl Bench {
 }
 
 fn holders() -> Vec<Holder> {
-    vec![workload(), intermediate(), Holder::Node("a".parse().unwrap()), Holder::Authority]
+    vec![workload(), intermediate(), Holder::Node("a".parse().unwrap()), Holder::Authority, Holder::PolicySigner]
 }
 
 fn leaves() -> Vec<Holder> {
@@ -146,12 +146,14 @@ fn x1_exactly_one_uri_and_the_ordered_one() {
 #[test]
 fn x2_leaves_have_a_path_and_no_subject_and_a_critical_san() {
     let bench = Bench::new();
-    for holder in leaves() {
+    for holder in leaves().into_iter().filter(|holder| *holder != Holder::PolicySigner) {
         let rootless = bench.judge(holder.clone(), |p| p.subject_alt_names = vec![uri("spiffe://example.org")]);
         assert!(matches!(rootless, Err(CheckError::Names { .. })), "{rootless:?}");
         let named = bench.judge(holder, |p| p.distinguished_name.push(DnType::CommonName, "web"));
         assert!(matches!(named, Err(CheckError::Subject(_))), "{named:?}");
     }
+    let pathful = bench.judge(Holder::PolicySigner, |p| p.subject_alt_names = vec![uri("spiffe://example.org/a")]);
+    assert!(matches!(pathful, Err(CheckError::Names { .. })), "{pathful:?}");
     let renamed = bench.judge(intermediate(), |p| p.distinguished_name.push(DnType::CommonName, "b"));
     assert!(matches!(renamed, Err(CheckError::Subject(_))), "{renamed:?}");
 }
@@ -323,6 +325,13 @@ fn x7_extended_key_usage_is_both_on_leaves_and_none_on_signing_certificates() {
             assert!(matches!(refused, Err(CheckError::ExtendedKeyUsage(_))), "{refused:?}");
         }
     }
+    let policies = || Eku::Other(vec![2, 25, 5_178_349_013_480_112_913, 2]);
+    for usages in [vec![policies(), Eku::ServerAuth], vec![policies(), policies()], vec![policies(), Eku::Any]] {
+        let refused = bench.judge(Holder::PolicySigner, |p| p.extended_key_usages = usages);
+        assert!(matches!(refused, Err(CheckError::ExtendedKeyUsage(_))), "{refused:?}");
+    }
+    let refused = bench.judge(Holder::Authority, |p| p.extended_key_usages.push(policies()));
+    assert!(matches!(refused, Err(CheckError::ExtendedKeyUsage(_))), "{refused:?}");
     let refused = bench.judge(intermediate(), |p| p.extended_key_usages = vec![Eku::ServerAuth, Eku::ClientAuth]);
     assert!(matches!(refused, Err(CheckError::Extension(_))), "{refused:?}");
 }

@@ -8,17 +8,18 @@ use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::grant::Grant;
 use bonafide_proto::name::{NodeName, WorkloadName};
 use bonafide_proto::revoked::Serial;
+use bonafide_proto::signed_policy::TEXT_MAX;
 use bonafide_proto::wire::authority as wire;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
 use crate::authority::{Authority, EvictError, Granted, TokenCreationError, TokenTerms};
 use crate::quarantine::QuarantineError;
-use crate::serve::{MESSAGE_MAX, audit_page, blocking};
+use crate::serve::{MESSAGE_MAX, audit_page, blocking, policies};
 use crate::store::{By, NodeRecord, QuarantineRecord, Quarantined};
 
 /// How long nodes may take to say that a change is in force: one whose connection is just being made again, too.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// Nodes that are named in one answer.
 const NAMED_MAX: usize = 64;
 
@@ -39,7 +40,8 @@ impl AdmissionService {
     /// The service as tonic routes it.
     #[must_use]
     pub fn server(authority: Arc<Authority>, reach: Reach) -> wire::admission_server::AdmissionServer<Self> {
-        wire::admission_server::AdmissionServer::new(Self(authority, reach)).max_decoding_message_size(MESSAGE_MAX)
+        let largest = MESSAGE_MAX + TEXT_MAX;
+        wire::admission_server::AdmissionServer::new(Self(authority, reach)).max_decoding_message_size(largest)
     }
 }
 
@@ -205,6 +207,21 @@ impl wire::admission_server::Admission for AdmissionService {
         });
         Ok(Response::new(wire::ListQuarantineResponse { quarantined: quarantined.collect() }))
     }
+
+    async fn publish_policy(
+        &self,
+        request: Request<wire::PublishPolicyRequest>,
+    ) -> Result<Response<wire::PublishPolicyResponse>, Status> {
+        let by = caller(&request)?;
+        policies::publish(&self.0, by, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn published_policy(
+        &self,
+        request: Request<wire::PublishedPolicyRequest>,
+    ) -> Result<Response<wire::PublishedPolicyResponse>, Status> {
+        policies::published(&self.0, request.into_inner()).await.map(Response::new)
+    }
 }
 
 /// Who asks, by the kernel's word.
@@ -271,7 +288,7 @@ fn revoked(record: QuarantineRecord) -> Vec<wire::RevokedOne> {
 }
 
 /// Those that can have a certificate at all.
-fn members(authority: &Authority) -> Result<BTreeSet<NodeName>, Status> {
+pub(super) fn members(authority: &Authority) -> Result<BTreeSet<NodeName>, Status> {
     let now = authority.clock().unix();
     let nodes = authority.nodes().map_err(|e| Status::internal(e.to_string()))?;
     Ok(nodes

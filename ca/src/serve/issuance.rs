@@ -16,7 +16,8 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::link::AuthorityLink;
 use crate::member::Member;
 use crate::mesh::MeshState;
-use crate::node::{Contact, NodeCa};
+use crate::node::{Contact, InForce, NodeCa};
+use crate::policies::brief;
 use crate::serve::{MESSAGE_MAX, audit_page, blocking};
 use crate::sharing::Half;
 
@@ -97,6 +98,24 @@ impl wire::issuance_server::Issuance for IssuanceService {
         Ok(Response::new(Box::pin(stream)))
     }
 
+    type FollowPolicyStream = Pin<Box<dyn Stream<Item = Result<wire::PolicyTold, Status>> + Send>>;
+
+    async fn follow_policy(
+        &self,
+        request: Request<Streaming<wire::PolicyInForce>>,
+    ) -> Result<Response<Self::FollowPolicyStream>, Status> {
+        let (node, mut says) = (self.0.clone(), request.into_inner());
+        tokio::spawn(async move {
+            while let Ok(Some(wire::PolicyInForce { version, refused })) = says.message().await {
+                node.policy_in_force(InForce { version, refused: (!refused.is_empty()).then(|| brief(refused)) });
+            }
+            // Whoever judges by it says so itself.
+            node.policy_in_force(InForce::default());
+        });
+        let kept = WatchStream::new(self.0.policy()).filter_map(|kept| kept);
+        Ok(Response::new(Box::pin(kept.map(|kept| Ok(wire::PolicyTold { signed: kept.signed.clone() })))))
+    }
+
     type ShareFlowsStream = Pin<Box<dyn Stream<Item = Result<wire::FlowHalf, Status>> + Send>>;
 
     async fn share_flows(
@@ -143,6 +162,8 @@ impl wire::issuance_server::Issuance for IssuanceService {
                 Contact::None => "not asked yet".to_owned(),
             },
             issued: self.0.issued(),
+            policy_version: self.0.policy_held().kept,
+            policy_refused: self.0.policy_refused().unwrap_or_default(),
         }))
     }
 }

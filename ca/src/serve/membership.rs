@@ -21,7 +21,7 @@ use crate::listener::{FOLLOWING, Peer};
 use crate::machine::Machine;
 use crate::mesh::{Held, MeshState};
 use crate::refusal::MembershipRefusal;
-use crate::serve::{MESSAGE_MAX, blocking};
+use crate::serve::{MESSAGE_MAX, blocking, policies};
 use crate::sharing::{Half, Seat};
 use crate::store::By;
 use bonafide_proto::token::Secret;
@@ -188,6 +188,35 @@ impl wire::membership_server::Membership for MembershipService {
             Ok(Response::new(wire::ListJwtKeysResponse { points }))
         })
         .await
+    }
+
+    type FollowPolicyStream = Pin<Box<dyn Stream<Item = Result<wire::PolicyTold, Status>> + Send>>;
+
+    async fn follow_policy(
+        &self,
+        request: Request<Streaming<wire::PolicyHeld>>,
+    ) -> Result<Response<Self::FollowPolicyStream>, Status> {
+        let peer = peer(&request)?.clone();
+        let following = peer.following();
+        let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
+        let (authority, stopped) = (self.0.clone(), self.1.clone());
+        let left = svid.not_after().saturating_sub(authority.clock().unix());
+        let (expelling, followed) = (authority.clone(), authority.clone());
+        let node = svid.id().node_name().ok_or(MembershipRefusal::NoSvid)?;
+        let (follower, number) = blocking(move || Ok(followed.follow_policy(&svid)?)).await?;
+        let (to, told) = mpsc::channel(1);
+        let says = request.into_inner();
+        tokio::spawn(async move {
+            let _following = following;
+            tokio::select! {
+                () = policies::follow(follower, says, &to) => {}
+                () = to.closed() => {}
+                () = expelling.out(node, number) => {}
+                () = over(left, stopped) => {}
+                () = authority.unable() => {}
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(told).map(Ok))))
     }
 
     type ShareFlowsStream = Pin<Box<dyn Stream<Item = Result<wire::FlowHalf, Status>> + Send>>;

@@ -120,7 +120,7 @@ impl<'a> Change<'a> {
     }
 
     /// Compares meanings, not bytes: a record that an earlier version wrote with fewer fields is as it was seen.
-    fn swap<T>(&mut self, key: Key, seen: Option<&T>, new: &T) -> Result<(), StoreError>
+    pub(super) fn swap<T>(&mut self, key: Key, seen: Option<&T>, new: &T) -> Result<(), StoreError>
     where
         T: Serialize + DeserializeOwned + PartialEq,
     {

@@ -25,12 +25,22 @@ pub enum Tree {
     Revoked,
     /// The audit chain, by number.
     Audit,
+    /// Parts of the published policy, by its digest and their number.
+    Policies,
 }
 
 impl Tree {
     /// Every one.
-    pub const ALL: [Self; 7] =
-        [Self::Meta, Self::Tokens, Self::Nodes, Self::Ledger, Self::Quarantine, Self::Revoked, Self::Audit];
+    pub const ALL: [Self; 8] = [
+        Self::Meta,
+        Self::Tokens,
+        Self::Nodes,
+        Self::Ledger,
+        Self::Quarantine,
+        Self::Revoked,
+        Self::Audit,
+        Self::Policies,
+    ];
 
     /// The one of this name.
     #[must_use]
@@ -49,6 +59,7 @@ impl Tree {
             Self::Quarantine => "quarantine",
             Self::Revoked => "revoked",
             Self::Audit => "audit",
+            Self::Policies => "policies",
         }
     }
 }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use bonafide_ca::authority::TokenTerms;
 use bonafide_ca::jwt::JwtOrder;
-use bonafide_ca::link::{Halves, MeshStates};
+use bonafide_ca::link::{Halves, MeshStates, SignedPolicies};
 use bonafide_ca::member::Member;
 use bonafide_ca::mesh::Held;
 use bonafide_ca::node::MembershipError;
+use bonafide_ca::policies::PolicyHeld;
 use bonafide_ca::{Application, AuthorityLink, Embedded, JoinToken, LinkError, Machine, Membership};
 use bonafide_proto::jwt::JwtKey;
 use bonafide_proto::svid::Expect;
@@ -193,6 +194,13 @@ impl AuthorityLink for Liar {
         held: watch::Receiver<Held>,
     ) -> Result<MeshStates, LinkError> {
         self.honest.follow(member, machine, held).await
+    }
+    async fn follow_policy(
+        &self,
+        member: &Member,
+        held: watch::Receiver<PolicyHeld>,
+    ) -> Result<SignedPolicies, LinkError> {
+        self.honest.follow_policy(member, held).await
     }
     async fn share_flows(&self, member: &Member, flows: mpsc::Receiver<Vec<u8>>) -> Result<Halves, LinkError> {
         self.honest.share_flows(member, flows).await

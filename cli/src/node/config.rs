@@ -55,7 +55,10 @@ pub(super) struct IdentitydToml<'a> {
     socket: PathBuf,
     workload_socket: PathBuf,
     ca_socket: PathBuf,
-    policy: &'a Path,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<&'a Path>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy_from: Option<&'static str>,
     state: PathBuf,
     callers: [u32; 1],
     log: &'static str,
@@ -123,13 +126,14 @@ impl<'a> CaToml<'a> {
 }
 
 impl<'a> IdentitydToml<'a> {
-    pub(super) fn of(spec: &'a NodeSpec, layout: &Layout, policy: &'a Path) -> Self {
+    pub(super) fn of(spec: &'a NodeSpec, layout: &Layout, policy: Option<&'a Path>) -> Self {
         Self {
             node: &spec.name,
             socket: layout.identityd_socket(),
             workload_socket: layout.workload_socket(),
             ca_socket: layout.ca_socket(),
             policy,
+            policy_from: policy.is_none().then_some("authority"),
             state: layout.identityd_state(),
             callers: [ENFORCER_UID],
             log: "info",
@@ -171,7 +175,7 @@ mod tests {
             instance: "t".into(),
             name: "a".parse().unwrap(),
             dir: "/n".into(),
-            policy: "/p.toml".into(),
+            policy: Some("/p.toml".into()),
             evidence: EvidenceSources::default(),
             backend: "nft".into(),
             authority,
@@ -234,7 +238,7 @@ bios_uuid = "4c4c4544"
         let texts = [
             toml::to_string(&CaToml::of_node(&spec, &layout, None)).unwrap(),
             toml::to_string(&EnforcerToml::of(&spec, &layout, "/c".into())).unwrap(),
-            toml::to_string(&IdentitydToml::of(&spec, &layout, &spec.policy)).unwrap(),
+            toml::to_string(&IdentitydToml::of(&spec, &layout, spec.policy.as_deref())).unwrap(),
             format!("{spec:?}"),
         ];
         assert!(texts.iter().all(|t| !t.contains("s3cret")), "{texts:?}");
@@ -244,8 +248,22 @@ bios_uuid = "4c4c4544"
     fn identityd_has_its_evidence_from_where_the_operator_says() {
         let settled = "source = \"kernel\"\n\n[[runtime]]\nkind = \"podman\"\nsocket = \"/s\"\nuser = 1000\n";
         let spec = NodeSpec { evidence: toml::from_str(settled).unwrap(), ..spec(embedded()) };
-        let text = toml::to_string(&IdentitydToml::of(&spec, &Layout::new("/n"), &spec.policy)).unwrap();
+        let text = toml::to_string(&IdentitydToml::of(&spec, &Layout::new("/n"), spec.policy.as_deref())).unwrap();
         assert!(text.starts_with("node = \"a\"\n") && text.ends_with(&format!("log = \"info\"\n{settled}")), "{text}");
+    }
+
+    #[test]
+    fn the_policy_is_a_file_or_the_authoritys() {
+        let text = |spec: &NodeSpec| {
+            toml::to_string(&IdentitydToml::of(spec, &Layout::new("/n"), spec.policy.as_deref())).unwrap()
+        };
+        let file = text(&spec(embedded()));
+        assert!(file.contains("\npolicy = \"/p.toml\"\n") && !file.contains("policy_from"), "{file}");
+        let published = text(&NodeSpec { policy: None, ..spec(embedded()) });
+        assert!(
+            published.contains("\npolicy_from = \"authority\"\n") && !published.contains("policy ="),
+            "{published}"
+        );
     }
 
     #[test]

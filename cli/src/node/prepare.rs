@@ -54,7 +54,7 @@ pub fn prepare_node(spec: &NodeSpec) -> Result<PreparedNode, NodeError> {
     }
     let cgroup = InstanceCgroup::find(&spec.instance)?;
     uids::are_free(&[CA_UID, IDENTITYD_UID, ENFORCER_UID])?;
-    let policy = policy_path(&spec.policy)?;
+    let policy = spec.policy.as_deref().map(policy_path).transpose()?;
     let binaries = absolute(&spec.binaries)?;
     let layout = directories(&spec.dir, &[("ca", CA_UID), ("identityd", IDENTITYD_UID), ("enforcer", ENFORCER_UID)])?;
     cgroup.create()?;
@@ -64,7 +64,7 @@ pub fn prepare_node(spec: &NodeSpec) -> Result<PreparedNode, NodeError> {
 
     write_token(&spec.authority, &layout)?;
     let ca = write_config(&layout.config("ca"), &CaToml::of_node(spec, &layout, bios_uuid()))?;
-    let identityd = write_config(&layout.config("identityd"), &IdentitydToml::of(spec, &layout, &policy))?;
+    let identityd = write_config(&layout.config("identityd"), &IdentitydToml::of(spec, &layout, policy.as_deref()))?;
     let enforcer = write_config(&layout.config("enforcer"), &EnforcerToml::of(spec, &layout, ca_cgroup.clone()))?;
 
     let stands =

@@ -61,8 +61,8 @@ pub struct NodeSpec {
     pub name: NodeName,
     /// Gets everything the node writes; its parent directories must let the daemons' uids through.
     pub dir: PathBuf,
-    /// The policy file, watched by identityd.
-    pub policy: PathBuf,
+    /// The policy file, watched by identityd; `None`: the policy that the authority publishes.
+    pub policy: Option<PathBuf>,
     /// Where identityd has its evidence from.
     pub evidence: EvidenceSources,
     /// How capture rules are installed: `nft` or `iptables`.

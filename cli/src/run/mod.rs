@@ -60,11 +60,15 @@ Examples:
   bonafide run
   bonafide run --policy policy.toml --keep --dir /var/lib/bonafide
   bonafide run --policy policy.toml --keep --dir /var/lib/bonafide \
-    --authority 10.0.0.9:8443 --token-file b.token")]
+    --authority 10.0.0.9:8443 --token-file b.token
+  bonafide run --policy-from-authority --keep --dir /var/lib/bonafide --authority 10.0.0.9:8443")]
 pub struct RunArgs {
     /// The policy; it may be edited while the node runs [default: observe, no workloads]
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
+    /// The policy is what the authority publishes (bonafide policy publish); what was in force last is kept
+    #[arg(long, conflicts_with = "policy")]
+    pub policy_from_authority: bool,
     /// The node's name [default: the host's]
     #[arg(long)]
     pub name: Option<NodeName>,

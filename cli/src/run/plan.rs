@@ -31,8 +31,9 @@ pub(super) fn must_be_root() -> Result<(), Failure> {
 pub(super) fn plan(args: &RunArgs, dir: &Path) -> Result<NodeSpec, Failure> {
     membership_stays(args, dir)?;
     let policy = match &args.policy {
-        Some(file) => policy_check::parse(file).map(|_| file.clone()).map_err(Failure::BadInput)?,
-        None => default_policy_path(dir),
+        Some(file) => Some(policy_check::parse(file).map(|_| file.clone()).map_err(Failure::BadInput)?),
+        None if args.policy_from_authority => None,
+        None => Some(default_policy_path(dir)),
     };
     let evidence = args.evidence.as_deref().map(EvidenceSources::load).transpose().map_err(Failure::BadInput)?;
     Ok(NodeSpec {
@@ -80,7 +81,7 @@ fn is_in_run(dir: &Path) -> bool {
 
 /// Writes the policy of a run that was given none, unless an earlier run left one.
 pub(super) fn default_policy(args: &RunArgs, dir: &Path) -> Result<(), Failure> {
-    if args.policy.is_some() {
+    if args.policy.is_some() || args.policy_from_authority {
         return Ok(());
     }
     let path = default_policy_path(dir);

@@ -37,8 +37,8 @@ use self::subscription::Subscriptions;
 use self::svids::Svids;
 use crate::bundle::Authority;
 use crate::execs::Execs;
+use crate::in_force::InForce;
 use crate::lapse::Lapses;
-use crate::policy_file::InForce;
 
 /// Requests of one connection that are under way at once: Envoy has one for each secret that it follows.
 const STREAMS_MAX: u32 = 1024;

@@ -26,8 +26,8 @@ use super::svids::{Current, Svids};
 use super::trust::Trust;
 use super::{Caller, Entitled, Entitles};
 use crate::bundle::Authority;
+use crate::in_force::{InForce, State};
 use crate::lapse::{Lapse, Lapsed, Lapses};
-use crate::policy_file::{InForce, State};
 
 /// What clients look for to tell that there is nothing for them from anything else that is denied.
 pub(super) const NO_IDENTITY: &str = "no identity issued";

@@ -16,6 +16,7 @@ mod node;
 mod odd_files;
 mod policies;
 mod programs;
+mod published;
 #[allow(dead_code, reason = "the suite of the kernel programs uses all of it")]
 mod records;
 mod svids;

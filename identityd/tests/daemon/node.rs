@@ -61,8 +61,22 @@ impl Node {
         Self::run(dir, "").await
     }
 
+    /// A daemon that has its policy from the authority.
+    pub(crate) async fn start_published(dir: tempfile::TempDir) -> Self {
+        let text = config(dir.path());
+        let lines =
+            text.lines().map(|line| if line.starts_with("policy ") { "policy_from = \"authority\"" } else { line });
+        let text = lines.collect::<Vec<_>>().join("\n");
+        Self::run_as(dir, &text).await
+    }
+
     async fn run(dir: tempfile::TempDir, more: &str) -> Self {
-        let config = Config::parse(Path::new("test"), &format!("{}{more}\n", config(dir.path()))).unwrap();
+        let text = format!("{}{more}\n", config(dir.path()));
+        Self::run_as(dir, &text).await
+    }
+
+    async fn run_as(dir: tempfile::TempDir, config: &str) -> Self {
+        let config = Config::parse(Path::new("test"), config).unwrap();
         let (stop, stopped) = oneshot::channel();
         let stopping = async {
             let _ = stopped.await;

@@ -23,18 +23,30 @@ pub(crate) struct Notary {
     asked: Arc<Mutex<Vec<wire::IssueLeafRequest>>>,
     /// The digests in quarantine.
     pub(crate) quarantine: watch::Sender<Vec<Vec<u8>>>,
+    /// The signed policy; empty: none.
+    pub(crate) policy: watch::Sender<Vec<u8>>,
+    /// What the daemon says that it has in force.
+    pub(crate) in_force: watch::Sender<wire::PolicyInForce>,
+    /// The root certificates.
+    pub(crate) roots: Vec<Vec<u8>>,
 }
 
 impl Default for Notary {
     fn default() -> Self {
-        Self { asked: Arc::default(), quarantine: watch::Sender::new(Vec::new()) }
+        Self {
+            asked: Arc::default(),
+            quarantine: watch::Sender::new(Vec::new()),
+            policy: watch::Sender::default(),
+            in_force: watch::Sender::default(),
+            roots: vec![b"root".to_vec()],
+        }
     }
 }
 
 type Bundles = Pin<Box<dyn Stream<Item = Result<wire::Bundle, Status>> + Send>>;
 
-fn bundle(quarantine: Vec<Vec<u8>>) -> wire::Bundle {
-    let (trust_domain, roots) = ("example.org".into(), vec![b"root".to_vec()]);
+fn bundle(roots: Vec<Vec<u8>>, quarantine: Vec<Vec<u8>>) -> wire::Bundle {
+    let trust_domain = "example.org".into();
     wire::Bundle { trust_domain, roots, node: "a".into(), sequence: 7, quarantine, revoked: None, jwt_keys: Vec::new() }
 }
 
@@ -53,7 +65,24 @@ impl Issuance for Notary {
 
     async fn watch_bundle(&self, _: Request<wire::WatchBundleRequest>) -> Result<Response<Bundles>, Status> {
         let quarantines = WatchStream::new(self.quarantine.subscribe());
-        Ok(Response::new(Box::pin(quarantines.map(|quarantine| Ok(bundle(quarantine))))))
+        let roots = self.roots.clone();
+        Ok(Response::new(Box::pin(quarantines.map(move |quarantine| Ok(bundle(roots.clone(), quarantine))))))
+    }
+
+    type FollowPolicyStream = Pin<Box<dyn Stream<Item = Result<wire::PolicyTold, Status>> + Send>>;
+
+    async fn follow_policy(
+        &self,
+        request: Request<Streaming<wire::PolicyInForce>>,
+    ) -> Result<Response<Self::FollowPolicyStream>, Status> {
+        let (mut says, heard) = (request.into_inner(), self.in_force.clone());
+        tokio::spawn(async move {
+            while let Ok(Some(said)) = says.message().await {
+                heard.send_replace(said);
+            }
+        });
+        let told = WatchStream::new(self.policy.subscribe()).filter(|signed| !signed.is_empty());
+        Ok(Response::new(Box::pin(told.map(|signed| Ok(wire::PolicyTold { signed })))))
     }
 
     type ShareFlowsStream = Pin<Box<dyn Stream<Item = Result<wire::FlowHalf, Status>> + Send>>;

@@ -121,7 +121,8 @@ fn flows_that_lived_when_their_enforcer_was_killed_are_recorded_at_its_next_star
 fn join(world: &World, policy: &Policy, token: &str) {
     let bare = world.bare();
     let (dir, policy) = (bare.dir().join(LATE), bare.file("policy-late.toml", policy.text()));
-    let files = NodeFiles { dir: &dir, policy: &policy, token, backend: Backend::Nft, authority_family: Family::V6 };
+    let files =
+        NodeFiles { dir: &dir, policy: Some(&policy), token, backend: Backend::Nft, authority_family: Family::V6 };
     let mut late = Node::prepare_named(bare.instance(), LATE, &files);
     late.start_daemon(Daemon::Ca, &bare.topology().router);
     late.wait_member();

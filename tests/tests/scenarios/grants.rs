@@ -22,7 +22,7 @@ fn rogue(world: &mut World, workloads: &str) -> (Node, PathBuf) {
     let policy = world.bare().file("policy-rogue.toml", Policy::enforce().text());
     let files = NodeFiles {
         dir: &dir,
-        policy: &policy,
+        policy: Some(&policy),
         token: token.trim(),
         backend: Backend::Nft,
         authority_family: Family::V4,

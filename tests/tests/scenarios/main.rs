@@ -36,6 +36,7 @@ mod moves;
 mod observe;
 mod outside;
 mod protocols;
+mod published;
 mod quarantine;
 mod revoked;
 mod run;

@@ -25,7 +25,7 @@ fn refused(world: &BareWorld, family: Family, name: &str, token: &str, exit: i32
 fn candidate(world: &BareWorld, family: Family, name: &str, token: &str) -> Node {
     let dir = world.dir().join(name);
     let policy = world.file("policy.toml", Policy::enforce().text());
-    let files = NodeFiles { dir: &dir, policy: &policy, token, backend: Backend::Nft, authority_family: family };
+    let files = NodeFiles { dir: &dir, policy: Some(&policy), token, backend: Backend::Nft, authority_family: family };
     Node::prepare(world.instance(), Site::A, &files)
 }
 

@@ -1,0 +1,319 @@
+//! The policy that the authority publishes: signed, numbered, durable before anybody is told, and told to all followers.
+//!
+//! Each version has a signing key of its own, which is forgotten as soon as it has signed: there is none to keep, and none
+//! to steal.
+
+mod signing;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bonafide_proto::clock::SharedClock;
+use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::name::NodeName;
+use bonafide_proto::signed_policy::{AUTHOR_MAX, PolicyRefusal, SignedPolicy, TEXT_MAX};
+use bonafide_proto::svid::TrustBundle;
+use bonafide_proto::wire::authority as wire;
+use tokio::sync::watch;
+
+use crate::authority::Authority;
+use crate::certify::{IssueError, Signer};
+use crate::csr::CsrError;
+use crate::daemon::ended;
+use crate::followers::{Followers, Place};
+use crate::key::{KeyError, RootKey};
+use crate::store::{By, Event, PolicyRecord, Store, StoreError};
+pub(crate) use signing::Draft;
+
+/// How far ahead of all that is known a version may be that the operator chooses: a mistyped one would leave no higher.
+const AHEAD_MAX: u64 = 1_000_000;
+/// How often the store is looked at, although it says when it changes.
+const LOOK: Duration = Duration::from_secs(2);
+/// The longest reason for which a node refused a policy, in bytes.
+const WHY_MAX: usize = 1024;
+
+/// Why nothing was published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The author is no line of text.
+    #[error("an author is one line of at most {AUTHOR_MAX} bytes, without control characters")]
+    Author,
+    /// The policy is too long.
+    #[error("the policy has {0} bytes; at most {TEXT_MAX} can be published")]
+    Text(usize),
+    /// Nodes hold what this authority never published.
+    #[error(
+        "policy-behind: node {node} holds version {holds}, and this authority published {last} last, as if restored \
+         from a backup; look at what is in force there, then publish with --version {next} or a higher one"
+    )]
+    Behind {
+        /// The node that holds the highest.
+        node: NodeName,
+        /// Which it holds.
+        holds: u64,
+        /// The last that was published here.
+        last: u64,
+        /// The lowest that every node takes.
+        next: u64,
+    },
+    /// The version that the operator chose.
+    #[error("version {asked} cannot be published: {lowest} to {highest} can")]
+    Version {
+        /// What was asked for.
+        asked: u64,
+        /// The lowest.
+        lowest: u64,
+        /// The highest.
+        highest: u64,
+    },
+    /// No certificate for the signer.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    /// No key for the signer.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// No request for its certificate.
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    /// What was signed is not what any node would take.
+    #[error("the policy that was signed is refused by its own verifier: {0}")]
+    Refused(#[from] PolicyRefusal),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A policy as the operator hands it in.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    /// TOML; the operator's program has parsed it.
+    pub text: String,
+    /// For people; may be empty.
+    pub author: String,
+    /// Its number; `None`: the next.
+    pub version: Option<u64>,
+}
+
+/// A policy that was published.
+#[derive(Debug)]
+pub struct Published {
+    /// What is known of it.
+    pub record: PolicyRecord,
+    /// As it travels.
+    pub signed: Vec<u8>,
+}
+
+/// What a node says about policies.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PolicyHeld {
+    /// The highest version that it keeps; 0: none.
+    pub kept: u64,
+    /// SHA-256 of that as it travels.
+    pub kept_signed: Option<Digest>,
+    /// The version by which its programs are judged; 0: none, or a policy of its own.
+    pub in_force: u64,
+    /// What it refused last, and has not taken since: why.
+    pub refused: Option<String>,
+}
+
+impl From<PolicyHeld> for wire::PolicyHeld {
+    fn from(held: PolicyHeld) -> Self {
+        Self {
+            kept: held.kept,
+            kept_signed: held.kept_signed.map(|digest| digest.0.to_vec()).unwrap_or_default(),
+            in_force: held.in_force,
+            refused: held.refused.unwrap_or_default(),
+        }
+    }
+}
+
+impl From<wire::PolicyHeld> for PolicyHeld {
+    fn from(wire: wire::PolicyHeld) -> Self {
+        Self {
+            kept: wire.kept,
+            kept_signed: Digest::try_from(wire.kept_signed.as_slice()).ok(),
+            in_force: wire.in_force,
+            refused: (!wire.refused.is_empty()).then(|| brief(wire.refused)),
+        }
+    }
+}
+
+/// As much of a reason as is told on.
+pub(crate) fn brief(mut why: String) -> String {
+    why.truncate(why.floor_char_boundary(WHY_MAX));
+    why
+}
+
+/// One that follows: what it is told, and the place where it says what it holds.
+#[derive(Debug)]
+pub struct PolicyFollower {
+    /// The policy now, and after every publication.
+    pub published: watch::Receiver<Option<Arc<Published>>>,
+    /// Its place.
+    pub place: Place<PolicyHeld>,
+}
+
+/// The published policy, and those that follow it.
+#[derive(Debug)]
+pub struct Policies {
+    store: Arc<Store>,
+    clock: SharedClock,
+    told: watch::Sender<Option<Arc<Published>>>,
+    followers: Arc<Followers<PolicyHeld>>,
+}
+
+impl Policies {
+    /// The policy of this store.
+    pub(crate) fn open(store: Arc<Store>, clock: SharedClock) -> Result<Self, StoreError> {
+        let policies = Self { store, clock, told: watch::Sender::new(None), followers: Arc::default() };
+        policies.look()?;
+        Ok(policies)
+    }
+
+    /// Looks whether another authority published one, and tells those that follow.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub(crate) fn look(&self) -> Result<(), StoreError> {
+        let record = self.store.policy()?;
+        if self.told.borrow().as_ref().map(|told| &told.record) == record.as_ref() {
+            return Ok(());
+        }
+        if let Some((record, signed)) = self.store.signed_policy()? {
+            self.tell(Published { record, signed });
+        }
+        Ok(())
+    }
+
+    /// Changes after every publication, by whichever authority.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.store.watch_policy()
+    }
+
+    /// What was published last.
+    #[must_use]
+    pub fn now(&self) -> Option<Arc<Published>> {
+        self.told.borrow().clone()
+    }
+
+    /// Those that follow.
+    #[must_use]
+    pub fn followers(&self) -> &Followers<PolicyHeld> {
+        &self.followers
+    }
+
+    pub(crate) fn follow(&self, node: NodeName) -> PolicyFollower {
+        PolicyFollower { published: self.told.subscribe(), place: self.followers.enter(node) }
+    }
+
+    /// Signs the next version, writes it down, and tells those that follow.
+    pub(crate) fn publish(
+        &self,
+        by: &By,
+        publication: &Publication,
+        root: &Signer<RootKey>,
+        bundle: &TrustBundle,
+    ) -> Result<PolicyRecord, PublishError> {
+        let Publication { text, author, version } = publication;
+        if author.len() > AUTHOR_MAX || author.chars().any(char::is_control) {
+            return Err(PublishError::Author);
+        }
+        if text.len() > TEXT_MAX {
+            return Err(PublishError::Text(text.len()));
+        }
+        loop {
+            let seen = self.store.policy()?;
+            let version = self.number(seen.as_ref(), *version)?;
+            let created = self.clock.unix();
+            let draft = Draft { version, created, author, text };
+            let signed = signing::sign(&draft, root, bundle, &self.store)?;
+            let read = SignedPolicy::verify(&signed, bundle)?;
+            debug_assert_eq!(read.version(), version);
+            let record = PolicyRecord {
+                version,
+                created,
+                author: author.clone(),
+                text: Digest::of(text.as_bytes()),
+                signed: Digest::of(&signed),
+                size: signed.len() as u64,
+            };
+            if self.put(by, seen.as_ref(), &record, &signed)? {
+                self.tell(Published { record: record.clone(), signed });
+                tracing::info!(version, author, text = %record.text, "policy published");
+                return Ok(record);
+            }
+        }
+    }
+
+    /// False if another one was published meanwhile.
+    fn put(&self, by: &By, seen: Option<&PolicyRecord>, new: &PolicyRecord, signed: &[u8]) -> Result<bool, StoreError> {
+        self.store.lay_policy(signed)?;
+        let mut change = self.store.change();
+        change.policy(seen, new)?;
+        let event = Event::new("policy-published", by).with("version", new.version).with("author", &new.author);
+        change.note(event.with("text", new.text));
+        let won = change.commit()?.is_some();
+        let over = if won { seen } else { Some(new) };
+        if let Some(Err(e)) = over.map(|over| self.store.clear_policy(over)) {
+            tracing::warn!(error = %e, "parts of a policy that is published no longer stay in the store");
+        }
+        Ok(won)
+    }
+
+    /// The number of the next version: above all that was published here, and all that is held.
+    fn number(&self, seen: Option<&PolicyRecord>, asked: Option<u64>) -> Result<u64, PublishError> {
+        let last = seen.map_or(0, |seen| seen.version);
+        let held = highest(self.followers.all());
+        let lowest = held.as_ref().map_or(0, |(_, holds)| *holds).max(last).saturating_add(1);
+        let highest = lowest.saturating_add(AHEAD_MAX);
+        match (asked, held) {
+            (Some(asked), _) if (lowest..=highest).contains(&asked) => Ok(asked),
+            (Some(asked), _) => Err(PublishError::Version { asked, lowest, highest }),
+            (None, Some((node, holds))) if holds > last => {
+                Err(PublishError::Behind { node, holds, last, next: lowest })
+            }
+            (None, _) => Ok(lowest),
+        }
+    }
+
+    /// Two publications at once may come here in either order: the later one stays.
+    fn tell(&self, published: Published) {
+        let published = Arc::new(published);
+        self.told.send_if_modified(|told| {
+            let later = told.as_ref().is_none_or(|told| told.record.version < published.record.version);
+            if later {
+                *told = Some(published);
+            }
+            later
+        });
+    }
+}
+
+/// Looks what other authorities published, until the daemon stops: as soon as the store says so, and now and then.
+pub(crate) async fn keep_told(authority: &Arc<Authority>, stopped: watch::Receiver<()>) {
+    let mut changes = authority.policies().changes();
+    loop {
+        let looking = authority.clone();
+        if let Ok(Err(e)) = tokio::task::spawn_blocking(move || looking.policies().look()).await {
+            tracing::error!(error = %e, "the store does not say which policy was published last");
+        }
+        // It may have no sender any more; then there is still the clock.
+        let changed = async {
+            if changes.changed().await.is_err() {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            () = changed => {}
+            () = tokio::time::sleep(LOOK) => {}
+            () = ended(stopped.clone()) => return,
+        }
+    }
+}
+
+/// The highest version that a node holds, and which node.
+fn highest(held: BTreeMap<NodeName, PolicyHeld>) -> Option<(NodeName, u64)> {
+    let held = held.into_iter().map(|(node, held)| (node, held.kept.max(held.in_force)));
+    held.max_by_key(|(_, version)| *version)
+}

@@ -1,0 +1,108 @@
+//! The authority's policy on two hosts: published once, enforced on both, and kept by nodes that are cut off.
+
+use std::time::Duration;
+
+use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::record::{End, EndedBy, FlowRecord, Outcome, Reason};
+use bonafide_tests::ends::assert_refused;
+use bonafide_tests::node::{Backend, Daemon};
+use bonafide_tests::operator::bonafide;
+use bonafide_tests::policy::Policy;
+use bonafide_tests::programs::{echo_server, hold, interpret, script};
+use bonafide_tests::topology::{Family, Site};
+use bonafide_tests::wait::{wait_for, wait_until};
+use bonafide_tests::world::{BareWorld, World};
+use rustix::process::Signal;
+
+on_each_backend! {
+    a_policy_is_published_once_and_enforced_on_both_hosts_also_when_the_authority_is_gone,
+}
+
+/// For a busy machine; the promise is a second.
+const SOON: Duration = Duration::from_secs(10);
+
+fn names(bare: &BareWorld) -> Policy {
+    Policy::enforce()
+        .script("test/client", &script(bare, "hold.py"))
+        .script("test/server", &script(bare, "echo_server.py"))
+}
+
+/// Waits until both nodes judge by it.
+fn in_force(world: &mut World, policy: &Policy) {
+    let digest = Digest::of(policy.text().as_bytes());
+    for site in [Site::A, Site::B] {
+        let host = world.host(site);
+        wait_for("the published policy to be in force", SOON, || host.node().enforces(&digest));
+    }
+}
+
+fn ended_by_policy(record: &FlowRecord) -> bool {
+    assert_eq!(record.verdict, Outcome::Allowed, "{record:#?}");
+    match (record.reason, record.ended_by) {
+        (Some(Reason::EndedByPeer), EndedBy::Peer) => false,
+        (Some(Reason::PolicyChanged), EndedBy::Enforcer) => true,
+        _ => panic!("{record:#?}"),
+    }
+}
+
+fn a_policy_is_published_once_and_enforced_on_both_hosts_also_when_the_authority_is_gone(backend: Backend) {
+    let bare = BareWorld::create();
+    let allowing = names(&bare).allow("client to server", "test/client", "test/server");
+    let denying = names(&bare);
+    let mut world = World::start_published(bare, &allowing, backend);
+    let _server = echo_server(world.bare(), world.netns(Site::B), 7);
+    let mut holders = Family::BOTH.map(|family| {
+        let mut holder = hold(world.bare(), world.netns(Site::A), Site::B.at(family, 7));
+        holder.signal(Signal::USR1);
+        holder.wait_for_output("echoed");
+        holder
+    });
+
+    // Live connections end by a policy that allows them no longer, and the records say so.
+    let said = world.publish(&denying).success();
+    assert!(said.starts_with("version 2 is published"), "{said}");
+    for holder in &mut holders {
+        wait_until("the idle connection to be ended", SOON, || !holder.is_running());
+        assert!(holder.output().contains("ECONNRESET"), "{}", holder.output());
+        let ends = world.next_flow();
+        assert!(ends.both().map(ended_by_policy).contains(&true), "neither end says why: {ends:#?}");
+    }
+    in_force(&mut world, &denying);
+    let dir = world.authority().dir().to_owned();
+    wait_for("the authority to be told so", SOON, || {
+        let status = bonafide(&dir, &["policy", "status"]);
+        let everywhere = status.code() == Some(0) && status.stdout.starts_with("version 2, published");
+        everywhere.then_some(()).ok_or_else(|| format!("{status:?}"))
+    });
+    assert_eq!(bonafide(&dir, &["policy", "published", "--text"]).success(), denying.text());
+
+    // A mistake is found before anybody is told.
+    let broken = dir.join("broken.toml");
+    std::fs::write(&broken, "mode = \"sleep\"\n").expect("it can be written");
+    let refused = bonafide(&dir, &["policy", "publish", &broken.display().to_string()]);
+    assert!(refused.code() == Some(2) && refused.stderr.contains("broken.toml:1:"), "{refused:#?}");
+
+    // Without the authority, a node that starts anew enforces what it was told last, and asks nobody.
+    world.authority().kill();
+    for daemon in [Daemon::Ca, Daemon::Identityd] {
+        world.host(Site::A).node().kill(daemon);
+    }
+    // Not even its own CA.
+    world.restart(Site::A, Daemon::Identityd, &denying);
+    world.restart(Site::A, Daemon::Ca, &denying);
+    for family in Family::BOTH {
+        let to = Site::B.at(family, 7);
+        let words = [to.ip().to_string(), to.port().to_string()];
+        let client = world.bare().dir().join("hold.py");
+        let mut command = interpret(world.netns(Site::A), &client, &words.each_ref().map(String::as_str));
+        bonafide_tests::process::run(&mut command).was_reset();
+        assert_refused(&world.a().records().next(End::Source), Reason::NoRule);
+    }
+
+    // Back, the authority counts on.
+    world.restart_authority();
+    let said = world.publish(&allowing).success();
+    assert!(said.starts_with("version 3 is published"), "{said}");
+    in_force(&mut world, &allowing);
+    world.finish();
+}
