@@ -326,7 +326,8 @@ fn x7_extended_key_usage_is_both_on_leaves_and_none_on_signing_certificates() {
         }
     }
     let policies = || Eku::Other(vec![2, 25, 5_178_349_013_480_112_913, 2]);
-    for usages in [vec![policies(), Eku::ServerAuth], vec![policies(), policies()], vec![policies(), Eku::Any]] {
+    let another = Eku::Other(vec![1, 2, 3]);
+    for usages in [vec![policies(), Eku::ServerAuth], vec![policies(), another], vec![policies(), Eku::Any], vec![]] {
         let refused = bench.judge(Holder::PolicySigner, |p| p.extended_key_usages = usages);
         assert!(matches!(refused, Err(CheckError::ExtendedKeyUsage(_))), "{refused:?}");
     }

@@ -88,7 +88,13 @@ fn a_policy_is_published_once_and_enforced_on_both_hosts_also_when_the_authority
         world.host(Site::A).node().kill(daemon);
     }
     // Not even its own CA.
-    world.restart(Site::A, Daemon::Identityd, &denying);
+    world.on(Site::A, |node, netns| node.start_daemon(Daemon::Identityd, netns));
+    let node = world.a().dir().to_owned();
+    wait_for("identityd to have it in force again", SOON, || {
+        let status = bonafide(&node, &["status"]);
+        let said = status.stdout.contains("policy of the authority, version 2,");
+        said.then_some(()).ok_or_else(|| format!("{status:?}"))
+    });
     world.restart(Site::A, Daemon::Ca, &denying);
     for family in Family::BOTH {
         let to = Site::B.at(family, 7);
