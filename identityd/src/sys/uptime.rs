@@ -28,6 +28,15 @@ pub(crate) fn booted(clock: &dyn Clock) -> io::Result<i128> {
     Err(io::Error::other("/proc/uptime is never the same twice"))
 }
 
+/// Nanoseconds since boot by the clock of the kernel programs' events (`CLOCK_BOOTTIME`): by up to a tick too late, never
+/// too early.
+///
+/// # Errors
+/// `/proc/uptime` cannot be read.
+pub(crate) fn at_most() -> io::Result<u64> {
+    u64::try_from(uptime()? + nanos(TICK)).map_err(io::Error::other)
+}
+
 /// Nanoseconds since boot, suspended ones among them; as of the last tick.
 fn uptime() -> io::Result<i128> {
     let text = std::fs::read_to_string("/proc/uptime")?;

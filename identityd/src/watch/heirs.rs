@@ -21,6 +21,7 @@ use crate::events::Use;
 use crate::refuse::refuse;
 use crate::sys::diag::{Diag, Found};
 use crate::sys::glance::{Glimpse, glance};
+use crate::sys::uptime;
 use crate::sys::walk;
 use crate::witness::Witnessed;
 
@@ -266,9 +267,12 @@ impl Eyes {
             Ok(connections) => connections,
             Err(e) => return self.everything(format!("the machine's connections cannot be listed: {e}")),
         };
+        let Ok(at_ns) = uptime::at_most() else {
+            return self.everything("the time since boot cannot be read".to_owned());
+        };
         for found in connections {
             for heir in heirs.iter().filter(|heir| heir.sockets.contains(&found.inode)) {
-                let used = Use { local: found.local, remote: found.remote, by: heir.now, at_ns: 0 };
+                let used = Use { local: found.local, remote: found.remote, by: heir.now, at_ns };
                 self.flow(used, "which executed another program and kept it");
             }
         }
