@@ -56,8 +56,7 @@ pub(crate) fn find(
     beginning: &Beginning,
     early: &Early,
 ) -> Result<Interpreted<File>, AttestRefusal> {
-    let program = Path::new(std::ffi::OsStr::from_bytes(&look.exe_path)).file_name().unwrap_or_default();
-    let program = program.as_encoded_bytes();
+    let program = program(look);
     let Some(line) = CommandLine::of(process, beginning)? else {
         let code = Evidence::Absent("its command line was rewritten since it began".into());
         return Ok(Interpreted { code, way_changed: None, grammar: Grammar::at_worst(program) });
@@ -85,6 +84,12 @@ pub(crate) fn find(
         }
     };
     Ok(Interpreted { code, way_changed: latest, grammar: Some(grammar) })
+}
+
+/// The name of the file that a process runs.
+pub(crate) fn program(look: &Look) -> &[u8] {
+    let name = Path::new(std::ffi::OsStr::from_bytes(&look.exe_path)).file_name().unwrap_or_default();
+    name.as_encoded_bytes()
 }
 
 /// A path as text.

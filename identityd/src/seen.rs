@@ -58,7 +58,7 @@ pub(crate) struct Seen {
     pub(crate) script: Evidence<Code<FileVersion>>,
     /// Whether that may have been changed after it was executed.
     pub(crate) late: bool,
-    /// Whether it is an interpreter.
+    /// Whether its file may be an interpreter: one of many programs in one file may be another one the next time.
     pub(crate) interprets: bool,
     /// What else it has mapped as code.
     pub(crate) mapped: Mapped,
@@ -172,7 +172,8 @@ impl Eyes {
         taints.extend(visible_taints(&look, &mapped, &script, grammar));
         let versions = std::iter::once(exe).chain(version_of(&script));
         let open = versions.filter_map(|version| Some((version, Arc::clone(&files.get(&version)?.0)))).collect();
-        let (process, interprets) = (Arc::new(process), grammar.is_some());
+        let interprets = grammar.is_some() || Grammar::at_worst(script::program(&look)).is_some();
+        let process = Arc::new(process);
         Ok(Seen { process, beginning, account, look, exe_path, exe, script, late, interprets, mapped, taints, open })
     }
 

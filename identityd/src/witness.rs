@@ -72,7 +72,7 @@ pub(crate) struct Witnessed {
     pub(crate) files: HashMap<FileVersion, Arc<File>>,
     /// The files of its libraries, so that they can be opened and watched; none where they are no evidence.
     pub(crate) mapped: BTreeMap<FileId, Place>,
-    /// Whether it is an interpreter.
+    /// Whether its file may be an interpreter: one of many programs in one file may be another one the next time.
     pub(crate) interprets: bool,
     /// It, pinned.
     pub(crate) process: Arc<Process>,

@@ -2,6 +2,7 @@
 //! read before it can hide that.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +23,9 @@ const LOOK_MAX: Duration = Duration::from_millis(500);
 /// Files that were hashed already, as far as is kept in mind.
 const SEEN_MAX: usize = 8192;
 
-/// A file as it was when it was executed: identity, size, last change.
-type Executed = (FileId, u64, i128);
+/// A file as it was when it was executed: identity, size, last change; and the name under which its process has it, since
+/// the same file may be an interpreter under one name and none under another.
+type Executed = (FileId, u64, i128, OsString);
 
 /// Executions whose programs are to be hashed.
 #[derive(Debug)]
@@ -54,11 +56,12 @@ impl Warm {
 
     fn executed(&self, execution: Execution) -> Option<Executed> {
         let at_exec = self.execs.executed(execution.pid, execution.start_ticks)?;
-        Some((at_exec.file, at_exec.size, at_exec.modified))
+        let path = std::fs::read_link(format!("/proc/{}/exe", execution.pid)).ok()?;
+        Some((at_exec.file, at_exec.size, at_exec.modified, path.file_name()?.to_owned()))
     }
 
-    fn known(&self, executed: Executed) -> Option<bool> {
-        self.seen().get(&executed).copied()
+    fn known(&self, executed: &Executed) -> Option<bool> {
+        self.seen().get(executed).copied()
     }
 
     /// Whether that is an interpreter; none: not known.
@@ -98,12 +101,12 @@ impl Eyes {
     /// of our business here.
     async fn warm(&self, execution: Execution) {
         let Some(executed) = self.warm.executed(execution) else { return };
-        match self.warm.known(executed) {
+        match self.warm.known(&executed) {
             Some(false) => {}
             Some(true) => drop(timeout(LOOK_MAX, self.witness.note(execution)).await),
             None => {
                 // Until it is known, and if that takes too long, it may be an interpreter.
-                self.warm.learn(executed, Some(true));
+                self.warm.learn(executed.clone(), Some(true));
                 match timeout(LOOK_MAX, self.witness.examine(&[execution])).await {
                     Ok(Ok(witnessed)) => {
                         self.warm.learn(executed, Some(witnessed.iter().any(|one| one.interprets)));
