@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use crate::program::own_exe;
 
 /// Long enough for a busy machine; nothing waits for it to pass.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// How long certificates last here, seconds.
 pub(crate) const LEAF_TTL: i64 = 3600;
