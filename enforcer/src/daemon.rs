@@ -26,7 +26,7 @@ use crate::observe::{Observer, observes};
 use crate::record::{Account, Records, Why};
 use crate::serve::Operator;
 use crate::sys::locality::Locality;
-use crate::{inbound, outbound, reverify, sys};
+use crate::{inbound, outbound, renew, reverify, sys};
 
 /// The most connections that are carried at once in each direction; more are reset at once.
 const FLOWS_MAX: usize = 32_768;
@@ -76,9 +76,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let node = Arc::new(Node {
         policy: identity.policy(),
         trust: identity.trust(),
-        records: Records::open(&config.records, &config.state, clock)
+        records: Records::open(&config.records, &config.state, Arc::clone(&clock))
             .map_err(os(format!("the flow records in {}", config.records.display())))?,
-        live: Arc::new(Live::new(identity.policy(), identity.quarantine(), identity.memory())),
+        live: Arc::new(Live::new(identity.policy(), identity.quarantine(), identity.memory(), identity.trust(), clock)),
         locality: Locality,
         netns: sys::netns::own().map_err(os("/proc/self/ns/net"))?,
         ports: [config.outbound_port, config.inbound_port],
@@ -87,6 +87,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let (captures, captured) = watch::channel(None);
     serve_operator(admin, Operator { node: Arc::clone(&node), backend: config.backend, captures: captured });
     tokio::spawn(reverify::run(Arc::clone(&node.live), node.identity.clone()));
+    tokio::spawn(renew::run(Arc::clone(&node.live), node.identity.clone()));
 
     let mut policies = node.policy.clone();
     tracing::info!("waiting for the policy from identityd");

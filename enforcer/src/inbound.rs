@@ -200,7 +200,7 @@ where
                 account.transport(Transport::Mtls);
                 grant.enter(&mut account);
                 let counters = account.counters();
-                let end = relay::tunnel(app, tunnel, Beside::Destination, &counters, &mut seat.ended).await;
+                let end = relay::tunnel(app, tunnel, Beside::Destination, &counters, &mut seat).await;
                 finish(account, end)
             }
             Err(why) => Ended::without_stream(known.account, &why),

@@ -14,6 +14,7 @@ mod observe;
 mod outbound;
 pub mod record;
 pub mod relay;
+mod renew;
 mod reverify;
 mod serve;
 pub mod sys;

@@ -207,7 +207,7 @@ impl Attributed {
                 account.transport(Transport::Mtls);
                 grant.enter(&mut account);
                 let counters = account.counters();
-                let end = relay::tunnel(app, tunnel, Beside::Source, &counters, &mut seat.ended).await;
+                let end = relay::tunnel(app, tunnel, Beside::Source, &counters, &mut seat).await;
                 finish(account, end)
             }
             Err(why) => self.refuse(&why),

@@ -4,18 +4,20 @@
 
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bonafide_proto::record::{EndedBy, Reason};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot, watch};
 
 use crate::flow::Abort;
+use crate::live::{Place, Seat};
 use crate::record::{Counters, Why};
 use crate::tunnel::ending::{Cause, Ending};
-use crate::tunnel::{Incoming, Tunnel, TunnelError, TunnelReader, TunnelWriter};
+use crate::tunnel::{Incoming, Leaf, Tunnel, TunnelError, TunnelReader, TunnelWriter};
 
 /// Bytes taken from a program at once; one frame carries them.
 const CHUNK: usize = 64 * 1024;
@@ -73,6 +75,9 @@ impl Beside {
                 let why = Why::new(Reason::EndedByPeer, format!("the other enforcer ended it: {said}"));
                 (None, End { by: EndedBy::Peer, why: Some(why) })
             }
+            Broken::Renewal(why) => {
+                (Some(Ending::of(why.reason, why.changed)), End { by: EndedBy::Enforcer, why: Some(why) })
+            }
             Broken::Tunnel(e) => {
                 let protocol = matches!(e, TunnelError::Protocol(_));
                 let reason = if protocol { Reason::Protocol } else { Reason::TunnelBroken };
@@ -97,6 +102,8 @@ enum Broken {
     Tunnel(TunnelError),
     /// The other enforcer said that the flow ends.
     Peer(Ending),
+    /// The other enforcer showed a later certificate by which the flow may not go on.
+    Renewal(Why),
 }
 
 /// Relays between the program beside us and a tunnel.
@@ -105,21 +112,24 @@ pub(crate) async fn tunnel<S>(
     tunnel: Tunnel<S>,
     beside: Beside,
     counters: &Counters,
-    ended: &mut oneshot::Receiver<Why>,
+    seat: &mut Seat,
 ) -> End
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     app.arm();
-    let (mut reader, mut writer) = tunnel.into_split();
+    let Seat { ended, fresh, place } = seat;
+    let (mut reader, writer) = tunnel.into_split();
+    // Bytes and later certificates leave one after the other.
+    let writer = Mutex::new(writer);
     let (from_app, to_app) = beside.counters(counters);
     let outcome = {
         let (mut app_read, mut app_write) = app.split();
         let both = async {
-            let mut up = pin!(upload(&mut app_read, &mut writer, from_app));
+            let mut up = pin!(upload(&mut app_read, &writer, from_app));
             {
                 // Pinned, not made anew: a download dropped between read and write loses what it read.
-                let mut down = pin!(download(&mut reader, &mut app_write, to_app));
+                let mut down = pin!(download(&mut reader, &mut app_write, to_app, place));
                 tokio::select! {
                     sent = &mut up => {
                         sent?;
@@ -138,14 +148,16 @@ where
             // The far program sends no more, but may still reset what we send it.
             tokio::select! {
                 sent = &mut up => sent,
-                broken = broken_after_fin(&mut reader) => Err(broken),
+                broken = broken_after_fin(&mut reader, place) => Err(broken),
             }
         };
         tokio::select! {
             done = both => Ok(done),
+            broken = renew(fresh, &writer) => Ok(Err(broken)),
             why = &mut *ended => Err(why),
         }
     };
+    let mut writer = writer.into_inner();
     let (farewell, end) = match outcome {
         Ok(Ok(())) => {
             // Both ends have said FIN: nothing is lost if the farewell fails.
@@ -168,7 +180,7 @@ where
 
 async fn upload<S>(
     app: &mut (impl AsyncRead + Unpin),
-    tunnel: &mut TunnelWriter<S>,
+    tunnel: &Mutex<TunnelWriter<S>>,
     count: &AtomicU64,
 ) -> Result<(), Broken>
 where
@@ -179,9 +191,9 @@ where
         let n = app.read(&mut chunk).await.map_err(|_| Broken::App)?;
         let data = chunk.get(..n).unwrap_or_default();
         if data.is_empty() {
-            return tunnel.fin().await.map_err(Broken::Tunnel);
+            return tunnel.lock().await.fin().await.map_err(Broken::Tunnel);
         }
-        tunnel.data(data).await.map_err(Broken::Tunnel)?;
+        tunnel.lock().await.data(data).await.map_err(Broken::Tunnel)?;
         count.fetch_add(n as u64, Ordering::Relaxed);
     }
 }
@@ -190,6 +202,7 @@ async fn download<S>(
     tunnel: &mut TunnelReader<S>,
     app: &mut (impl AsyncWrite + Unpin),
     count: &AtomicU64,
+    place: &Place,
 ) -> Result<(), Broken>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -202,20 +215,43 @@ where
             }
             Incoming::Fin => return shutdown(app).await.map_err(|_| Broken::App),
             Incoming::Reset(said) => return Err(Broken::Peer(said)),
+            Incoming::Renewed(shown) => place.renewed(&shown).map_err(Broken::Renewal)?,
         }
     }
 }
 
-/// What breaks a tunnel whose far end has said FIN. Waits for ever if nothing does.
-async fn broken_after_fin<S>(tunnel: &mut TunnelReader<S>) -> Broken
+/// Shows each later certificate of the program beside us. Ends only with the tunnel.
+async fn renew<S>(fresh: &mut watch::Receiver<Option<Arc<Leaf>>>, tunnel: &Mutex<TunnelWriter<S>>) -> Broken
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    match tunnel.next().await {
-        Ok(Incoming::Reset(said)) => Broken::Peer(said),
-        // The far end closed after its FIN: what we still send will say so.
-        Ok(_) => std::future::pending().await,
-        Err(e) => Broken::Tunnel(e),
+    while fresh.changed().await.is_ok() {
+        let Some(leaf) = fresh.borrow_and_update().clone() else { continue };
+        if let Err(e) = tunnel.lock().await.renew(&leaf).await {
+            return Broken::Tunnel(e);
+        }
+    }
+    // Its sender is in the table as long as the flow is.
+    std::future::pending().await
+}
+
+/// What breaks a tunnel whose far end has said FIN. Waits for ever if nothing does.
+async fn broken_after_fin<S>(tunnel: &mut TunnelReader<S>, place: &Place) -> Broken
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    loop {
+        match tunnel.next().await {
+            Ok(Incoming::Reset(said)) => return Broken::Peer(said),
+            Ok(Incoming::Renewed(shown)) => {
+                if let Err(why) = place.renewed(&shown) {
+                    return Broken::Renewal(why);
+                }
+            }
+            // The far end closed after its FIN: what we still send will say so.
+            Ok(Incoming::Fin | Incoming::Data(_)) => std::future::pending().await,
+            Err(e) => return Broken::Tunnel(e),
+        }
     }
 }
 

@@ -273,7 +273,8 @@ mod tests {
     async fn a_search_follows_another_after_a_pause() {
         let (_policy, policies) = watch::channel(None);
         let (_quarantine, quarantined) = watch::channel(Arc::default());
-        let live = Live::new(policies, quarantined, Arc::new(Memory::default()));
+        let (trust, clock) = (watch::channel(None).1, Arc::new(bonafide_proto::clock::SystemClock));
+        let live = Live::new(policies, quarantined, Arc::new(Memory::default()), trust, clock);
         let lost = Arc::new(Lapse { what: Lapsed::Everything, why: "lost".into(), at_ns: 0 });
         let just_now = Some(Instant::now() + Duration::from_secs(3600));
         for (last, waits) in [(None, false), (Instant::now().checked_sub(SEARCH_PAUSE), false), (just_now, true)] {

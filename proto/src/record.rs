@@ -103,6 +103,8 @@ reasons! {
         WorkloadRevoked = "workload-revoked",
         /// The certificate of either program is revoked.
         SerialRevoked = "serial-revoked",
+        /// A live flow: the certificate of either program expires, and nobody renewed it.
+        CertificateExpired = "certificate-expired",
         /// A live flow: the other end ended it and said why.
         EndedByPeer = "ended-by-peer",
         /// A live flow: the tunnel broke without an end of stream.

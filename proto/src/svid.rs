@@ -74,6 +74,9 @@ pub enum SvidError {
         /// What it issued.
         workload: WorkloadName,
     },
+    /// Whoever shows it does not hold its key.
+    #[error("the certificate's key did not sign this")]
+    Signature,
     /// The fingerprint extension is malformed.
     #[error("in the fingerprint extension, {0}")]
     Fingerprint(#[from] ProgramError),
@@ -239,6 +242,28 @@ impl TrustBundle {
         }
         Ok(PeerSvid { id, serial: hex::encode(cert.raw_serial()), not_after: until, program, issuer })
     }
+}
+
+/// What stands before the point of a P-256 key in its SubjectPublicKeyInfo (RFC 5480 §2), in DER.
+const BEFORE_P256_POINT: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+
+/// Whether the key of this certificate signed that, by ECDSA with P-256 and SHA-256, as all keys that are certified do.
+/// It says nothing of the certificate itself: see [`TrustBundle::verify`].
+///
+/// # Errors
+/// [`SvidError::Signature`], or the certificate cannot be parsed.
+pub fn signed_by(cert: &CertificateDer<'_>, message: &[u8], signature: &[u8]) -> Result<(), SvidError> {
+    use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+    if cert.len() > CERTIFICATE_MAX {
+        return Err(SvidError::TooLarge);
+    }
+    let cert = parse(cert)?;
+    let point = cert.public_key().raw.strip_prefix(&BEFORE_P256_POINT).ok_or(SvidError::Signature)?;
+    let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point);
+    key.verify(message, signature).map_err(|_| SvidError::Signature)
 }
 
 fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, SvidError> {

@@ -8,23 +8,27 @@
 //! ```
 
 mod doubt;
+mod fresh;
 mod question;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bonafide_policy::{Mode, Policy};
+use bonafide_proto::clock::SharedClock;
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::record::Reason;
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::identity::{About, AsOf, HOLDERS_MAX, Lapse, Lapsed, Memory, Process, Quarantine};
+use crate::identity::{About, AsOf, HOLDERS_MAX, Lapse, Lapsed, Memory, Process, Quarantine, TrustInForce};
 use crate::record::Why;
+use crate::tunnel::Leaf;
 use crate::tunnel::ending::Kind;
 pub(crate) use doubt::Doubt;
 use doubt::{Doubts, Stake, Stakes};
+pub(crate) use fresh::Stale;
 pub use question::{Judged, Peer, Program, Question};
 
 #[derive(Debug)]
@@ -33,6 +37,8 @@ struct Entry {
     question: Option<Question>,
     /// Taken when the flow is told to end; the entry itself stays until its record is written.
     end: Option<oneshot::Sender<Why>>,
+    /// Here a later certificate is handed to whoever shows it to the other end.
+    fresh: watch::Sender<Option<Arc<Leaf>>>,
 }
 
 /// The table of live flows.
@@ -42,6 +48,9 @@ pub struct Live {
     quarantine: watch::Receiver<Arc<Quarantine>>,
     /// What lapsed while a flow was on its way into the table.
     memory: Arc<Memory>,
+    /// By which later certificates are judged.
+    trust: TrustInForce,
+    clock: SharedClock,
     flows: Mutex<Table>,
     /// Somebody has to ask again.
     doubted: Notify,
@@ -57,30 +66,41 @@ struct Table {
     mode: Option<Mode>,
 }
 
-/// A flow's place in the table; leaving scope leaves the table, so it has to outlast the flow's account.
+/// A flow in the table, and what it is told.
 #[derive(Debug)]
 #[must_use = "the flow is forgotten when its seat is dropped"]
 pub struct Seat {
-    live: Arc<Live>,
-    key: u64,
     /// Says when and why the flow has to end.
     pub ended: oneshot::Receiver<Why>,
+    /// Later certificates of the program at this end, to be shown to the other.
+    pub fresh: watch::Receiver<Option<Arc<Leaf>>>,
+    /// Its place.
+    pub place: Place,
 }
 
-impl Drop for Seat {
+/// A flow's place in the table; leaving scope leaves the table, so it has to outlast the flow's account.
+#[derive(Debug)]
+pub struct Place {
+    live: Arc<Live>,
+    key: u64,
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
         self.live.table().remove(self.key);
     }
 }
 
 impl Live {
-    /// An empty table that asks these policies, and knows what lapsed and what is in quarantine.
+    /// An empty table that asks these policies, and knows what lapsed, what is in quarantine, whom to trust, and the time.
     pub(crate) fn new(
         policy: watch::Receiver<Option<Arc<Policy>>>,
         quarantine: watch::Receiver<Arc<Quarantine>>,
         memory: Arc<Memory>,
+        trust: TrustInForce,
+        clock: SharedClock,
     ) -> Self {
-        Self { policy, quarantine, memory, flows: Mutex::default(), doubted: Notify::new() }
+        Self { policy, quarantine, memory, trust, clock, flows: Mutex::default(), doubted: Notify::new() }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -105,18 +125,22 @@ impl Live {
             return Err(why_changed(Some(Kind::Socket), &lapse.why));
         }
         let (end, ended) = oneshot::channel();
-        let key = table.insert(Entry { question, end: Some(end) });
+        let (fresh_in, fresh) = watch::channel(None);
+        let key = table.insert(Entry { question, end: Some(end), fresh: fresh_in });
         for (side, lapse) in lapsed {
             self.doubt_by(&mut table, Stake { flow: key, side }, &lapse);
         }
-        Ok(Seat { live: Arc::clone(self), key, ended })
+        Ok(Seat { ended, fresh, place: Place { live: Arc::clone(self), key } })
     }
 
     fn objection(&self, question: Option<&Question>) -> Option<Why> {
         let policy = self.policy.borrow();
         let policy = policy.as_ref()?;
         match question {
-            Some(question) => question.objection(policy, &self.quarantine.borrow()),
+            Some(question) => {
+                let objection = question.objection(policy, &self.quarantine.borrow());
+                objection.or_else(|| question.expired(self.clock.unix()).filter(|_| policy.mode() == Mode::Enforce))
+            }
             None if policy.mode() == Mode::Enforce => {
                 Some(Why::new(Reason::PolicyChanged, "enforce mode began while it was let through unjudged"))
             }

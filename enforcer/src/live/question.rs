@@ -14,7 +14,11 @@ use bonafide_proto::svid::{Issuer, PeerSvid};
 use crate::flow::why_denied;
 use crate::identity::{About, AsOf, Attested, Quarantine, Socket};
 use crate::record::Why;
+use crate::tunnel::Showing;
 use crate::tunnel::ending::Kind;
+
+/// So many seconds before a certificate expires, a flow by it ends. Expiry is looked for twice a second.
+const MARGIN: i64 = 2;
 
 /// How a program differs from what it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +41,7 @@ pub struct Program {
     /// Its socket.
     pub(crate) about: About,
     /// What is shown of it to a peer, where one is.
-    pub(crate) shown: Option<Arc<PeerSvid>>,
+    pub(crate) shown: Option<Showing>,
 }
 
 impl Program {
@@ -47,7 +51,7 @@ impl Program {
     }
 
     /// The same, of which a peer is shown this.
-    pub(crate) fn showing(self, shown: Arc<PeerSvid>) -> Self {
+    pub(crate) fn showing(self, shown: Showing) -> Self {
         Self { shown: Some(shown), ..self }
     }
 
@@ -89,7 +93,7 @@ impl Program {
     pub(crate) fn quarantined(&self, quarantine: &Quarantine) -> Option<Why> {
         let fingerprint = &self.attestation.fingerprint;
         quarantined(&fingerprint.exe.path, fingerprint.digests(), quarantine).or_else(|| {
-            let shown = self.shown.as_ref().map(|shown| (shown.serial(), shown.issuer()));
+            let shown = self.shown.as_ref().map(|shown| (shown.svid.serial(), shown.svid.issuer()));
             revoked(&self.workload, shown, quarantine)
         })
     }
@@ -121,6 +125,8 @@ pub struct Peer {
     pub(super) program: CertifiedProgram,
     pub(super) issuer: Option<Issuer>,
     pub(super) serial: String,
+    /// When its certificate expires, unix seconds.
+    pub(super) not_after: i64,
 }
 
 impl Peer {
@@ -133,12 +139,27 @@ impl Peer {
             program: svid.program().cloned().ok_or_else(|| lacks("certificate names no program"))?,
             issuer: svid.issuer().cloned(),
             serial: svid.serial().to_owned(),
+            not_after: svid.not_after(),
         })
     }
 
     /// As a party of a verdict.
     pub(crate) fn judged(self) -> Judged {
         Judged::There(Box::new(self))
+    }
+
+    /// Whether a later certificate of the same end is another one's.
+    pub(super) fn is_another(&self, later: &Self) -> Option<Why> {
+        let node = |peer: &Self| peer.issuer.as_ref().map(|issuer| issuer.node.clone());
+        let same = self.workload == later.workload && node(self) == node(later);
+        let named = |peer: &Self| match node(peer) {
+            Some(node) => format!("{} of node {node}", peer.workload),
+            None => peer.workload.to_string(),
+        };
+        (!same).then(|| {
+            let detail = format!("the peer was {}, and its later certificate is of {}", named(self), named(later));
+            Why::new(Reason::PeerCertificate, detail)
+        })
     }
 
     /// Whether a digest of it is in quarantine, or its certificate is revoked.
@@ -223,6 +244,18 @@ impl Judged {
         }
     }
 
+    /// Which certificate it is known by to the other end, and until when; unix seconds.
+    fn expires(&self) -> Option<(i64, &WorkloadName, &str)> {
+        match self {
+            Self::Here(program) => {
+                let shown = program.shown.as_ref()?;
+                Some((shown.svid.not_after(), &program.workload, shown.svid.serial()))
+            }
+            Self::There(peer) => Some((peer.not_after, &peer.workload, &peer.serial)),
+            Self::Outside(_) => None,
+        }
+    }
+
     fn quarantined(&self, quarantine: &Quarantine) -> Option<Why> {
         match self {
             Self::Here(program) => program.quarantined(quarantine),
@@ -265,6 +298,17 @@ impl Question {
         quarantined.or_else(|| self.no_longer(policy))
     }
 
+    /// Whether a certificate is about to expire that nobody renewed: a flow ends before it does.
+    pub(super) fn expired(&self, now: i64) -> Option<Why> {
+        let ends = self.from.expires().into_iter().chain(self.to.expires());
+        let (until, workload, serial) =
+            ends.min_by_key(|(until, ..)| *until).filter(|(until, ..)| now >= until - MARGIN)?;
+        let detail = format!(
+            "the certificate {serial} of {workload} is valid until unix time {until}, and there is no later one"
+        );
+        Some(Why::new(Reason::CertificateExpired, detail))
+    }
+
     fn no_longer(&self, policy: &Policy) -> Option<Why> {
         let lost = self.from.lost_its_name(policy).or_else(|| self.to.lost_its_name(policy));
         let why = match (lost, self.ask(policy)) {
@@ -284,6 +328,22 @@ impl Question {
         })
     }
 
+    /// The side that is a program of another host.
+    pub(super) fn peer_mut(&mut self) -> Option<&mut Peer> {
+        [&mut self.from, &mut self.to].into_iter().find_map(|judged| match judged {
+            Judged::There(peer) => Some(&mut **peer),
+            Judged::Here(_) | Judged::Outside(_) => None,
+        })
+    }
+
+    /// The sides of which a certificate is shown.
+    pub(super) fn shown_mut(&mut self) -> impl Iterator<Item = &mut Program> {
+        [&mut self.from, &mut self.to].into_iter().filter_map(|judged| match judged {
+            Judged::Here(program) if program.shown.is_some() => Some(&mut **program),
+            Judged::Here(_) | Judged::There(_) | Judged::Outside(_) => None,
+        })
+    }
+
     pub(super) fn program_mut(&mut self, side: Side) -> Option<&mut Program> {
         let judged = match side {
             Side::From => &mut self.from,
@@ -293,5 +353,12 @@ impl Question {
             Judged::Here(program) => Some(program),
             Judged::There(_) | Judged::Outside(_) => None,
         }
+    }
+}
+
+#[cfg(test)]
+impl Question {
+    pub(super) fn expiries(&self) -> impl Iterator<Item = i64> {
+        [&self.from, &self.to].into_iter().filter_map(|judged| judged.expires().map(|(until, ..)| until))
     }
 }

@@ -12,7 +12,7 @@ use bonafide_proto::taint::Taints;
 
 use super::*;
 use crate::identity::{About, Attested, Process, Socket};
-use crate::tunnel::testing::Mesh;
+use crate::tunnel::testing::{Hand, Mesh, T0};
 
 const OPEN: &str = "mode = 'enforce'\nmesh = ['10.0.0.0/8']\n[[workload]]\nname = 'a'\nexe = '/a'\n[[workload]]\nname = 'b'\nexe = '/b'\n";
 const RULE: &str = "[[rule]]\nname = 'r'\nfrom = 'a'\nto = 'b'\naction = 'allow'\n";
@@ -38,7 +38,7 @@ fn world(first: &Arc<Policy>) -> World {
     let (quarantine, quarantined) = watch::channel(Arc::default());
     let memory = Arc::new(Memory::default());
     memory.ready();
-    let live = Arc::new(Live::new(policies, quarantined, Arc::clone(&memory)));
+    let live = Arc::new(Live::new(policies, quarantined, Arc::clone(&memory), watch::channel(None).1, Hand::at(T0)));
     live.judge_again(first);
     World { live, memory, quarantine, policy }
 }
@@ -118,7 +118,7 @@ fn peer() -> Peer {
         machine_id: None,
     };
     let issuer = Some(Issuer { node: "there".parse().unwrap(), number: 4 });
-    Peer { workload: name("b"), program, issuer, serial: "4b01".into() }
+    Peer { workload: name("b"), program, issuer, serial: "4b01".into(), not_after: T0 + 3600 }
 }
 
 fn question(from: Judged) -> Question {
@@ -480,7 +480,7 @@ fn revoked(node: Option<(&str, u64)>, workload: Option<&str>, serial: Option<&st
 #[test]
 fn what_is_revoked_at_either_end_ends_flows_by_its_name_and_refuses_new_ones() {
     let own = Mesh::new("example.org").leaf("a").shown();
-    let serial = own.serial().to_owned();
+    let serial = own.svid.serial().to_owned();
     let cases = [
         (revoked(Some(("node-a", 1)), None, None), Some(Reason::NodeRevoked)),
         (revoked(Some(("node-a", 0)), None, None), None),
@@ -497,7 +497,7 @@ fn what_is_revoked_at_either_end_ends_flows_by_its_name_and_refuses_new_ones() {
     ];
     for (barred, expected) in cases {
         let world = world(&allowing());
-        let flow = || question(world.program(1).showing(Arc::clone(&own)).judged());
+        let flow = || question(world.program(1).showing(own.clone()).judged());
         let mut seat = world.live.enter(Some(flow())).unwrap();
         world.quarantine.send_replace(Arc::clone(&barred));
         assert_eq!(world.live.judge_again(&allowing()), usize::from(expected.is_some()), "{barred:?}");

@@ -103,7 +103,7 @@ where
             }
         });
         match answer.await? {
-            Ok(Frame::Accept(accept)) => Ok((accept, Tunnel::new(self.session, read))),
+            Ok(Frame::Accept(accept)) => Ok((accept, Tunnel::new(self.session, read)?)),
             Ok(Frame::Refuse(code)) => Err(TunnelError::Refused(code)),
             Ok(other) => Err(TunnelError::Protocol(format!("{} where ACCEPT or REFUSE belongs", other.name()))),
             Err(e) => Err(e),

@@ -57,6 +57,8 @@ bytes! {
         WorkloadRevoked = 9 Reason::WorkloadRevoked.as_str(),
         /// The certificate of either program is revoked.
         SerialRevoked = 10 Reason::SerialRevoked.as_str(),
+        /// The certificate of either program expires, and nobody renewed it.
+        CertificateExpired = 11 Reason::CertificateExpired.as_str(),
         /// Something inside the enforcer failed.
         Internal = 7 Reason::Internal.as_str(),
     }
@@ -121,6 +123,7 @@ impl Ending {
             R::NodeRevoked => Cause::NodeRevoked,
             R::WorkloadRevoked => Cause::WorkloadRevoked,
             R::SerialRevoked => Cause::SerialRevoked,
+            R::CertificateExpired => Cause::CertificateExpired,
             R::EnforcerStopped => Cause::EnforcerStopped,
             // None ends an open stream.
             R::OwnListener
@@ -172,7 +175,13 @@ mod tests {
         let said = |reason, kind| Ending::of(reason, kind).to_string();
         assert_eq!(said(Reason::IdentityChanged, Some(Kind::Libraries)), "identity-changed (libraries)");
         let revoked = [Reason::NodeRevoked, Reason::WorkloadRevoked, Reason::SerialRevoked];
-        let others = [Reason::PolicyChanged, Reason::Quarantined, Reason::EnforcerStopped, Reason::Internal];
+        let others = [
+            Reason::CertificateExpired,
+            Reason::PolicyChanged,
+            Reason::Quarantined,
+            Reason::EnforcerStopped,
+            Reason::Internal,
+        ];
         for reason in revoked.into_iter().chain(others) {
             assert_eq!(said(reason, None), reason.as_str());
         }

@@ -14,6 +14,7 @@
 //! | 3 REFUSE | [`RefuseCode`] (1) |
 //! | 4 DATA | 1 to [`MAX_PAYLOAD`] bytes of the application |
 //! | 5 FIN | nothing |
+//! | 7 RENEW | a certificate's length (2) and the certificate, twice, leaf first; a signature ([`super::renewal`]) |
 //! | 6 RESET | [`Cause`](super::ending::Cause) (1), the [`Kind`](super::ending::Kind) of evidence that changed (1), or 0 |
 //!
 //! An address is its family (4 or 6), 4 or 16 bytes, and the port (2); IPv4-mapped addresses and port 0 are
@@ -31,7 +32,8 @@
 //!                   [refused]           [reset]
 //! ```
 //!
-//! Nothing but RESET may follow a FIN in its direction, and nothing at all a RESET. A connection that ends in any
+//! RENEW shows a later certificate of the program at the sender's end. It may come at any time in an open stream, also after
+//! that way's FIN. Nothing but RENEW and RESET may follow a FIN in its direction, and nothing at all a RESET. A connection that ends in any
 //! other state was cut: the end of TLS itself (`close_notify`) never stands for the end of an application's stream.
 
 use std::fmt;
@@ -39,9 +41,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use bonafide_proto::flow::canonical;
 use bonafide_proto::record::Reason;
+use bonafide_proto::svid::CERTIFICATE_MAX;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use rustls::pki_types::CertificateDer;
 
 use super::ending::{self, Cause, Ending};
+use super::renewal::{Renewal, SIGNATURE_MAX};
 
 /// Bytes before each payload.
 pub const HEADER: usize = 8;
@@ -172,6 +177,7 @@ impl From<Reason> for RefuseCode {
             | R::NotBonafide
             | R::Handshake
             | R::PeerCertificate
+            | R::CertificateExpired
             | R::NotGranted
             | R::RefusedByPeer
             | R::Protocol
@@ -198,6 +204,8 @@ pub enum Frame {
     Fin,
     /// The stream was cut.
     Reset(Ending),
+    /// The sender's program has a later certificate.
+    Renew(Renewal),
 }
 
 impl Frame {
@@ -218,6 +226,7 @@ impl Frame {
             Self::Data(data) => out.put_slice(data),
             Self::Fin => {}
             Self::Reset(ending) => put_ending(out, *ending),
+            Self::Renew(renewal) => put_renewal(out, renewal),
         }
         let length = out.len() - at - HEADER;
         if let Some(header) = out.get_mut(at..at + HEADER) {
@@ -250,6 +259,7 @@ impl Frame {
             Self::Data(_) => Kind::Data,
             Self::Fin => Kind::Fin,
             Self::Reset(_) => Kind::Reset,
+            Self::Renew(_) => Kind::Renew,
         }
     }
 }
@@ -279,6 +289,9 @@ pub enum FrameError {
     /// The payload of OPEN or ACCEPT names no address.
     #[error("a {0} frame has a malformed address or port")]
     Address(&'static str),
+    /// The lengths inside of RENEW do not add up.
+    #[error("a RENEW frame has malformed certificates")]
+    Renewal,
     /// A code this version does not have.
     #[error("a {0} frame has the unknown code {1}")]
     Code(&'static str, u8),
@@ -292,6 +305,7 @@ enum Kind {
     Data,
     Fin,
     Reset,
+    Renew,
 }
 
 impl Kind {
@@ -303,6 +317,7 @@ impl Kind {
             Self::Data => "DATA",
             Self::Fin => "FIN",
             Self::Reset => "RESET",
+            Self::Renew => "RENEW",
         }
     }
 
@@ -314,6 +329,7 @@ impl Kind {
             Self::Data => 4,
             Self::Fin => 5,
             Self::Reset => 6,
+            Self::Renew => 7,
         }
     }
 
@@ -325,6 +341,7 @@ impl Kind {
             4 => Self::Data,
             5 => Self::Fin,
             6 => Self::Reset,
+            7 => Self::Renew,
             other => return Err(FrameError::Kind(other)),
         })
     }
@@ -336,6 +353,7 @@ impl Kind {
             Self::Refuse => 1..=1,
             Self::Data => 1..=MAX_PAYLOAD,
             Self::Fin => 0..=0,
+            Self::Renew => 2 * 3 + 1..=2 * (2 + CERTIFICATE_MAX) + SIGNATURE_MAX,
         }
     }
 }
@@ -373,6 +391,7 @@ fn parse(kind: Kind, mut payload: Bytes) -> Result<Frame, FrameError> {
         }
         Kind::Data => Ok(Frame::Data(payload)),
         Kind::Fin => Ok(Frame::Fin),
+        Kind::Renew => take_renewal(&mut payload).map(Frame::Renew).ok_or(FrameError::Renewal),
         Kind::Reset => take_ending(&mut payload).map(Frame::Reset).ok_or(FrameError::Code(name, 0)),
     }
 }
@@ -386,6 +405,27 @@ fn take_ending(payload: &mut Bytes) -> Option<Ending> {
     let cause = Cause::from_code(payload.try_get_u8().ok()?)?;
     let changed = ending::Kind::from_code(payload.try_get_u8().ok()?);
     Some(Ending { cause, changed })
+}
+
+fn put_renewal(out: &mut BytesMut, renewal: &Renewal) {
+    for cert in &renewal.chain {
+        // One that is too long makes a frame that the other end refuses.
+        out.put_u16(u16::try_from(cert.len()).unwrap_or(u16::MAX));
+        out.put_slice(cert);
+    }
+    out.put_slice(&renewal.signature);
+}
+
+fn take_renewal(payload: &mut Bytes) -> Option<Renewal> {
+    let chain = [take_certificate(payload)?, take_certificate(payload)?];
+    let signature = std::mem::take(payload);
+    (1..=SIGNATURE_MAX).contains(&signature.len()).then_some(Renewal { chain, signature })
+}
+
+fn take_certificate(payload: &mut Bytes) -> Option<CertificateDer<'static>> {
+    let length = usize::from(payload.try_get_u16().ok()?);
+    let fits = (1..=CERTIFICATE_MAX).contains(&length) && length <= payload.len();
+    fits.then(|| payload.split_to(length).to_vec().into())
 }
 
 fn put_open(out: &mut BytesMut, open: &Open) {
@@ -440,6 +480,14 @@ mod tests {
         (causes, any::<u8>().prop_map(ending::Kind::from_code)).prop_filter_map("0 is no cause", ending)
     }
 
+    fn renewal() -> impl Strategy<Value = Renewal> {
+        let some = |most| proptest::collection::vec(any::<u8>(), 1..=most);
+        (some(CERTIFICATE_MAX), some(300), some(SIGNATURE_MAX)).prop_map(|(leaf, issuer, signature)| Renewal {
+            chain: [leaf.into(), issuer.into()],
+            signature: signature.into(),
+        })
+    }
+
     fn frame() -> impl Strategy<Value = Frame> {
         prop_oneof![
             (any::<[u8; 16]>(), address(), address()).prop_map(|(id, client, asked)| Frame::Open(Open {
@@ -452,6 +500,7 @@ mod tests {
             proptest::collection::vec(any::<u8>(), 1..2000).prop_map(|v| Frame::Data(v.into())),
             Just(Frame::Fin),
             ending().prop_map(Frame::Reset),
+            renewal().prop_map(Frame::Renew),
         ]
     }
 
@@ -490,7 +539,7 @@ mod tests {
         }
 
         #[test]
-        fn hostile_payloads_behind_a_valid_header_too(code in 0u8..8, payload in proptest::collection::vec(any::<u8>(), 0..60)) {
+        fn hostile_payloads_behind_a_valid_header_too(code in 0u8..9, payload in proptest::collection::vec(any::<u8>(), 0..60)) {
             let mut wire = BytesMut::from(&[code, 0, 0, 0, 0, 0, 0, u8::try_from(payload.len()).unwrap()][..]);
             wire.extend_from_slice(&payload);
             let sent = wire.clone();
@@ -508,7 +557,7 @@ mod tests {
 
     #[test]
     fn a_bad_header_is_refused_before_its_payload_arrives() {
-        assert_eq!(refused(&[7, 0, 0, 0, 0, 0, 0, 0]), FrameError::Kind(7));
+        assert_eq!(refused(&[8, 0, 0, 0, 0, 0, 0, 0]), FrameError::Kind(8));
         assert_eq!(refused(&[0, 0, 0, 0, 0, 0, 0, 0]), FrameError::Kind(0));
         assert_eq!(refused(&[4, 1, 0, 0, 0, 0, 0, 1]), FrameError::Bits);
         assert_eq!(refused(&[4, 0, 0, 1, 0, 0, 0, 1]), FrameError::Bits);
@@ -533,6 +582,17 @@ mod tests {
         assert_eq!(read([5, 0]), Frame::Reset(Cause::Quarantined.into()));
         let later = Ending { cause: Cause::Unknown(200), changed: Some(ending::Kind::Unknown(201)) };
         assert_eq!(read([200, 201]), Frame::Reset(later));
+    }
+
+    #[test]
+    fn a_renewal_is_bounded_and_its_lengths_add_up() {
+        let malformed =
+            [&[7, 0, 0, 0, 0, 0, 0, 7, 0, 2, 1, 0, 1, 1, 1][..], &[7, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 1, 1, 1, 1]];
+        for bytes in malformed {
+            assert_eq!(refused(bytes), FrameError::Renewal);
+        }
+        assert_eq!(refused(&[7, 0, 0, 0, 0, 0, 0, 6]), FrameError::Length { kind: "RENEW", length: 6 });
+        assert_eq!(refused(&[7, 0, 0, 0, 0, 0, 0x80, 0]), FrameError::Length { kind: "RENEW", length: 0x8000 });
     }
 
     #[test]

@@ -47,6 +47,15 @@ pub enum LeafError {
     Key(String),
 }
 
+/// What is shown of a program, to be kept with its flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Showing {
+    /// What the other end learns from it.
+    pub(crate) svid: Arc<PeerSvid>,
+    /// Time for the next one, unix seconds.
+    pub(crate) half_life: i64,
+}
+
 /// What one end shows of itself: a chain, its key, and what the chain proves.
 ///
 /// Debug output holds no key.
@@ -93,8 +102,8 @@ impl Leaf {
     }
 
     /// The same, to be kept.
-    pub(crate) fn shown(&self) -> Arc<PeerSvid> {
-        Arc::clone(&self.svid)
+    pub(crate) fn shown(&self) -> Showing {
+        Showing { svid: Arc::clone(&self.svid), half_life: self.half_life }
     }
 
     /// Expiry, unix seconds.

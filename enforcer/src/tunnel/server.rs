@@ -114,7 +114,7 @@ where
     /// The connection failed.
     pub async fn accept(mut self, accept: Accept) -> Result<Tunnel<S>, TunnelError> {
         timeout(ASK_PATIENCE, write_frame(&mut self.session, &Frame::Accept(accept))).await??;
-        Ok(Tunnel::new(self.session, self.read))
+        Tunnel::new(self.session, self.read)
     }
 
     /// Refuses, and closes.

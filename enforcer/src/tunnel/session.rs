@@ -16,6 +16,7 @@ use tokio_rustls::TlsStream;
 use super::error::TunnelError;
 use super::frame::{HEADER, MAX_PAYLOAD};
 use super::leaf::{Leaf, Trust};
+use super::renewal::{Binding, LABEL};
 
 /// rustls reads 4 KiB at a time; this many bytes are fetched from the socket at once instead.
 const READ_AHEAD: usize = 32 * 1024;
@@ -83,6 +84,24 @@ pub(super) fn proven<S>(session: &mut Session<S>, trust: &Trust) -> Result<(Peer
         TlsStream::Server(s) => s.get_mut().1.set_buffer_limit(Some(WRITE_LIMIT)),
     }
     Ok((peer, facts))
+}
+
+/// What renewals in this session are bound to: those that this end shows, and those of the other.
+pub(super) fn bindings<S>(session: &Session<S>) -> Result<[Binding; 2], TunnelError> {
+    let client = exported(session, b"client")?;
+    let server = exported(session, b"server")?;
+    Ok(match session {
+        TlsStream::Client(_) => [client, server],
+        TlsStream::Server(_) => [server, client],
+    })
+}
+
+fn exported<S>(session: &Session<S>, end: &[u8]) -> Result<Binding, TunnelError> {
+    let bytes = match session {
+        TlsStream::Client(s) => s.get_ref().1.export_keying_material([0; 32], LABEL, Some(end)),
+        TlsStream::Server(s) => s.get_ref().1.export_keying_material([0; 32], LABEL, Some(end)),
+    };
+    bytes.map(Binding).map_err(|e| TunnelError::Handshake(format!("the session exports nothing: {e}")))
 }
 
 fn facts(state: &CommonState, peer: &PeerSvid) -> TlsFacts {

@@ -10,21 +10,25 @@ use tokio::time::timeout;
 use super::ending::Ending;
 use super::error::TunnelError;
 use super::frame::{BEST_PAYLOAD, Frame, HEADER, MAX_PAYLOAD, data_header};
-use super::session::Session;
+use super::leaf::Leaf;
+use super::renewal::{Allowance, Binding, Shown};
+use super::session::{Session, bindings};
 
 /// An open flow.
 #[derive(Debug)]
 pub struct Tunnel<S> {
     session: Session<S>,
     read: BytesMut,
+    /// Of later certificates, this end's and the other's.
+    bindings: [Binding; 2],
 }
 
 impl<S> Tunnel<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    pub(super) fn new(session: Session<S>, read: BytesMut) -> Self {
-        Self { session, read }
+    pub(super) fn new(session: Session<S>, read: BytesMut) -> Result<Self, TunnelError> {
+        Ok(Self { bindings: bindings(&session)?, session, read })
     }
 
     /// The connection under TLS.
@@ -37,8 +41,10 @@ where
     #[must_use]
     pub fn into_split(self) -> (TunnelReader<S>, TunnelWriter<S>) {
         let (reader, writer) = tokio::io::split(self.session);
-        let reader = TunnelReader { half: reader, read: self.read, state: State::Open };
-        let writer = TunnelWriter { half: writer, unsent: BytesMut::new(), state: State::Open };
+        let ([ours, theirs], state) = (self.bindings, State::Open);
+        let reader =
+            TunnelReader { half: reader, read: self.read, state, binding: theirs, renewals: Allowance::default() };
+        let writer = TunnelWriter { half: writer, unsent: BytesMut::new(), state, binding: ours };
         (reader, writer)
     }
 }
@@ -52,6 +58,8 @@ pub enum Incoming {
     Fin,
     /// The peer cut the stream.
     Reset(Ending),
+    /// The peer's program has a later certificate.
+    Renewed(Shown),
 }
 
 /// How far one direction has come.
@@ -68,6 +76,8 @@ pub struct TunnelReader<S> {
     half: ReadHalf<Session<S>>,
     read: BytesMut,
     state: State,
+    binding: Binding,
+    renewals: Allowance,
 }
 
 impl<S> TunnelReader<S>
@@ -76,7 +86,7 @@ where
 {
     /// What comes next. Safe to cancel: nothing is lost.
     ///
-    /// May be called again after [`Incoming::Fin`], to hear of a reset while our own direction still runs; it then
+    /// May be called again after [`Incoming::Fin`], to hear of a reset or a renewal while our own direction still runs; it then
     /// answers `Fin` once more when the peer closes. After a reset it repeats the reset.
     ///
     /// # Errors
@@ -89,7 +99,7 @@ where
             }
             State::Finished => match read_frame_or_end(&mut self.half, &mut self.read).await? {
                 None => Ok(Incoming::Fin),
-                Some(frame @ Frame::Reset(_)) => self.take(frame),
+                Some(frame @ (Frame::Reset(_) | Frame::Renew(_))) => self.take(frame),
                 Some(other) => Err(TunnelError::Protocol(format!("{} after FIN", other.name()))),
             },
             State::Reset(why) => Ok(Incoming::Reset(why)),
@@ -106,6 +116,10 @@ where
             Frame::Reset(why) => {
                 self.state = State::Reset(why);
                 Ok(Incoming::Reset(why))
+            }
+            Frame::Renew(renewal) => {
+                self.renewals.take()?;
+                Ok(Incoming::Renewed(Shown { renewal, binding: self.binding }))
             }
             other => Err(TunnelError::Protocol(format!("{} in an open stream", other.name()))),
         }
@@ -125,6 +139,7 @@ pub struct TunnelWriter<S> {
     /// The rest of a frame whose sending was cancelled. At most one frame.
     unsent: BytesMut,
     state: State,
+    binding: Binding,
 }
 
 impl<S> TunnelWriter<S>
@@ -156,6 +171,18 @@ where
         self.must_be_open("FIN")?;
         self.state = State::Finished;
         Frame::Fin.encode(&mut self.unsent);
+        self.flush().await
+    }
+
+    /// Shows a later certificate of the program at this end, also after FIN.
+    ///
+    /// # Errors
+    /// The connection failed, the stream was cut, or the leaf is none of ours.
+    pub async fn renew(&mut self, leaf: &Leaf) -> Result<(), TunnelError> {
+        if matches!(self.state, State::Reset(_)) {
+            return Err(TunnelError::Protocol("RENEW after our own RESET".into()));
+        }
+        Frame::Renew(self.binding.show(leaf)?).encode(&mut self.unsent);
         self.flush().await
     }
 

@@ -1,7 +1,7 @@
 //! A trust domain in memory: a root, one node's intermediate, and leaves as good or as bad as a test wants them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bonafide_proto::clock::{Clock, SharedClock};
@@ -51,6 +51,9 @@ pub(crate) struct Mesh {
     pub(crate) intermediate: CertificateDer<'static>,
     pub(crate) node_issuer: Issuer<'static, KeyPair>,
     node_key: PrivateKeyDer<'static>,
+    grant: String,
+    /// The node's certificate after it was renewed, and how often.
+    renewed: Mutex<(u8, Option<(CertificateDer<'static>, Issuer<'static, KeyPair>)>)>,
     pub(crate) hand: Arc<Hand>,
 }
 
@@ -102,10 +105,10 @@ pub(crate) fn uri(id: &str) -> SanType {
     SanType::URI(id.try_into().unwrap())
 }
 
-/// SEQUENCE { INTEGER 1, SEQUENCE { UTF8String } }, as `bonafide_proto::grant` documents it.
-fn mandate(grant: &str) -> Vec<u8> {
+/// SEQUENCE { INTEGER, SEQUENCE { UTF8String } }, as `bonafide_proto::grant` documents it.
+fn mandate(number: u8, grant: &str) -> Vec<u8> {
     let length = u8::try_from(grant.len()).unwrap();
-    [&[0x30, length + 7, 2, 1, 1, 0x30, length + 2, 12, length][..], grant.as_bytes()].concat()
+    [&[0x30, length + 7, 2, 1, number, 0x30, length + 2, 12, length][..], grant.as_bytes()].concat()
 }
 
 fn fingerprint(program: &str) -> CustomExtension {
@@ -131,7 +134,7 @@ impl Mesh {
         let root = root_params.self_signed(&root_key).unwrap().der().clone();
         let root_issuer = Issuer::new(root_params, root_key);
         let mut node_params = ca_params("node-a", 500_000);
-        node_params.custom_extensions = vec![CustomExtension::from_oid_content(&MANDATE_OID, mandate(grant))];
+        node_params.custom_extensions = vec![CustomExtension::from_oid_content(&MANDATE_OID, mandate(1, grant))];
         let intermediate = node_params.signed_by(&node_key, &root_issuer).unwrap().der().clone();
         Self {
             domain: domain.to_owned(),
@@ -139,6 +142,8 @@ impl Mesh {
             root_issuer,
             intermediate,
             node_key: der(&node_key),
+            grant: grant.to_owned(),
+            renewed: Mutex::new((1, None)),
             node_issuer: Issuer::new(node_params, node_key),
             hand: Hand::at(T0),
         }
@@ -167,8 +172,24 @@ impl Mesh {
     }
 
     pub(crate) fn certify(&self, params: &CertificateParams, key: &impl PublicKeyData) -> Vec<CertificateDer<'static>> {
-        let leaf = params.signed_by(key, &self.node_issuer).unwrap();
-        vec![leaf.der().clone(), self.intermediate.clone()]
+        let renewed = self.renewed.lock().unwrap();
+        let (intermediate, issuer) = match &renewed.1 {
+            Some((intermediate, issuer)) => (intermediate, issuer),
+            None => (&self.intermediate, &self.node_issuer),
+        };
+        let leaf = params.signed_by(key, issuer).unwrap();
+        vec![leaf.der().clone(), intermediate.clone()]
+    }
+
+    /// The node has another certificate, and another key, from now on.
+    pub(crate) fn renew_node(&self) {
+        let mut renewed = self.renewed.lock().unwrap();
+        renewed.0 += 1;
+        let (key, mut params) = (KeyPair::generate().unwrap(), ca_params("node-a", 500_000));
+        let mandate = mandate(renewed.0, &self.grant);
+        params.custom_extensions = vec![CustomExtension::from_oid_content(&MANDATE_OID, mandate)];
+        let intermediate = params.signed_by(&key, &self.root_issuer).unwrap().der().clone();
+        renewed.1 = Some((intermediate, Issuer::new(params, key)));
     }
 
     /// A workload's leaf that the root issued itself, without a node.

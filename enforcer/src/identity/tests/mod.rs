@@ -4,6 +4,7 @@ mod attesting;
 mod fake;
 mod leaves;
 mod remembering;
+mod renewing;
 mod reverifying;
 mod watching;
 

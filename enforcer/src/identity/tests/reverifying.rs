@@ -37,7 +37,13 @@ async fn world() -> World {
     let identity = client(&fake);
     arrived(&mut identity.policy(), |_: &Arc<Policy>| true).await;
     until("it listens", async || identity.memory().as_of() != Default::default()).await;
-    let live = Arc::new(Live::new(identity.policy(), identity.quarantine(), identity.memory()));
+    let live = Arc::new(Live::new(
+        identity.policy(),
+        identity.quarantine(),
+        identity.memory(),
+        identity.trust(),
+        fake.mesh.hand.clone(),
+    ));
     let running = tokio::spawn(reverify::run(Arc::clone(&live), identity.clone())).abort_handle();
     World { fake, identity, live, running }
 }

@@ -3,6 +3,7 @@
 mod flows;
 mod handshakes;
 mod leaves;
+mod renewals;
 mod sniffing;
 
 use tokio::io::{DuplexStream, duplex};
@@ -40,7 +41,19 @@ async fn tunnels<S>(near: S, far: S) -> (Tunnel<S>, Tunnel<S>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send,
 {
-    let (c, s) = shake(&Mesh::new("example.org"), near, far).await;
+    opened(shake(&Mesh::new("example.org"), near, far).await).await
+}
+
+/// The same of a mesh that is known, in memory.
+async fn tunnels_in(mesh: &Mesh) -> (Tunnel<DuplexStream>, Tunnel<DuplexStream>) {
+    let (near, far) = wire();
+    opened(shake(mesh, near, far).await).await
+}
+
+async fn opened<S>((c, s): (client::Client<S>, server::Server<S>)) -> (Tunnel<S>, Tunnel<S>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send,
+{
     let accept = async {
         let (_, pending) = s.await_open().await.unwrap();
         pending.accept(Accept { port: 5432 }).await.unwrap()
