@@ -21,8 +21,9 @@ const FILES_MAX: usize = 65_536;
 const SHARES_MAX: usize = 1 << 20;
 /// Of each of these, so much is for one user who is not root: nobody gets all others refused.
 const SHARE: usize = 4;
-/// Programs of executions that ended, by their image: children that they forked may still hold their sockets.
-const DEPARTED_MAX: usize = 65_536;
+/// Programs of executions that ended, by their image: children that they forked may still hold their sockets. As many as
+/// a hash table of 2^17 places keeps however long they come and go: from 7/16 on it would double one day.
+const DEPARTED_MAX: usize = 49_152;
 
 /// How often an execution is looked at though nothing is told: what a runtime says, and whatever makes no noise (a
 /// directory renamed above its script).
