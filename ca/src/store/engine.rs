@@ -3,6 +3,7 @@
 //! Calls block until they are durable; asynchronous callers move them to a blocking thread.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -121,6 +122,13 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Any [`StoreError`].
     fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError>;
+    /// The same, but nobody waits for it longer than this: so it is told soon whether the engine answers at all.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    fn glance(&self, key: &Key, _patience: Duration) -> Result<Option<Vec<u8>>, StoreError> {
+        self.get(key)
+    }
     /// The first names and values of a tree, or those that come `after` a name; fewer than `most` only at its end.
     ///
     /// # Errors

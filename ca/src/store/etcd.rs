@@ -4,6 +4,7 @@
 //! thread. Every read is of what a majority has (etcd's linearizable reads), and every call ends in time.
 
 mod cluster;
+mod dial;
 mod place;
 
 use std::collections::BTreeMap;
@@ -104,6 +105,13 @@ impl Etcd {
         }
     }
 
+    fn unasked(&self, asked: &str) -> StoreError {
+        StoreError::Damaged {
+            path: self.place.clone(),
+            why: format!("it was asked for {asked}, and answers otherwise"),
+        }
+    }
+
     fn unavailable(&self, why: &str) -> StoreError {
         StoreError::Unavailable { path: self.place.clone(), why: why.to_owned() }
     }
@@ -148,9 +156,18 @@ impl Engine for Etcd {
     }
 
     fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
-        let request = wire::RangeRequest { key: self.key(key), range_end: Vec::new(), limit: 1 };
-        let answer = self.answer(|cluster| async move { cluster.range(request).await })?;
-        Ok(answer.kvs.into_iter().next().map(|kv| kv.value))
+        self.glance(key, cluster::PATIENCE)
+    }
+
+    fn glance(&self, key: &Key, patience: Duration) -> Result<Option<Vec<u8>>, StoreError> {
+        let key = self.key(key);
+        let request = wire::RangeRequest { key: key.clone(), range_end: Vec::new(), limit: 1 };
+        let answer = self.answer(|cluster| async move { cluster.range(request, patience).await })?;
+        match <[wire::KeyValue; 1]>::try_from(answer.kvs) {
+            Ok([kv]) if kv.key == key => Ok(Some(kv.value)),
+            Err(none) if none.is_empty() => Ok(None),
+            _ => Err(self.unasked("one value")),
+        }
     }
 
     fn page(&self, tree: Tree, after: Option<&[u8]>, most: usize) -> Result<Page, StoreError> {
@@ -163,8 +180,14 @@ impl Engine for Etcd {
         // What follows `/`: no name of the tree comes as late.
         let range_end = [whole.strip_suffix(b"/").unwrap_or(&whole), b"0"].concat();
         let limit = i64::try_from(most).unwrap_or(i64::MAX);
-        let request = wire::RangeRequest { key, range_end, limit };
-        let answer = self.answer(|cluster| async move { cluster.range(request).await })?;
+        let request = wire::RangeRequest { key: key.clone(), range_end: range_end.clone(), limit };
+        let answer = self.answer(|cluster| async move { cluster.range(request, cluster::PATIENCE).await })?;
+        // Whoever reads on begins after the last name: names out of their order would have it read for ever.
+        let within = answer.kvs.iter().all(|kv| kv.key >= key && kv.key < range_end);
+        let ordered = answer.kvs.is_sorted_by(|one, next| one.key < next.key);
+        if answer.kvs.len() > most || !within || !ordered {
+            return Err(self.unasked("a page of names in their order"));
+        }
         let named = |kv: wire::KeyValue| Some((kv.key.strip_prefix(whole.as_slice())?.to_vec(), kv.value));
         Ok(answer.kvs.into_iter().filter_map(named).collect())
     }
@@ -178,7 +201,7 @@ impl Engine for Etcd {
                 // An earlier try of this very commit may have won, although its answer was lost.
                 Some((key, value)) if !done.won && done.in_doubt => {
                     let request = wire::RangeRequest { key, range_end: Vec::new(), limit: 1 };
-                    Ok(cluster.range(request).await?.kvs.first().is_some_and(|kv| kv.value == value))
+                    Ok(cluster.range(request, cluster::PATIENCE).await?.kvs.first().is_some_and(|kv| kv.value == value))
                 }
                 _ => Ok(done.won),
             }

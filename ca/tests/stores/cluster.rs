@@ -8,14 +8,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bonafide_ca::store::engine::{Engine as _, Key, Tree};
-use bonafide_ca::store::{Etcd, EtcdPlace};
+use bonafide_ca::store::{Etcd, EtcdPlace, EtcdTls};
 use bonafide_proto::clock::SystemClock;
 use tempfile::TempDir;
+
+use crate::pki::{Pair, Pki};
 
 /// A cluster; its members end with it.
 pub(crate) struct Cluster {
     _dir: TempDir,
     members: Vec<Member>,
+    /// By whom members and clients know each other; `None`: by nothing.
+    pki: Option<Pki>,
 }
 
 struct Member {
@@ -27,6 +31,15 @@ struct Member {
     process: Option<Child>,
 }
 
+/// What a cluster is like.
+#[derive(Default)]
+struct Shape {
+    count: usize,
+    /// Each member runs as a user of its own, from this uid on, and is reached at every address of its host.
+    first_uid: Option<u32>,
+    tls: bool,
+}
+
 /// A port that nobody listens on at this moment.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -35,48 +48,63 @@ pub(crate) fn free_port() -> u16 {
 impl Cluster {
     /// So many members that have elected a leader.
     pub(crate) fn of(count: usize) -> Self {
-        // Somebody else may take a port before its member does; then all begin anew.
-        (0..5).find_map(|_| Self::try_of(count)).expect("an etcd cluster starts (deploy/install-deps installs etcd)")
+        Self::like(&Shape { count, ..Shape::default() })
+    }
+
+    /// So many members that ask for certificates.
+    pub(crate) fn with_tls(count: usize) -> Self {
+        Self::like(&Shape { count, tls: true, ..Shape::default() })
     }
 
     /// So many members, of which each runs as a user of its own: from this uid on.
     pub(crate) fn as_users(count: usize, first: u32) -> Self {
-        (0..5).find_map(|_| Self::try_as(count, Some(first))).expect("an etcd cluster starts")
+        Self::like(&Shape { count, first_uid: Some(first), ..Shape::default() })
     }
 
-    fn try_of(count: usize) -> Option<Self> {
-        Self::try_as(count, None)
+    fn like(shape: &Shape) -> Self {
+        // Somebody else may take a port before its member does; then all begin anew.
+        (0..5).find_map(|_| Self::try_like(shape)).expect("an etcd cluster starts (deploy/install-deps installs etcd)")
     }
 
-    fn try_as(count: usize, first_uid: Option<u32>) -> Option<Self> {
+    fn try_like(shape: &Shape) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let ports: Vec<(u16, u16)> = (0..count).map(|_| (free_port(), free_port())).collect();
-        let url = |port: u16| format!("http://127.0.0.1:{port}");
-        let all: Vec<String> = ports.iter().enumerate().map(|(n, (_, peer))| format!("m{n}={}", url(*peer))).collect();
-        let members = ports.iter().enumerate().map(|(n, (client, peer))| {
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        let pki = shape.tls.then(|| Pki::new("Store CA"));
+        pki.iter().for_each(|pki| drop(pki.issue("client", 2100)));
+        let ports: Vec<(u16, u16)> = (0..shape.count).map(|_| (free_port(), free_port())).collect();
+        let peer = |n: usize| format!("http://127.0.0.1:{}", ports[n].1);
+        let all: Vec<String> = (0..shape.count).map(|n| format!("m{n}={}", peer(n))).collect();
+        let members = ports.iter().enumerate().map(|(n, (client, _))| {
             let data = dir.path().join(format!("m{n}"));
-            let arguments = [
-                ("--name", format!("m{n}")),
-                ("--data-dir", data.display().to_string()),
-                ("--listen-client-urls", url(*client)),
-                ("--advertise-client-urls", url(*client)),
-                ("--listen-peer-urls", url(*peer)),
-                ("--initial-advertise-peer-urls", url(*peer)),
-                ("--initial-cluster", all.join(",")),
-                ("--logger", "zap".to_owned()),
+            let scheme = if pki.is_some() { "https" } else { "http" };
+            let host = if shape.first_uid.is_some() { "0.0.0.0" } else { "127.0.0.1" };
+            let mut arguments = vec![
+                format!("--name=m{n}"),
+                format!("--data-dir={}", data.display()),
+                format!("--listen-client-urls={scheme}://{host}:{client}"),
+                format!("--advertise-client-urls={scheme}://127.0.0.1:{client}"),
+                format!("--listen-peer-urls={}", peer(n)),
+                format!("--initial-advertise-peer-urls={}", peer(n)),
+                format!("--initial-cluster={}", all.join(",")),
+                "--logger=zap".to_owned(),
             ];
-            let uid = first_uid.map(|first| first + u32::try_from(n).unwrap());
+            if let Some(pki) = &pki {
+                let Pair { cert, key } = pki.issue(&format!("m{n}"), 2090);
+                arguments.push("--client-cert-auth".to_owned());
+                let files = [("cert-file", &cert), ("key-file", &key), ("trusted-ca-file", &pki.ca())];
+                arguments.extend(files.map(|(name, file)| format!("--{name}={}", file.display())));
+            }
+            let uid = shape.first_uid.map(|first| first + u32::try_from(n).unwrap());
             if let Some(uid) = uid {
-                std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
                 std::fs::create_dir(&data).unwrap();
                 std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700)).unwrap();
                 std::os::unix::fs::chown(&data, Some(uid), Some(uid)).unwrap();
             }
-            let arguments = arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
             Member { uid, arguments, client: *client, log: dir.path().join(format!("m{n}.log")), process: None }
         });
-        let mut cluster = Self { members: members.collect(), _dir: dir };
-        for n in 0..count {
+        let members = members.collect();
+        let mut cluster = Self { members, _dir: dir, pki };
+        for n in 0..shape.count {
             cluster.start(n);
         }
         cluster.serves().then_some(cluster)
@@ -104,10 +132,30 @@ impl Cluster {
         process.wait().unwrap();
     }
 
+    pub(crate) fn pki(&self) -> &Pki {
+        self.pki.as_ref().expect("it asks for certificates")
+    }
+
+    /// `host:port` of each, with commas.
+    pub(crate) fn members(&self) -> String {
+        self.addresses("127.0.0.1").join(",")
+    }
+
+    fn addresses(&self, host: &str) -> Vec<String> {
+        self.members.iter().map(|m| format!("{host}:{}", m.client)).collect()
+    }
+
     /// Where it is, for this prefix.
     pub(crate) fn place(&self, prefix: &str) -> EtcdPlace {
-        let members: Vec<String> = self.members.iter().map(|m| format!("127.0.0.1:{}", m.client)).collect();
-        EtcdPlace::new(&format!("etcd://{}/{prefix}", members.join(",")), None).unwrap()
+        self.place_of(&self.addresses("127.0.0.1"), prefix)
+    }
+
+    fn place_of(&self, members: &[String], prefix: &str) -> EtcdPlace {
+        let tls = self.pki.as_ref().map(|pki| {
+            let [cert, key] = ["client.pem", "client.key"].map(|file| pki.ca().with_file_name(file));
+            EtcdTls { ca: pki.ca(), cert, key }
+        });
+        EtcdPlace::new(&format!("etcd://{}/{prefix}", members.join(",")), tls).unwrap()
     }
 
     pub(crate) fn engine(&self, prefix: &str) -> Arc<Etcd> {

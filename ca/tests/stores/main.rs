@@ -15,4 +15,6 @@ mod cluster;
 mod disk;
 mod engines;
 mod partition;
+mod pki;
 mod replicas;
+mod tls;

@@ -117,6 +117,8 @@ impl EtcdTls {
         for certificate in certificates(&self.ca)? {
             roots.add(certificate).map_err(|e| at(&self.ca, &e))?;
         }
+        let chain = certificates(&self.cert)?;
+        chain.first().map_or(Ok(()), |own| lasts(own, clock.unix())).map_err(|e| at(&self.cert, &e))?;
         let key = key::read_secret(&self.key, PEM_MAX).map_err(|e| e.to_string())?;
         let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| at(&self.key, &e))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -124,7 +126,7 @@ impl EtcdTls {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| e.to_string())?
             .with_root_certificates(roots)
-            .with_client_auth_cert(certificates(&self.cert)?, key)
+            .with_client_auth_cert(chain, key)
             .map_err(|e| at(&self.cert, &e))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(config)
@@ -141,6 +143,18 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
         return Err(at(path, &"there is no certificate in it"));
     }
     Ok(found)
+}
+
+/// Members would refuse it, and could not say why.
+fn lasts(certificate: &CertificateDer<'_>, now: i64) -> Result<(), String> {
+    let (_, read) =
+        x509_parser::parse_x509_certificate(certificate).map_err(|e| format!("it is no certificate: {e}"))?;
+    let (from, until) = (read.validity().not_before, read.validity().not_after);
+    match (from.timestamp() <= now, now <= until.timestamp()) {
+        (true, true) => Ok(()),
+        (false, _) => Err(format!("the certificate is not valid before {from}; is the clock right?")),
+        (true, false) => Err(format!("the certificate expired on {until}; put a renewed one there")),
+    }
 }
 
 fn at(path: &Path, why: &dyn fmt::Display) -> String {
