@@ -1,6 +1,7 @@
 //! The root role: holds the trust domain's root key, admits nodes by token, renews them, and lists them.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Digest;
@@ -398,14 +399,25 @@ impl Authority {
         Ok(Follower { states: self.quarantine.follow(), place: self.followers.enter(node.clone()), node, number })
     }
 
-    /// Looks what changed in the store, and tells those that follow.
+    /// Looks what changed in the store, and tells those that follow: then it can say what is so.
     ///
     /// # Errors
-    /// Any [`StoreError`]; then nobody follows until it has succeeded.
-    pub fn look(&self) -> Result<(), StoreError> {
-        let looked = self.quarantine.look();
-        self.able.send_if_modified(|able| std::mem::replace(able, looked.is_ok()) != looked.is_ok());
+    /// Any [`StoreError`]; [`StoreError::Unavailable`] says nothing yet: the store may answer the next time.
+    pub fn look(&self, patience: Duration) -> Result<(), StoreError> {
+        let looked = self.quarantine.look(patience);
+        if !matches!(looked, Err(StoreError::Unavailable { .. })) {
+            self.is_able(looked.is_ok());
+        }
         looked
+    }
+
+    /// The store did not say for too long whether anything changed: nobody follows until it does.
+    pub fn lapse(&self) {
+        self.is_able(false);
+    }
+
+    fn is_able(&self, now: bool) {
+        self.able.send_if_modified(|able| std::mem::replace(able, now) != now);
     }
 
     /// Done when it can no longer say what is so.
@@ -414,10 +426,14 @@ impl Authority {
         let _ = self.able.subscribe().wait_for(|able| !able).await;
     }
 
-    fn check_able(&self) -> Result<(), StoreError> {
+    /// Whether it can say what is so.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub fn check_able(&self) -> Result<(), StoreError> {
         match *self.able.borrow() {
             true => Ok(()),
-            false => Err(StoreError::Unavailable { path: "of the authority".into(), why: "for a while now".into() }),
+            false => Err(StoreError::Unavailable { path: "of the authority".into(), why: "for seconds now".into() }),
         }
     }
 

@@ -10,6 +10,7 @@ use bonafide_proto::clock::SharedClock;
 use bonafide_proto::endpoint;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::transport::server::{Router, Server};
 
 use crate::attestor::x509pop::{self, X509Holder, X509Pop, X509PopError};
@@ -32,7 +33,12 @@ const GRACE: Duration = Duration::from_millis(500);
 /// How often a silent node is asked whether it is still there, and how long it may take to say so.
 const ALIVE: Duration = Duration::from_secs(10);
 /// How often the store is looked at, although it says when it changes.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(500);
+/// How long one look may take: some members may be asked in that time.
+const GLANCE: Duration = Duration::from_millis(1500);
+/// How long what was seen counts: longer than a cluster that lost its leader takes to elect another one (in which time
+/// nobody changes anything), so that members are not let go for that.
+const SURE: Duration = Duration::from_millis(2500);
 /// Requests at once on one connection of a unix socket.
 const CONCURRENCY: usize = 64;
 
@@ -252,19 +258,42 @@ async fn serve_authority(mut doors: AuthorityDoors, stopped: watch::Receiver<()>
     Ok(())
 }
 
-/// Looks what other authorities changed in the store, until the daemon stops: as soon as it changes, and now and then.
-/// Members are let go while the store does not answer: another authority may know what this one does not.
+/// Looks what other authorities changed in the store, until the daemon stops: as soon as it changes, and twice a second.
 async fn keep_told(authority: &Arc<Authority>, stopped: watch::Receiver<()>) {
+    tokio::select! {
+        () = look_again_and_again(authority) => {}
+        () = ended(stopped) => {}
+    }
+}
+
+/// Members are let go once the store has not said for [`SURE`] that nothing changed: another authority may know what
+/// this one does not, and tell it.
+async fn look_again_and_again(authority: &Arc<Authority>) {
     let mut changes = authority.quarantine().changes();
+    let mut sure = Instant::now();
     loop {
-        let looking = authority.clone();
-        if let Ok(Err(e)) = tokio::task::spawn_blocking(move || looking.look()).await {
-            tracing::error!(error = %e, "the store does not say what changed; members are let go until it does");
+        let (began, looking) = (Instant::now(), authority.clone());
+        let mut looked = tokio::task::spawn_blocking(move || looking.look(GLANCE));
+        let looked = match tokio::time::timeout_at(sure + SURE, &mut looked).await {
+            Ok(looked) => looked,
+            Err(_) => {
+                if authority.check_able().is_ok() {
+                    tracing::error!(
+                        "the store does not say whether anything changed; members are let go until it does"
+                    );
+                }
+                authority.lapse();
+                looked.await
+            }
+        };
+        match looked {
+            Ok(Ok(())) => sure = began,
+            Ok(Err(e)) => tracing::warn!(error = %e, "the store does not say what changed"),
+            Err(e) => tracing::error!(error = %e, "looking into the store failed"),
         }
         tokio::select! {
             () = changed(&mut changes) => {}
             () = tokio::time::sleep(LOOK) => {}
-            () = ended(stopped.clone()) => return,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Digest;
@@ -147,8 +148,11 @@ impl Quarantine {
         self.store.watch_quarantine()
     }
 
-    /// Looks what the store has, and tells it.
-    pub(crate) fn look(&self) -> Result<(), StoreError> {
+    /// Looks whether the store has a later one, and tells it. Fails in this time if the store does not answer.
+    pub(crate) fn look(&self, patience: Duration) -> Result<(), StoreError> {
+        if self.store.quarantine_sequence(patience)? <= self.now().sequence {
+            return Ok(());
+        }
         self.store.quarantine().map(|record| self.tell(&record.unwrap_or_default()))
     }
 

@@ -16,6 +16,7 @@ mod policies;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Digest;
@@ -376,6 +377,16 @@ impl Store {
                 return Ok(Some(record));
             }
         }
+    }
+
+    /// How many changes of the quarantine there were, if the store says so within this time.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub fn quarantine_sequence(&self, patience: Duration) -> Result<u64, StoreError> {
+        let bytes = self.engine.glance(&Key::new(Tree::Meta, QUARANTINE_KEY), patience)?;
+        let record: Option<QuarantineRecord> = bytes.map(|bytes| self.decode(&bytes)).transpose()?;
+        Ok(record.unwrap_or_default().sequence)
     }
 
     /// Takes one record of what is revoked.

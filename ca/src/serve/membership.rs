@@ -63,13 +63,13 @@ impl wire::membership_server::Membership for MembershipService {
         let node = node.parse().map_err(|e| MembershipRefusal::BadRequest(format!("the node name {e}")))?;
         let application = Application { node, signing_csr, authentication_csr, bios_uuid, machine_id };
         let authority = self.0.clone();
-        blocking(move || {
+        let joining = blocking(move || {
             let outcome = authority.join(&secret, &application).inspect_err(|refusal| {
                 authority.note_refused("admission-refused", &By::Stranger(address), application.node.as_str(), refusal);
             });
             answer("join", application.node.as_str(), &from, outcome)
-        })
-        .await
+        });
+        while_able(&self.0, joining).await
     }
 
     type EnrolStream = Pin<Box<dyn Stream<Item = Result<wire::EnrolResponse, Status>> + Send>>;
@@ -100,15 +100,15 @@ impl wire::membership_server::Membership for MembershipService {
         let address = peer.address;
         let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
         let authority = self.0.clone();
-        blocking(move || {
+        let renewing = blocking(move || {
             let node = svid.id().node_name();
             let outcome = authority.renew(&svid, &machine, &signing_csr, &authentication_csr).inspect_err(|refusal| {
                 let by = node.clone().map_or(By::Stranger(address), By::Node);
                 authority.note_refused("renewal-refused", &by, svid.id().path(), refusal);
             });
             answer("renew", svid.id().path(), &address.to_string(), outcome)
-        })
-        .await
+        });
+        while_able(&self.0, renewing).await
     }
 
     type FollowStream = Pin<Box<dyn Stream<Item = Result<wire::MeshState, Status>> + Send>>;
@@ -123,7 +123,7 @@ impl wire::membership_server::Membership for MembershipService {
         let mut says = request.into_inner();
         let (machine, held) = first_word(&mut says).await?;
         let address = peer.address.to_string();
-        let Follower { states, place, node, number } = blocking(move || {
+        let followed = blocking(move || {
             let followed = following_at.follow(&svid, &machine);
             followed
                 .inspect_err(|refusal| {
@@ -133,8 +133,8 @@ impl wire::membership_server::Membership for MembershipService {
                     following_at.note_refused("follow-refused", &by, who, refusal);
                 })
                 .map_err(Status::from)
-        })
-        .await?;
+        });
+        let Follower { states, place, node, number } = while_able(&self.0, followed).await?;
         place.holds(held);
         let (to, told) = mpsc::channel(1);
         tokio::spawn(async move {
@@ -318,6 +318,18 @@ impl Enrolment {
             Ok(said) => Ok(said?.and_then(|said| said.of)),
             Err(_) => Err(bad_request("it took too long to say anything")),
         }
+    }
+}
+
+/// The answer; or, as soon as the authority cannot say what is so, that another one has to be asked.
+async fn while_able<T>(authority: &Authority, answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let unable = async {
+        authority.unable().await;
+        authority.check_able().map_err(MembershipRefusal::from)
+    };
+    tokio::select! {
+        answer = answer => answer,
+        Err(e) = unable => Err(e.into()),
     }
 }
 

@@ -132,6 +132,32 @@ impl Cluster {
         process.wait().unwrap();
     }
 
+    /// Ends it as its supervisor would.
+    pub(crate) fn stop(&mut self, n: usize) {
+        terminate(self.members[n].process.take().unwrap());
+    }
+
+    /// Waits until this one takes part again.
+    pub(crate) fn takes_part(&self, n: usize) {
+        let only = self.place_of(&[format!("127.0.0.1:{}", self.members[n].client)], "is-it-there");
+        let engine = Etcd::open(&only, &(Arc::new(SystemClock) as _)).unwrap();
+        let until = Instant::now() + Duration::from_secs(60);
+        while engine.get(&Key::new(Tree::Meta, "x")).is_err() {
+            assert!(Instant::now() < until, "member {n} takes no part");
+        }
+    }
+
+    /// The member that was elected last, by what members wrote down.
+    pub(crate) fn leader(&self) -> usize {
+        let elected = self.members.iter().enumerate().filter_map(|(n, member)| {
+            let log = std::fs::read_to_string(&member.log).unwrap();
+            let (_, after) = log.rsplit_once(" became leader at term ")?;
+            let term: String = after.chars().take_while(char::is_ascii_digit).collect();
+            Some((term.parse::<u64>().unwrap(), n))
+        });
+        elected.max().expect("somebody was elected").1
+    }
+
     pub(crate) fn pki(&self) -> &Pki {
         self.pki.as_ref().expect("it asks for certificates")
     }
@@ -158,6 +184,21 @@ impl Cluster {
         EtcdPlace::new(&format!("etcd://{}/{prefix}", members.join(",")), tls).unwrap()
     }
 
+    /// The same as an authority is told it.
+    pub(crate) fn configured(&self, prefix: &str) -> String {
+        self.configured_at("127.0.0.1", prefix)
+    }
+
+    /// The same, by another address of this host.
+    pub(crate) fn configured_at(&self, host: &str, prefix: &str) -> String {
+        let place = self.place_of(&self.addresses(host), prefix);
+        let tls = self.pki.as_ref().map(|pki| {
+            let of = |kind: &str| pki.ca().with_file_name(format!("client.{kind}"));
+            format!("store_tls = {{ ca = {:?}, cert = {:?}, key = {:?} }}", pki.ca(), of("pem"), of("key"))
+        });
+        format!("store = \"{place}\"\n{}\n", tls.unwrap_or_default())
+    }
+
     pub(crate) fn engine(&self, prefix: &str) -> Arc<Etcd> {
         Arc::new(Etcd::open(&self.place(prefix), &(Arc::new(SystemClock) as _)).unwrap())
     }
@@ -176,6 +217,13 @@ impl Cluster {
         }
         false
     }
+}
+
+/// Asks a process to end, and waits until it has.
+pub(crate) fn terminate(mut process: Child) {
+    let pid = rustix::process::Pid::from_child(&process);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    process.wait().unwrap();
 }
 
 impl Drop for Cluster {

@@ -5,10 +5,10 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bonafide_ca::store::Store;
-use bonafide_ca::upkeep;
+use bonafide_ca::{NodeCa, upkeep};
 use bonafide_proto::fingerprint::Digest;
 
 use crate::cluster::Cluster;
@@ -29,12 +29,13 @@ fn a_member_that_is_cut_off_costs_nothing() {
         "--net",
         "sh",
         "-ec",
-        "ip link set lo up; exec \"$0\" --exact partition::a_member_that_is_cut_off_costs_nothing",
+        "ip link set lo up; exec \"$0\" --nocapture --exact partition::a_member_that_is_cut_off_costs_nothing",
     ]);
     let output = inside.arg(myself).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     assert!(said.contains("1 passed"), "{said}");
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Whether this test was run by itself, in another network than itself. The machine's own rules are never touched.
@@ -51,21 +52,62 @@ fn nft(script: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn cut_off(member: u32) {
-    let uid = FIRST_UID + member;
+fn drop_what(packets: &str) {
     nft(&format!(
         "add table inet cut; add chain inet cut out {{ type filter hook output priority 0; }}; \
-         add rule inet cut out meta skuid {uid} drop"
+         add rule inet cut out {packets} drop"
     ));
+}
+
+fn cut_off(member: u32) {
+    drop_what(&format!("meta skuid {}", FIRST_UID + member));
+}
+
+/// Where this authority finds the store.
+fn store_at(authority: usize) -> String {
+    format!("127.0.1.{}", authority + 1)
+}
+
+/// Where nodes find this authority.
+fn reached_at(authority: usize) -> String {
+    format!("127.0.2.{}", authority + 1)
 }
 
 fn heal() {
     nft("delete table inet cut");
 }
 
+/// An authority that cannot know what others know any more lets its nodes go, so that a revocation reaches everybody.
+async fn authority_cut_from_store(authorities: &Authorities, follower: &NodeCa) {
+    let cut = authorities.followed_by(follower.name()).await;
+    drop_what(&format!("ip daddr {}", store_at(cut)));
+    let (digest, began) = (Digest([50; 32]), Instant::now());
+    quarantine(authorities, 1 - cut, digest).await;
+    knows(follower, digest).await;
+    let took = began.elapsed();
+    eprintln!("a revocation reached a node whose authority was cut off from the store in {took:?}");
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    heal();
+}
+
+/// From an authority that is silent it goes to the next one.
+async fn authority_cut_from_nodes(authorities: &Authorities, follower: &NodeCa) {
+    let cut = authorities.followed_by(follower.name()).await;
+    drop_what(&format!("ip daddr {0} drop; add rule inet cut out ip saddr {0}", reached_at(cut)));
+    let (digest, began) = (Digest([51; 32]), Instant::now());
+    quarantine(authorities, 1 - cut, digest).await;
+    knows(follower, digest).await;
+    let took = began.elapsed();
+    eprintln!("a revocation reached a node that was cut off from its authority in {took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    heal();
+}
+
 async fn inside() {
     let cluster = Cluster::as_users(3, FIRST_UID);
-    let authorities = Authorities::on(&cluster.place("cut"), 2).await;
+    // Each reaches the store by an address of its own, and is reached by one: so each way can be cut.
+    let each = [0, 1].map(|n| (reached_at(n), cluster.configured_at(&store_at(n), "cut")));
+    let authorities = Authorities::at(&each).await;
     let dir = tempfile::tempdir().unwrap();
     let sockets = [authorities.socket(0), authorities.socket(1)];
     let first = Arc::new(node(dir.path(), "first"));
@@ -85,6 +127,8 @@ async fn inside() {
         assert!(took < Duration::from_secs(30), "{took:?}");
         heal();
     }
+    authority_cut_from_store(&authorities, &first).await;
+    authority_cut_from_nodes(&authorities, &first).await;
     following.abort();
     let store = Store::open(cluster.engine("cut"), &dir.path().join("mark"), clock()).unwrap();
     check(&store, &members);
