@@ -57,6 +57,17 @@ pub enum PublishError {
         /// The lowest that every node takes.
         next: u64,
     },
+    /// Another one was published while this one was signed; which of them shall be in force is for people to say.
+    #[error(
+        "policy-meanwhile: version {version} by {author:?} was published at this moment; look at it with `bonafide \
+         policy status`, and publish again if this one shall replace it"
+    )]
+    Meanwhile {
+        /// The one that was.
+        version: u64,
+        /// Whose it is.
+        author: String,
+    },
     /// The version that the operator chose.
     #[error("version {asked} cannot be published: {lowest} to {highest} can")]
     Version {
@@ -222,28 +233,28 @@ impl Policies {
         if text.len() > TEXT_MAX {
             return Err(PublishError::Text(text.len()));
         }
-        loop {
-            let seen = self.store.policy()?;
-            let version = self.number(seen.as_ref(), *version)?;
-            let created = self.clock.unix();
-            let draft = Draft { version, created, author, text };
-            let signed = signing::sign(&draft, root, bundle, &self.store)?;
-            let read = SignedPolicy::verify(&signed, bundle)?;
-            debug_assert_eq!(read.version(), version);
-            let record = PolicyRecord {
-                version,
-                created,
-                author: author.clone(),
-                text: Digest::of(text.as_bytes()),
-                signed: Digest::of(&signed),
-                size: signed.len() as u64,
-            };
-            if self.put(by, seen.as_ref(), &record, &signed)? {
-                self.tell(Published { record: record.clone(), signed });
-                tracing::info!(version, author, text = %record.text, "policy published");
-                return Ok(record);
-            }
+        let seen = self.store.policy()?;
+        let version = self.number(seen.as_ref(), *version)?;
+        let created = self.clock.unix();
+        let draft = Draft { version, created, author, text };
+        let signed = signing::sign(&draft, root, bundle, &self.store)?;
+        let read = SignedPolicy::verify(&signed, bundle)?;
+        debug_assert_eq!(read.version(), version);
+        let record = PolicyRecord {
+            version,
+            created,
+            author: author.clone(),
+            text: Digest::of(text.as_bytes()),
+            signed: Digest::of(&signed),
+            size: signed.len() as u64,
+        };
+        if !self.put(by, seen.as_ref(), &record, &signed)? {
+            let PolicyRecord { version, author, .. } = self.store.policy()?.unwrap_or(record);
+            return Err(PublishError::Meanwhile { version, author });
         }
+        self.tell(Published { record: record.clone(), signed });
+        tracing::info!(version, author, text = %record.text, "policy published");
+        Ok(record)
     }
 
     /// False if another one was published meanwhile.

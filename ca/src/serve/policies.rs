@@ -88,6 +88,7 @@ fn status(e: PublishError) -> Status {
             Status::invalid_argument(e.to_string())
         }
         PublishError::Behind { .. } => Status::failed_precondition(e.to_string()),
+        PublishError::Meanwhile { .. } => Status::aborted(e.to_string()),
         _ => Status::internal(e.to_string()),
     }
 }

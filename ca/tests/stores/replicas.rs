@@ -459,6 +459,42 @@ async fn a_change_at_one_authority_reaches_who_follows_another_within_a_second_a
 const OBSERVE: &str = "mode = \"observe\"\n";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_publications_at_once_one_is_refused_and_no_number_is_used_twice() {
+    let cluster = Cluster::of(1);
+    let authorities = Authorities::on(&cluster.configured("published"), 2).await;
+    let publish = |at: usize, n: usize| {
+        let text = format!("{OBSERVE}# {at} {n}");
+        let request = wire::PublishPolicyRequest { text, author: format!("Ada at {at}"), version: 0 };
+        let mut admin = authorities.admin(at);
+        async move { admin.publish_policy(request).await }
+    };
+    let (mut versions, mut refused) = (Vec::new(), 0);
+    for n in 0..50 {
+        for outcome in <[_; 2]>::from(tokio::join!(publish(0, n), publish(1, n))) {
+            match outcome {
+                Ok(published) => versions.push(published.into_inner().published.unwrap().version),
+                Err(status) => {
+                    refused += 1;
+                    assert_eq!(status.code(), tonic::Code::Aborted, "{status}");
+                    assert!(status.message().contains("policy-meanwhile: version "), "{status}");
+                    assert!(status.message().contains("was published at this moment"), "{status}");
+                }
+            }
+        }
+        if refused >= 3 {
+            break;
+        }
+    }
+    assert!(refused >= 3, "they were never at once");
+    versions.sort_unstable();
+    assert_eq!(versions, (1..=versions.len() as u64).collect::<Vec<_>>());
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(cluster.engine("published"), &dir.path().join("mark"), clock()).unwrap();
+    let of_store = chain(&store).into_iter().filter(|entry| entry.act == "policy-published");
+    assert_eq!(of_store.map(|entry| entry.about["version"].parse::<u64>().unwrap()).collect::<Vec<_>>(), versions);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_authority_with_another_key_or_none_does_not_start() {
     let cluster = Cluster::of(1);
     let store = cluster.configured("keys");
