@@ -127,11 +127,15 @@ impl Authority {
         let store = Arc::new(open_store(charter, &clock)?);
         let signer = founding::root_signer(charter, store.as_ref(), clock.unix())?;
         store.forget_before(clock.unix().saturating_sub(REMEMBER))?;
+        let quarantine = Quarantine::open(store.clone(), clock.clone())?;
+        if quarantine.now().restored {
+            tracing::error!("the store is from a backup: nobody joins or renews before `bonafide-ca settle`");
+        }
         Ok(Self {
             trust_domain: charter.trust_domain.clone(),
             bundle: TrustBundle::new(charter.trust_domain.clone(), vec![signer.certificate.clone()])?,
             signer,
-            quarantine: Quarantine::open(store.clone(), clock.clone())?,
+            quarantine,
             policies: Policies::open(store.clone(), clock.clone())?,
             store,
             clock,
@@ -197,6 +201,7 @@ impl Authority {
             let keys = NodeKeys::of(&application.signing_csr, &application.authentication_csr)?;
             check_token(&token, application, &keys, now)?;
             check_machine(application)?;
+            self.check_settled()?;
             self.not_banned(application)?;
             let seen = self.store.node(&application.node)?;
             if let Some(admitted) = &token.admitted {
@@ -251,6 +256,7 @@ impl Authority {
     ) -> Result<Membership, MembershipRefusal> {
         let keys = NodeKeys::of(&application.signing_csr, &application.authentication_csr)?;
         check_machine(application)?;
+        self.check_settled()?;
         loop {
             let now = self.clock.unix();
             self.not_banned(application)?;
@@ -340,6 +346,7 @@ impl Authority {
         let now = self.clock.unix();
         let (node, record) = self.current(peer, now)?;
         self.same_machine(&node, &record, machine)?;
+        self.check_settled()?;
         let keys = NodeKeys::of(signing_csr, authentication_csr)?;
         self.recertify(&node, &keys, &record, now)
     }
@@ -414,6 +421,20 @@ impl Authority {
     /// The store did not say for too long whether anything changed: nobody follows until it does.
     pub fn lapse(&self) {
         self.is_able(false);
+    }
+
+    /// The operator of a restored authority says that it lacks nothing more; false if it was not restored.
+    ///
+    /// # Errors
+    /// [`EvictError`].
+    pub fn settle(&self, by: &By) -> Result<bool, EvictError> {
+        let held = self.followers.all().into_values().map(|held| held.holds).max().unwrap_or(0);
+        Ok(self.quarantine.settle(by, held)?)
+    }
+
+    /// From a backup it may have members that were sent away since, and their certificates.
+    fn check_settled(&self) -> Result<(), MembershipRefusal> {
+        if self.quarantine.now().restored { Err(MembershipRefusal::Restored) } else { Ok(()) }
     }
 
     fn is_able(&self, now: bool) {
@@ -604,6 +625,7 @@ impl Authority {
         if !record.grant.allows(&order.workload) {
             return Err(MembershipRefusal::NotGranted(node, order.workload.clone()));
         }
+        self.check_settled()?;
         let mesh = self.quarantine.now();
         if mesh.revoked.workload(&order.workload).is_some() {
             return Err(MembershipRefusal::WorkloadRevoked(order.workload.clone()));

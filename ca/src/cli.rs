@@ -23,6 +23,7 @@ use crate::config::{Config, Role};
 use crate::daemon::{Daemon, DaemonError};
 use crate::founding::Charter;
 use crate::state;
+use crate::store::backup::{Restored, Since};
 use crate::store::{By, Event, backup};
 
 /// Printed below `--help`.
@@ -84,13 +85,25 @@ enum Ask {
     },
     /// Put a backup into an empty store, of either kind: so it also goes from one kind to the other.
     ///
-    /// Nodes that renewed after the backup was taken have to join again; what they know to be in quarantine stays so.
+    /// Join tokens that nobody had used are left out. What was done after the backup was taken is not in it: so nodes
+    /// lift nothing on the authority's word, and nobody joins or renews, until `bonafide-ca settle`. Nodes that renewed after
+    /// the backup was taken have to join again.
     Restore {
         /// The authority's configuration.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Nothing was done since: a store that only moves needs not be settled. Refused if this host knows better.
+        #[arg(long)]
+        newest: bool,
         /// A backup.
         file: PathBuf,
+    },
+    /// After a restore, once whatever was revoked, evicted, banned or put in quarantine since the backup is so again: from
+    /// now on nodes go by what the authority has, and by nothing else; members join and renew again.
+    Settle {
+        /// The authority's admin socket.
+        #[arg(long, value_name = "PATH")]
+        socket: PathBuf,
     },
     /// Seal an authority's root key, which lies bare so far, by the passphrase that its configuration names.
     Seal {
@@ -191,7 +204,8 @@ async fn answer(ask: Ask) -> Result<(), Trouble> {
         Ask::Nodes { socket } => nodes(&socket).await?,
         Ask::Backup { config, file } => moved(move || back_up(&config, &file)).await?,
         Ask::Seal { config } => moved(move || seal(&config)).await?,
-        Ask::Restore { config, file } => moved(move || restore(&config, &file)).await?,
+        Ask::Restore { config, newest, file } => moved(move || restore(&config, newest, &file)).await?,
+        Ask::Settle { socket } => settle(&socket).await?,
     }
     Ok(())
 }
@@ -221,13 +235,15 @@ fn seal(config: &Path) -> Result<String, Trouble> {
     Ok(format!("{} is sealed; copies of the bare key elsewhere are as good as before\n", home.path.display()))
 }
 
-fn restore(config: &Path, file: &Path) -> Result<String, Trouble> {
+fn restore(config: &Path, newest: bool, file: &Path) -> Result<String, Trouble> {
     let charter = charter(config)?;
     let failed = |e: &dyn std::fmt::Display| e.to_string();
     state::prepare(charter.state.parent().unwrap_or(&charter.state)).map_err(|e| failed(&e))?;
     state::prepare(&charter.state).map_err(|e| failed(&e))?;
     let engine = authority::open_engine(&charter, &clock()).map_err(|e| failed(&e))?;
-    let records = backup::restore(file, engine.as_ref(), &charter.trust_domain).map_err(|e| failed(&e))?;
+    let seen = backup::seen(&charter.audit_mark()).map_err(|e| failed(&e))?;
+    let since = if newest { Since::Nothing(seen) } else { Since::Perhaps };
+    let restored = backup::restore(file, engine.as_ref(), &charter.trust_domain, since).map_err(|e| failed(&e))?;
     drop(engine);
     // What this host saw of an earlier store's chain says nothing about this one.
     match std::fs::remove_file(charter.audit_mark()) {
@@ -236,9 +252,36 @@ fn restore(config: &Path, file: &Path) -> Result<String, Trouble> {
     }
     let store = authority::open_store(&charter, &clock()).map_err(|e| failed(&e))?;
     let mut change = store.change();
-    change.note(Event::new("restored", &operator()));
+    change.note(Event::new("restored", &operator()).with("taken", restored.taken).with("newest", newest));
     change.commit().map_err(|e| failed(&e))?;
-    Ok(format!("{records} records restored; the authority needs the root.key that belongs to them\n"))
+    Ok(how_to_go_on(&restored, newest))
+}
+
+fn how_to_go_on(restored: &Restored, newest: bool) -> String {
+    let Restored { records, tokens, taken } = restored;
+    let mut text = format!("{records} records restored; the authority needs the root.key that belongs to them\n");
+    if *tokens > 0 {
+        text.push_str(&format!("{tokens} join tokens that nobody had used are not among them; make new ones\n"));
+    }
+    if !newest {
+        text.push_str(&format!(
+            "What was done after {} is not in it. Nodes keep what they know to be revoked or in quarantine, and nobody joins\n\
+             or renews. Start the authority, then revoke, evict, ban and put in quarantine again what was so since; then say\n\
+             bonafide-ca settle. Nodes that joined or renewed since have to join anew, and a policy that was published since\n\
+             has to be published again, under a higher --version.\n",
+            instant(*taken)
+        ));
+    }
+    text
+}
+
+async fn settle(socket: &Path) -> Result<(), String> {
+    let settled = admission(socket).settle(wire::SettleRequest {}).await.map_err(|s| said(socket, &s))?.into_inner();
+    let wire::QuarantineResponse { changed, told, nodes, .. } = settled;
+    match changed {
+        true => print(&format!("settled; {told} of {nodes} nodes go by it, others will when they come\n")),
+        false => print("nothing to settle: this authority was not restored from a backup, or settled before\n"),
+    }
 }
 
 fn clock() -> SharedClock {

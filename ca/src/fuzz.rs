@@ -156,7 +156,8 @@ fn certificates() {
 /// Digests in quarantine, as nodes hear of them: none is made up, and none is missed.
 #[test]
 fn mesh_states() {
-    let with = |quarantine, revoked| wire::MeshState { sequence: 7, quarantine, revoked }.encode_to_vec();
+    let with =
+        |quarantine, revoked| wire::MeshState { sequence: 7, quarantine, revoked, restored: false }.encode_to_vec();
     let state = |digests: Vec<Vec<u8>>| with(digests, None);
     let node = |name: &str, through| wire::revoked::Node { name: name.to_owned(), through };
     let revoked = |names: &[&str], serial: usize| wire::Revoked {

@@ -39,7 +39,8 @@ impl Known {
         let (of, state) = match file {
             None => (None, MeshState::default()),
             Some(KnownFile { trust_domain, sequence, quarantine, revoked }) => {
-                (Some(trust_domain), MeshState { sequence, quarantine: quarantine.into_iter().collect(), revoked })
+                let quarantine = quarantine.into_iter().collect();
+                (Some(trust_domain), MeshState { sequence, quarantine, revoked, restored: false })
             }
         };
         Ok(Self { path, of: Mutex::new(of), state: watch::Sender::new(Arc::new(state)) })
@@ -73,7 +74,7 @@ impl Known {
 
     /// The authority said this a while ago: it counts if nothing later is known.
     pub(crate) fn told_earlier(&self, of: &TrustDomain, then: &MeshState) {
-        self.replace(of, |before| if then.sequence > before.sequence { then.clone() } else { before.clone() });
+        self.replace(of, |before| if then.sequence > before.sequence { before.told(then) } else { before.clone() });
     }
 
     fn replace(&self, of: &TrustDomain, next: impl FnOnce(&MeshState) -> MeshState) {

@@ -19,6 +19,8 @@ pub struct MeshState {
     pub quarantine: BTreeSet<Digest>,
     /// Certificates that were taken back.
     pub revoked: Revoked,
+    /// It is from a backup, and nobody has said yet that it lacks nothing: so it lifts nothing.
+    pub restored: bool,
 }
 
 /// What a node says about the states it is told.
@@ -48,12 +50,13 @@ impl MeshState {
     /// What holds once the authority, now, says this.
     ///
     /// An authority that knows less than before was restored from a backup: nothing is lifted on its word until it
-    /// has passed the number that this node knows.
+    /// has passed the number that this node knows, and its operator has said that it lacks nothing.
     pub(crate) fn told(&self, now: &Self) -> Self {
-        if now.sequence > self.sequence {
+        if now.sequence > self.sequence && !now.restored {
             return now.clone();
         }
         Self {
+            restored: false,
             sequence: self.sequence,
             quarantine: self.quarantine.union(&now.quarantine).copied().collect(),
             revoked: self.revoked.union(&now.revoked),
@@ -64,7 +67,8 @@ impl MeshState {
 impl From<&MeshState> for wire::MeshState {
     fn from(state: &MeshState) -> Self {
         let quarantine = state.quarantine.iter().map(|digest| digest.0.to_vec()).collect();
-        Self { sequence: state.sequence, quarantine, revoked: Some((&state.revoked).into()) }
+        let revoked = Some((&state.revoked).into());
+        Self { sequence: state.sequence, quarantine, revoked, restored: state.restored }
     }
 }
 
@@ -80,7 +84,7 @@ impl TryFrom<wire::MeshState> for MeshState {
         let revoked = wire.revoked.map(TryInto::try_into).transpose();
         let revoked =
             revoked.map_err(|Malformed(why)| MalformedState(format!("is malformed: {why}")))?.unwrap_or_default();
-        Ok(Self { sequence: wire.sequence, quarantine, revoked })
+        Ok(Self { sequence: wire.sequence, quarantine, revoked, restored: wire.restored })
     }
 }
 
@@ -90,7 +94,8 @@ mod tests {
 
     fn state(sequence: u64, digests: &[u8]) -> MeshState {
         let revoked = Revoked { nodes: [("a".parse().unwrap(), sequence)].into(), ..Revoked::default() };
-        MeshState { sequence, revoked, quarantine: digests.iter().map(|n| Digest([*n; 32])).collect() }
+        let quarantine = digests.iter().map(|n| Digest([*n; 32])).collect();
+        MeshState { sequence, revoked, quarantine, restored: false }
     }
 
     #[test]
@@ -100,6 +105,10 @@ mod tests {
         assert_eq!(known.told(&known), known);
         assert_eq!(known.told(&state(3, &[3])), state(5, &[1, 2, 3]));
         assert_eq!(known.told(&state(5, &[])), known);
+        let restored = MeshState { restored: true, ..state(9, &[3]) };
+        let both = known.told(&restored);
+        assert_eq!((both.sequence, both.quarantine.len(), both.restored), (5, 3, false));
+        assert_eq!(both.told(&state(10, &[3])), state(10, &[3]));
     }
 
     #[test]

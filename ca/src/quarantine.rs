@@ -84,6 +84,14 @@ impl Quarantine {
         self.change(&event, |list| Ok(list.digests.remove(&digest).is_some()))
     }
 
+    /// After a restore: this list is all there is. Its number passes those that nodes know (`held`), so that they go by it.
+    pub(crate) fn settle(&self, by: &By, held: u64) -> Result<bool, QuarantineError> {
+        self.change(&Event::new("settled", by).with("known-by-nodes", held), |list| {
+            list.sequence = list.sequence.max(held);
+            Ok(std::mem::take(&mut list.restored))
+        })
+    }
+
     /// Every digest in it.
     ///
     /// # Errors
@@ -182,7 +190,8 @@ fn state(record: &QuarantineRecord) -> MeshState {
         workloads: record.workloads.keys().cloned().collect(),
         serials: record.serials.keys().cloned().collect(),
     };
-    MeshState { sequence: record.sequence, quarantine: record.digests.keys().copied().collect(), revoked }
+    let quarantine = record.digests.keys().copied().collect();
+    MeshState { sequence: record.sequence, quarantine, revoked, restored: record.restored }
 }
 
 fn outs(record: &QuarantineRecord) -> Outs {

@@ -83,6 +83,12 @@ pub enum MembershipRefusal {
     /// A program that nobody may be.
     #[error("{0} is in quarantine")]
     Quarantined(Digest),
+    /// What was done since the backup is not known here.
+    #[error(
+        "the authority was restored from a backup, and nobody has said yet that it lacks no revocation; its operator \
+         does so by `bonafide-ca settle`"
+    )]
+    Restored,
     /// The authority failed. The detail stays in its own log.
     #[error("the authority failed; its log says why")]
     Internal(#[source] IssueError),
@@ -116,6 +122,7 @@ impl MembershipRefusal {
             Self::NotGranted(..) => "not-granted",
             Self::WorkloadRevoked(_) => "workload-revoked",
             Self::Quarantined(_) => "quarantined",
+            Self::Restored => "authority-restored",
             Self::Internal(_) => "authority-failed",
         }
     }
@@ -124,7 +131,7 @@ impl MembershipRefusal {
         match self {
             Self::TokenUnknown | Self::NoSvid => Code::Unauthenticated,
             Self::TokenUsed | Self::TokenExpired(_) => Code::FailedPrecondition,
-            Self::ProofNotTaken => Code::FailedPrecondition,
+            Self::ProofNotTaken | Self::Restored => Code::FailedPrecondition,
             Self::CertificateUntrusted(_)
             | Self::CertificateExpired
             | Self::CertificateRevoked

@@ -211,6 +211,16 @@ pub struct QuarantineRecord {
     /// Nodes that may not join. Not told to the others, whom it does not concern.
     #[serde(default)]
     pub banned: BTreeMap<NodeName, BannedNode>,
+    /// It is from a backup, and nobody has said yet that it lacks nothing.
+    #[serde(default)]
+    pub restored: bool,
+}
+
+impl QuarantineRecord {
+    /// What is stored under its own key.
+    pub(crate) fn without_entries(&self) -> Self {
+        Self { sequence: self.sequence, restored: self.restored, ..Self::default() }
+    }
 }
 
 /// What a node's intermediates up to a number issued is revoked.
@@ -473,7 +483,7 @@ impl Store {
         for (digest, quarantined) in &record.digests {
             writes.push(Write::Put(Key::new(Tree::Quarantine, digest.0), self.encode(quarantined)?));
         }
-        let spread = QuarantineRecord { sequence: record.sequence, ..QuarantineRecord::default() };
+        let spread = record.without_entries();
         for writes in writes.chunks(self.engine.room()) {
             self.engine.commit(&[], writes)?;
         }

@@ -76,7 +76,9 @@ impl UpkeepError {
         match self {
             Self::Membership(MembershipError::Link(link)) => match link {
                 LinkError::Unreachable { .. } => false,
-                LinkError::Refused { reason, .. } => reason != "authority-failed",
+                LinkError::Refused { reason, .. } => {
+                    !matches!(reason.as_str(), "authority-failed" | "authority-restored")
+                }
                 LinkError::Distrust { .. } | LinkError::Malformed(_) | LinkError::Proof(_) => true,
             },
             _ => true,

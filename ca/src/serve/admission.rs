@@ -187,6 +187,20 @@ impl wire::admission_server::Admission for AdmissionService {
         .await
     }
 
+    async fn settle(
+        &self,
+        request: Request<wire::SettleRequest>,
+    ) -> Result<Response<wire::QuarantineResponse>, Status> {
+        let (by, authority) = (caller(&request)?, self.0.clone());
+        let (changed, sequence, members) = blocking(move || {
+            let changed = authority.settle(&by).map_err(evict_status)?;
+            tracing::warn!(changed, "settled: nodes go by this authority alone again");
+            Ok((changed, authority.quarantine().now().sequence, members(&authority)?))
+        })
+        .await?;
+        Ok(Response::new(self.in_force(changed, sequence, false, &members).await))
+    }
+
     async fn show_audit(&self, request: Request<wire::ShowAuditRequest>) -> Result<Response<wire::AuditPage>, Status> {
         let (store, from) = (self.0.store().clone(), request.into_inner().from);
         let (head, entries) = blocking(move || audit_page(&store, from)).await?;
@@ -238,6 +252,9 @@ impl AdmissionService {
         change: impl FnOnce(&Authority) -> Result<bool, Status> + Send + 'static,
     ) -> Result<Response<wire::QuarantineResponse>, Status> {
         let authority = self.0.clone();
+        if lift && authority.quarantine().now().restored {
+            return Err(Status::failed_precondition(LIFTS_NOTHING));
+        }
         let (changed, sequence, members) = blocking(move || {
             let changed = change(&authority)?;
             Ok((changed, authority.quarantine().now().sequence, members(&authority)?))
@@ -302,6 +319,9 @@ pub(super) fn members(authority: &Authority) -> Result<BTreeSet<NodeName>, Statu
 const ONE_NODE: &str = "this authority is embedded in its node and has no network listener, so it can admit no other \
                         node; run one for several hosts by `bonafide-ca`, see deploy/authority.toml.example, and start \
                         each node with --authority";
+
+const LIFTS_NOTHING: &str = "this authority was restored from a backup, and nodes lift nothing on its word before \
+                             `bonafide-ca settle`";
 
 fn quarantine_status(e: QuarantineError) -> Status {
     match e {

@@ -78,7 +78,7 @@ impl<'a> Change<'a> {
     /// # Errors
     /// Any [`StoreError`].
     pub fn quarantine(&mut self, seen: Option<&QuarantineRecord>, new: &QuarantineRecord) -> Result<(), StoreError> {
-        let number = |record: &QuarantineRecord| QuarantineRecord { sequence: record.sequence, ..Default::default() };
+        let number = QuarantineRecord::without_entries;
         self.swap(Key::new(Tree::Meta, QUARANTINE_KEY), seen.map(number).as_ref(), &number(new))?;
         let digest = |digest: &Digest| Key::new(Tree::Quarantine, digest.0);
         self.spread(seen.map(|seen| &seen.digests), &new.digests, digest)?;

@@ -20,7 +20,7 @@ use super::StoreError;
 use super::audit::Event;
 use super::engine::{Condition, Engine, Key, Tree, Write};
 
-const HEAD_KEY: &[u8] = b"audit-head";
+pub(super) const HEAD_KEY: &[u8] = b"audit-head";
 
 /// Where an entry lies.
 pub(super) fn audit_key(sequence: u64) -> Key {
@@ -253,17 +253,17 @@ impl Committer {
 ///
 /// Not made durable with each commit: after a crash it may be behind, never ahead.
 #[derive(Debug)]
-struct Mark {
+pub(super) struct Mark {
     path: PathBuf,
     file: File,
-    sequence: u64,
+    pub(super) sequence: u64,
     digest: Digest,
 }
 
 const MARK_LEN: usize = 40;
 
 impl Mark {
-    fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let mut bytes = Vec::new();
         Read::by_ref(&mut file).take(MARK_LEN as u64 + 1).read_to_end(&mut bytes)?;
