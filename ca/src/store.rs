@@ -43,7 +43,7 @@ pub enum StoreError {
     #[error("store {} is in use by another daemon; one state directory serves one", .0.display())]
     InUse(PathBuf),
     /// What is on disk is not what was written.
-    #[error("store {} is damaged: {why}; restore it from a backup, or remove the state directory to start anew", path.display())]
+    #[error("store {} is damaged: {why}; restore it from a backup (founding it anew would cut off every member)", path.display())]
     Damaged {
         /// Where.
         path: PathBuf,
@@ -374,7 +374,7 @@ impl Store {
         loop {
             let seen = self.engine.get(&key)?;
             let Some(bytes) = &seen else { return Ok(None) };
-            let mut record: QuarantineRecord = self.decode(bytes)?;
+            let mut record: QuarantineRecord = self.decode(bytes).map_err(|e| within(Tree::Meta, QUARANTINE_KEY, e))?;
             self.each(Tree::Quarantine, |name, value| {
                 let digest =
                     Digest::try_from(name).map_err(|e| self.damaged(&format!("a digest in quarantine {e}")))?;
@@ -395,7 +395,8 @@ impl Store {
     /// Any [`StoreError`].
     pub fn quarantine_sequence(&self, patience: Duration) -> Result<u64, StoreError> {
         let bytes = self.engine.glance(&Key::new(Tree::Meta, QUARANTINE_KEY), patience)?;
-        let record: Option<QuarantineRecord> = bytes.map(|bytes| self.decode(&bytes)).transpose()?;
+        let record = bytes.map(|bytes| self.decode::<QuarantineRecord>(&bytes)).transpose();
+        let record = record.map_err(|e| within(Tree::Meta, QUARANTINE_KEY, e))?;
         Ok(record.unwrap_or_default().sequence)
     }
 
@@ -475,7 +476,7 @@ impl Store {
     fn spread_quarantine(&self) -> Result<(), StoreError> {
         let key = Key::new(Tree::Meta, QUARANTINE_KEY);
         let Some(bytes) = self.engine.get(&key)? else { return Ok(()) };
-        let record: QuarantineRecord = self.decode(&bytes)?;
+        let record: QuarantineRecord = self.decode(&bytes).map_err(|e| within(Tree::Meta, QUARANTINE_KEY, e))?;
         if record.digests.is_empty() {
             return Ok(());
         }
@@ -497,7 +498,7 @@ impl Store {
             let page = self.engine.page(tree, last.as_deref(), PAGE)?;
             let whole = page.len() >= PAGE;
             for (name, value) in page {
-                take(&name, &value)?;
+                take(&name, &value).map_err(|e| within(tree, &name, e))?;
                 last = Some(name);
             }
             if !whole {
@@ -507,7 +508,8 @@ impl Store {
     }
 
     fn get<T: DeserializeOwned>(&self, key: &Key) -> Result<Option<T>, StoreError> {
-        self.engine.get(key)?.map(|bytes| self.decode(&bytes)).transpose()
+        let found = self.engine.get(key)?;
+        found.map(|bytes| self.decode(&bytes)).transpose().map_err(|e| within(key.tree, &key.name, e))
     }
 
     fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, StoreError> {
@@ -520,6 +522,20 @@ impl Store {
 
     fn damaged(&self, why: &dyn std::fmt::Display) -> StoreError {
         StoreError::Damaged { path: self.engine.place(), why: format!("a record cannot be read: {why}") }
+    }
+}
+
+/// The longest name that is written out in an error, in bytes.
+const NAME_SAID: usize = 80;
+
+/// With the record in which it was found, if that is what is wrong.
+fn within(tree: Tree, name: &[u8], e: StoreError) -> StoreError {
+    match e {
+        StoreError::Damaged { path, why } => {
+            let name = name.get(..NAME_SAID).unwrap_or(name).escape_ascii();
+            StoreError::Damaged { path, why: format!("{}/{name}: {why}", tree.name()) }
+        }
+        other => other,
     }
 }
 

@@ -13,7 +13,7 @@ use super::committer::Act;
 use super::engine::{Condition, Key, Tree, Write};
 use super::{
     BANNED_NODE, LedgerEntry, META_KEY, Meta, NodeRecord, QUARANTINE_KEY, QuarantineRecord, REVOKED_NODE,
-    REVOKED_SERIAL, REVOKED_WORKLOAD, Store, StoreError, TokenRecord,
+    REVOKED_SERIAL, REVOKED_WORKLOAD, Store, StoreError, TokenRecord, within,
 };
 
 /// See the module.
@@ -125,7 +125,8 @@ impl<'a> Change<'a> {
         T: Serialize + DeserializeOwned + PartialEq,
     {
         let bytes = self.store.engine.get(&key)?;
-        let found: Option<T> = bytes.as_deref().map(|bytes| self.store.decode(bytes)).transpose()?;
+        let found = bytes.as_deref().map(|bytes| self.store.decode::<T>(bytes)).transpose();
+        let found = found.map_err(|e| within(key.tree, &key.name, e))?;
         self.lost |= found.as_ref() != seen;
         self.put(key, bytes, self.store.encode(new)?);
         Ok(())

@@ -61,7 +61,7 @@ impl Store {
                 Some(signed) => return Ok(Some((record, signed))),
                 // It was replaced meanwhile, and its parts are gone.
                 None if self.policy()?.as_ref() != Some(&record) => {}
-                None => return Err(self.damaged(&"parts of the published policy are missing or changed")),
+                None => return Err(self.damaged(&"policies: parts of the published policy are missing or changed")),
             }
         }
         Err(self.damaged(&"the published policy is replaced faster than it can be read"))

@@ -127,6 +127,27 @@ async fn damage_anywhere_in_the_store_loses_nothing_unnoticed() {
 }
 
 #[tokio::test]
+async fn a_store_that_was_cut_short_is_refused() {
+    let dir = used().await;
+    let store = charter(dir.path()).state.join("store");
+    let whole = files(&store);
+    let (path, log) = whole.iter().find(|(path, _)| path.ends_with("db")).unwrap();
+    let written = log.iter().rposition(|b| *b != 0).unwrap();
+    let put_back = || {
+        files(&store).into_iter().for_each(|(path, _)| std::fs::remove_file(path).unwrap());
+        whole.iter().for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
+    };
+    for at in [0, 1, written / 4, written / 2, written * 3 / 4] {
+        put_back();
+        std::fs::write(path, &log[..at]).unwrap();
+        let refused = reopen(dir.path()).unwrap_err();
+        assert!(refused.to_string().contains("is damaged"), "cut at {at}: {refused}");
+    }
+    put_back();
+    assert_eq!(reopen(dir.path()).unwrap().nodes().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_store_taken_back_to_an_older_state_is_refused() {
     let domain = Domain::new();
     let token = domain.token(None);

@@ -81,7 +81,7 @@ fn said(output: &Output) -> String {
 
 /// What there is of everything: members, tokens that were used and one that was not, a ban, revocations, digests in
 /// quarantine, and a policy in parts.
-fn fill(authority: &Authority) {
+pub(crate) fn fill(authority: &Authority) {
     let by = By::Uid(0);
     for n in 0..200u8 {
         authority.quarantine().add(&by, Digest([n; 32]), "tested").unwrap();
@@ -110,10 +110,10 @@ fn terms() -> TokenTerms {
     TokenTerms { ttl: 600, ..TokenTerms::default() }
 }
 
-type Records = BTreeMap<(&'static str, Vec<u8>), Vec<u8>>;
+pub(crate) type Records = BTreeMap<(&'static str, Vec<u8>), Vec<u8>>;
 
 /// All that is in a store.
-fn all(engine: &dyn Engine) -> Records {
+pub(crate) fn all(engine: &dyn Engine) -> Records {
     let mut all = Records::new();
     for tree in Tree::ALL {
         let mut after: Option<Vec<u8>> = None;

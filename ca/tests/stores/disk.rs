@@ -1,11 +1,18 @@
 //! A disk that is full: what was acknowledged stays, what could not be written is an error that says so.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use bonafide_ca::authority::TokenTerms;
+use bonafide_ca::key::Key;
 use bonafide_ca::store::{By, Event, Store, StoreError};
+use bonafide_ca::{Authority, Charter, Embedded, csr, upkeep};
 use bonafide_proto::clock::SystemClock;
+use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host};
+use bonafide_proto::grant::Grant;
+use bonafide_proto::refusal::AttestReason;
 
 /// A file system of its own, and small.
 struct Small {
@@ -70,4 +77,70 @@ fn a_full_disk_is_an_error_and_what_was_acknowledged_stays() {
     let kept = entries.iter().filter(|entry| entry.act == "tested").count();
     assert!(kept >= acknowledged, "{acknowledged} were acknowledged, {kept} are there");
     note(&store, kept).unwrap();
+}
+
+fn fingerprint() -> Fingerprint {
+    let absent = || Evidence::Absent("not looked for".into());
+    let exe = HashedFile { path: "/usr/bin/python3".into(), digest: Digest([1; 32]) };
+    Fingerprint::of(exe, (33, 33), Host { bios_uuid: absent(), machine_id: absent(), node: None })
+}
+
+/// Until nothing more fits.
+fn fill(path: &Path) -> PathBuf {
+    let filling = path.join("filling");
+    let mut file = std::fs::File::create(&filling).unwrap();
+    let mut size = 1 << 20;
+    while size > 0 {
+        match file.write_all(&vec![0; size]) {
+            Ok(()) => {}
+            Err(_) => size /= 2,
+        }
+    }
+    filling
+}
+
+#[tokio::test]
+async fn a_node_whose_disk_is_full_issues_nothing_that_it_cannot_write_down_and_goes_by_what_it_is_told() {
+    let (small, dir) = (Small::new(), tempfile::tempdir().unwrap());
+    let charter = Charter {
+        state: dir.path().join("authority"),
+        trust_domain: "example.org".parse().unwrap(),
+        intermediate_ttl: 3600,
+        shared: None,
+        passphrase: None,
+    };
+    let authority = Arc::new(Authority::open(&charter, Arc::new(SystemClock)).unwrap());
+    let (link, node) = (Embedded(authority.clone()), Arc::new(crate::replicas::node(&small.path, "a")));
+    let terms = TokenTerms { ttl: 600, grant: Some(Grant::everything()), ..TokenTerms::default() };
+    node.join(&link, &authority.create_token(terms).unwrap().0).await.unwrap();
+    let csr = csr::request(&Key::generate().unwrap()).unwrap();
+    let issue = || node.issue_leaf(&"shop/web".parse().unwrap(), &fingerprint(), &csr);
+    issue().unwrap();
+
+    let filling = fill(&small.path);
+    let refused = loop {
+        // What sled has set aside may still take some.
+        match issue() {
+            Ok(_) => {}
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(refused.reason, AttestReason::Unavailable, "{refused:?}");
+    let before = node.member().unwrap();
+    let unkept = node.renew(&link).await.unwrap_err().to_string();
+    assert!(unkept.contains("No space left on device"), "{unkept}");
+    assert_eq!(node.member().unwrap().not_after(), before.not_after(), "what cannot be kept is not used");
+    let (follows, told) = (node.clone(), Digest([7; 32]));
+    let following = tokio::spawn(async move { match upkeep::follow(&follows, &link).await {} });
+    authority.quarantine().add(&By::Uid(0), told, "tested").unwrap();
+    crate::replicas::knows(&node, told).await;
+    following.abort();
+
+    std::fs::remove_file(filling).unwrap();
+    node.renew(&Embedded(authority)).await.unwrap();
+    drop(node);
+    let again = crate::replicas::node(&small.path, "a");
+    assert!(again.member().is_some());
+    again.issue_leaf(&"shop/web".parse().unwrap(), &fingerprint(), &csr).unwrap();
+    crate::audit::verify(again.store()).unwrap();
 }

@@ -13,6 +13,7 @@
 mod audit;
 mod backups;
 mod cluster;
+mod damage;
 mod disk;
 mod engines;
 mod partition;

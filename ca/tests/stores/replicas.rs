@@ -83,6 +83,11 @@ impl Authorities {
         self.dir.path().join(format!("admin-{n}.sock"))
     }
 
+    /// What it has written down.
+    pub(crate) fn log(&self, n: usize) -> String {
+        std::fs::read_to_string(self.dir.path().join(format!("log-{n}"))).unwrap()
+    }
+
     fn start(&mut self, n: usize) {
         let log = self.dir.path().join(format!("log-{n}"));
         let log = std::fs::OpenOptions::new().append(true).create(true).open(log).unwrap();
@@ -114,8 +119,7 @@ impl Authorities {
             if self.processes[n].as_mut().unwrap().try_wait().unwrap().is_some() {
                 self.start(n);
             }
-            let log = || std::fs::read_to_string(self.dir.path().join(format!("log-{n}"))).unwrap();
-            assert!(Instant::now() < until, "authority {n} does not serve: {}", log());
+            assert!(Instant::now() < until, "authority {n} does not serve: {}", self.log(n));
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
