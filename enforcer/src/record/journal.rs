@@ -34,12 +34,14 @@ pub(super) struct Journal {
     file: File,
     live: BTreeMap<u64, Vec<u8>>,
     size: u64,
+    /// A write failed half-way: the next one starts a line of its own.
+    torn: bool,
 }
 
 impl Journal {
     /// An empty journal in place of the one that was there.
     pub(super) fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), file: empty(path)?, live: BTreeMap::new(), size: 0 })
+        Ok(Self { path: path.to_owned(), file: empty(path)?, live: BTreeMap::new(), size: 0, torn: false })
     }
 
     /// Notes what is known of flow `number` by now.
@@ -59,7 +61,13 @@ impl Journal {
 
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
         self.size += line.len() as u64;
-        self.file.write_all(line)
+        if self.torn {
+            self.file.write_all(b"\n")?;
+        }
+        self.torn = true;
+        self.file.write_all(line)?;
+        self.torn = false;
+        Ok(())
     }
 
     /// Writes a new file beside the old one and renames it over: a kill in between loses neither.
@@ -70,7 +78,7 @@ impl Journal {
             file.write_all(line)?;
         }
         std::fs::rename(&beside, &self.path)?;
-        self.file = file;
+        (self.file, self.torn) = (file, false);
         // Counted from here, so that many live flows do not make every note a rewrite.
         self.size = 0;
         Ok(())
@@ -88,7 +96,7 @@ pub(super) fn orphans(journal: &Path, records: &Path) -> io::Result<Vec<FlowReco
     let mut reader = BufReader::new(file);
     let mut line = Vec::new();
     while reader.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)? > 0 {
-        // A line that a kill cut off is the last one, and its flow has no earlier draft or an older one.
+        // A line that a kill or a full disk cut off costs itself alone: its flow has no earlier draft or an older one.
         if let Ok(entry) = serde_json::from_slice::<Entry>(&line) {
             match entry.draft {
                 Some(draft) => live.insert(entry.n, (draft, entry.ends)),

@@ -220,6 +220,59 @@ mod tests {
         assert_eq!(lines(dir.path()).len(), 2);
     }
 
+    /// A small file system of its own.
+    struct Small(tempfile::TempDir);
+
+    impl Small {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let mut mount = std::process::Command::new("mount");
+            mount.args(["-t", "tmpfs", "-o", "size=256k", "bonafide-test"]).arg(dir.path());
+            assert!(mount.status().unwrap().success());
+            Self(dir)
+        }
+    }
+
+    impl Drop for Small {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+        }
+    }
+
+    #[test]
+    fn a_full_disk_costs_what_it_could_not_take_and_nothing_before_or_after() {
+        let small = Small::new();
+        let dir = small.0.path();
+        let records = open(dir);
+        let live = || {
+            let mut account = Account::open(&records, End::Source, "enforce");
+            account.allowed(Some("web to db"));
+            let id = account.id().to_owned();
+            std::mem::forget(account);
+            id
+        };
+        let before = live();
+        let filling = dir.join("filling");
+        let mut file = std::fs::File::create(&filling).unwrap();
+        while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+        for _ in 0..50 {
+            Account::open(&records, End::Source, "enforce").refused(&Why::new(Reason::NoRule, "none"));
+        }
+        std::fs::remove_file(filling).unwrap();
+        let after = live();
+        let done = Account::open(&records, End::Source, "enforce");
+        let written = done.id().to_owned();
+        done.refused(&Why::new(Reason::NoRule, "none"));
+        drop(records);
+        drop(open(dir));
+        let text = std::fs::read_to_string(dir.join("flows.jsonl")).unwrap();
+        let records: Vec<FlowRecord> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        for id in [before, after, written] {
+            assert_eq!(records.iter().filter(|record| record.id == id).count(), 1, "{text}");
+        }
+        assert!(text.lines().count() <= records.len() + 2, "one torn line at the most: {text}");
+    }
+
     #[test]
     fn garbage_in_the_journal_and_a_partial_last_record_lose_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
