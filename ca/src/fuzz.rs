@@ -5,6 +5,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use bonafide_fuzz::{element, fuzz};
 use bonafide_proto::revoked::Revoked;
 use bonafide_proto::svid::{Expect, TrustBundle};
 use bonafide_proto::wire::authority as wire;
@@ -24,34 +25,6 @@ use crate::order::{Holder, Order, Validity};
 use crate::{mint, template};
 
 const NOW: i64 = 1_800_000_000;
-
-/// A seed with a piece of it replaced.
-fn spliced(seeds: &[Vec<u8>], (which, at, cut, noise): &(u8, u16, u16, Vec<u8>)) -> Vec<u8> {
-    let seed = &seeds[usize::from(*which) % seeds.len()];
-    let at = usize::from(*at) % (seed.len() + 1);
-    let cut = usize::from(*cut) % (seed.len() - at + 1);
-    [&seed[..at], noise, &seed[at + cut..]].concat()
-}
-
-fn fuzz(seeds: &[Vec<u8>], property: fn(&[u8])) {
-    seeds.iter().for_each(|seed| property(seed));
-    bolero::check!()
-        .with_type::<(u8, u16, u16, Vec<u8>)>()
-        .with_iterations(1_000_000)
-        .with_test_time(Duration::from_secs(2))
-        .for_each(|edit| property(&spliced(seeds, edit)));
-}
-
-/// A DER element with a short or a two-byte length.
-fn element(tag: u8, content: &[u8]) -> Vec<u8> {
-    let length = content.len();
-    let header = match u8::try_from(length) {
-        Ok(short @ 0..0x80) => vec![tag, short],
-        Ok(byte) => vec![tag, 0x81, byte],
-        Err(_) => [&[tag, 0x82], &u16::try_from(length).unwrap().to_be_bytes()[..]].concat(),
-    };
-    [header, content.to_vec()].concat()
-}
 
 /// What this key signs, whatever it is.
 fn signed(content: &[u8], key: &Key) -> Vec<u8> {
@@ -77,7 +50,7 @@ fn requests() {
     let (_, read) = X509CertificationRequest::from_der(&whole).unwrap();
     let content = read.certification_request_info.raw.to_vec();
     assert!(PublicKey::of_csr(&signed(&content, &KEY)).is_ok());
-    fuzz(&[content, whole.clone()], |bytes| {
+    fuzz!([content, whole.clone()], |bytes| {
         let own = KEY.subject_public_key_info();
         for request in [bytes.to_vec(), signed(bytes, &KEY)] {
             match PublicKey::of_csr(&request) {
@@ -125,7 +98,7 @@ fn certificates() {
         checker::received(der, &order.trust_domain, holder, &KEY.subject_public_key_info(), &roots)
     };
     assert_eq!((check(node), check(&signed(&content, root))), (Ok(order.validity), Ok(order.validity)));
-    fuzz(&[content, node.clone(), certificate.to_vec()], |bytes| {
+    fuzz!([content, node.clone(), certificate.to_vec()], |bytes| {
         let Issued { root, certificate, order, node } = &*ISSUED;
         let spki = KEY.subject_public_key_info();
         let by = SignedBy::Issuer(certificate);
@@ -173,7 +146,7 @@ fn mesh_states() {
         with(vec![vec![1; 32]], Some(revoked(&["a", "b-1"], 16))),
         with(vec![], Some(revoked(&["a/b"], 21))),
     ];
-    fuzz(&seeds, |bytes| {
+    fuzz!(seeds, |bytes| {
         let Ok(message) = wire::MeshState::decode(bytes) else { return };
         match MeshState::try_from(message.clone()) {
             Ok(state) => {
@@ -210,7 +183,7 @@ fn proofs() {
         wire::Answer { of: Some(wire::answer::Of::X509pop(signed)) }.encode_to_vec(),
         wire::Challenge { of: Some(wire::challenge::Of::X509popNonce(vec![9; 32])) }.encode_to_vec(),
     ];
-    fuzz(&seeds, |bytes| {
+    fuzz!(seeds, |bytes| {
         if let Ok(message) = wire::Evidence::decode(bytes) {
             match Evidence::try_from(message.clone()) {
                 Ok(evidence) => assert_eq!(wire::Evidence::from(&evidence), message),

@@ -25,25 +25,11 @@ use crate::sys::lines::{self, Stopped};
 use crate::sys::regular::inside;
 use crate::sys::walk::socket_inode;
 
-/// A seed with a piece of it replaced.
-fn spliced(seeds: &[&[u8]], (which, at, cut, noise): &(u8, u16, u16, Vec<u8>)) -> Vec<u8> {
-    let seed = seeds[usize::from(*which) % seeds.len()];
-    let at = usize::from(*at) % (seed.len() + 1);
-    let cut = usize::from(*cut) % (seed.len() - at + 1);
-    [&seed[..at], noise, &seed[at + cut..]].concat()
-}
-
-/// Holds a property against variations of these seeds.
+/// Seeds are slices here.
 macro_rules! fuzz {
     ($seeds:expr, $property:expr) => {{
         let seeds: &[&[u8]] = $seeds;
-        let property: fn(&[u8]) = $property;
-        seeds.iter().for_each(|seed| property(seed));
-        bolero::check!()
-            .with_type::<(u8, u16, u16, Vec<u8>)>()
-            .with_iterations(1_000_000)
-            .with_test_time(std::time::Duration::from_secs(2))
-            .for_each(|edit| property(&spliced(seeds, edit)));
+        bonafide_fuzz::fuzz!(seeds, $property);
     }};
 }
 

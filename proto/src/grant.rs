@@ -201,6 +201,8 @@ fn patterns(der: &[u8]) -> Result<Grant, GrantError> {
 
 #[cfg(test)]
 mod tests {
+    use bonafide_fuzz::element;
+
     use super::*;
 
     fn grant(text: &str) -> Grant {
@@ -263,10 +265,6 @@ mod tests {
         for (one, other) in [("a", "a*"), ("ab*", "a*"), ("", "a"), ("a,b", "a,c")] {
             assert!(!grant(one).covers(&grant(other)), "{one} {other}");
         }
-    }
-
-    fn element(tag: u8, content: &[u8]) -> Vec<u8> {
-        [&[tag, u8::try_from(content.len()).unwrap()], content].concat()
     }
 
     fn mandate(number: &[u8], workloads: &[&str]) -> Vec<u8> {

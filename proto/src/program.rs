@@ -199,17 +199,9 @@ fn script(items: &mut Items<'_>) -> Result<Option<Script>, ProgramError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use bonafide_fuzz::element;
 
-    fn element(tag: u8, content: &[u8]) -> Vec<u8> {
-        let length = u16::try_from(content.len()).unwrap();
-        let head = match content.len() {
-            0..=0x7f => vec![tag, content.len() as u8],
-            0x80..=0xff => vec![tag, 0x81, content.len() as u8],
-            _ => [&[tag, 0x82][..], &length.to_be_bytes()].concat(),
-        };
-        [&head, content].concat()
-    }
+    use super::*;
 
     fn sequence(items: &[Vec<u8>]) -> Vec<u8> {
         element(0x30, &items.concat())

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use bonafide_fuzz::{element, fuzz};
 use bonafide_proto::container::{Container, Pod};
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::{
@@ -34,28 +35,6 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
-
-/// A seed with a piece of it replaced.
-fn spliced(seeds: &[Vec<u8>], (which, at, cut, noise): &(u8, u16, u16, Vec<u8>)) -> Vec<u8> {
-    let seed = &seeds[usize::from(*which) % seeds.len()];
-    let at = usize::from(*at) % (seed.len() + 1);
-    let cut = usize::from(*cut) % (seed.len() - at + 1);
-    [&seed[..at], noise, &seed[at + cut..]].concat()
-}
-
-/// Holds a property against variations of these seeds.
-macro_rules! fuzz {
-    ($seeds:expr, $property:expr) => {{
-        let seeds: Vec<Vec<u8>> = $seeds;
-        let property: fn(&[u8]) = $property;
-        seeds.iter().for_each(|seed| property(seed));
-        bolero::check!()
-            .with_type::<(u8, u16, u16, Vec<u8>)>()
-            .with_iterations(1_000_000)
-            .with_test_time(Duration::from_secs(2))
-            .for_each(|edit| property(&spliced(&seeds, edit)));
-    }};
-}
 
 fn evidence(fingerprint: Fingerprint) -> Attestation {
     Attestation {
@@ -174,7 +153,7 @@ fn observed_flows() {
     let refused = AttestRefusal::new(AttestReason::ProcessGone, "it ended");
     let there = There { node: Some("b".parse().unwrap()), attested: Err(refused) };
     let flows = [flow(Ending::Closed, Some(there)), flow(Ending::Refused, None)];
-    let seeds = flows.iter().map(|flow| wire::ObservedFlow::from(flow).encode_to_vec()).collect();
+    let seeds: Vec<Vec<u8>> = flows.iter().map(|flow| wire::ObservedFlow::from(flow).encode_to_vec()).collect();
     fuzz!(seeds, |bytes| {
         let Ok(message) = wire::ObservedFlow::decode(bytes) else { return };
         let Ok(flow) = ObservedFlow::try_from(message) else { return };
@@ -198,17 +177,6 @@ fn kernel_records() {
     });
 }
 
-/// A DER element with a short or a two-byte length.
-fn element(tag: u8, content: &[u8]) -> Vec<u8> {
-    let length = content.len();
-    let header = match u8::try_from(length) {
-        Ok(short @ 0..0x80) => vec![tag, short],
-        Ok(byte) => vec![tag, 0x81, byte],
-        Err(_) => [&[tag, 0x82], &u16::try_from(length).unwrap().to_be_bytes()[..]].concat(),
-    };
-    [header, content.to_vec()].concat()
-}
-
 #[test]
 fn certified_programs() {
     let taints = element(0x30, &element(0x0c, b"deleted"));
@@ -219,7 +187,7 @@ fn certified_programs() {
         [element(0x83, &[3; 32]), element(0x84, &[4; 32]), element(0x85, b"4c4c"), element(0x86, b"0123")].concat();
     let seeds = [Vec::new(), file, inline, element(0x82, &[])]
         .map(|code| element(0x30, &[&least, &code, &more].map(|part| part.as_slice()).concat()));
-    fuzz!(seeds.into(), |der| {
+    fuzz!(seeds, |der| {
         let Ok(program) = CertifiedProgram::from_der(der) else { return };
         for path in
             [Some(program.program.as_str()), program.script_file().map(|file| file.path.as_str())].into_iter().flatten()
@@ -251,7 +219,7 @@ fn names() {
         "two-programs",
         "",
     ];
-    fuzz!(seeds.map(|text| text.as_bytes().to_vec()).into(), |bytes| {
+    fuzz!(seeds.map(|text| text.as_bytes().to_vec()), |bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return };
         written_as_read::<SpiffeId>(text);
         written_as_read::<TrustDomain>(text);
@@ -276,8 +244,9 @@ fn join_tokens() {
     let token = JoinToken::new(Secret::generate().unwrap(), vec![0x30; 300].into());
     fuzz!(vec![token.reveal().as_bytes().to_vec(), b"bonafide-join-v1.".to_vec()], |bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return };
-        if let Ok(token) = text.parse::<JoinToken>() {
-            assert_eq!(token.reveal().as_str(), text.trim());
+        match text.parse::<JoinToken>() {
+            Ok(token) => assert_eq!(token.reveal().as_str(), text.trim()),
+            Err(refusal) => shown(&refusal.to_string()),
         }
     });
 }

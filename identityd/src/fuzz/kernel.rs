@@ -9,7 +9,6 @@ use netlink_packet_core::{DoneMessage, NetlinkHeader, NetlinkMessage, NetlinkPay
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::inet::{InetResponse, InetResponseHeader, SocketId};
 
-use super::spliced;
 use crate::earlier::{self, Memory};
 use crate::events::Event;
 use crate::execs::{Arguments, AtExec};

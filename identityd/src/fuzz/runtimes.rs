@@ -8,7 +8,7 @@ use bonafide_proto::wire::node;
 use prost::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
-use super::{ID, spliced};
+use super::ID;
 use crate::container::bounded;
 use crate::container::circuit::AskError;
 use crate::container::containerd::{self, described, in_pod, leading_to, pod_of};
