@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::fingerprint::Digest;
+use crate::json;
 use crate::name::{NameError, SpiffeId, TrustDomain};
 
 /// The longest token that is looked at, in bytes.
@@ -21,6 +22,8 @@ pub const AUDIENCES_MAX: usize = 16;
 pub const AUDIENCE_MAX: usize = 512;
 /// The most keys of one trust domain.
 pub const KEYS_MAX: usize = 16;
+/// The longest that is told of a header that is none, in characters.
+const SHOWN_MAX: usize = 200;
 /// Clocks may differ by so many seconds.
 const LEEWAY: f64 = 30.0;
 /// An uncompressed point of P-256 (SEC 1 §2.3.3): 4, x, y.
@@ -178,7 +181,7 @@ impl JwtBundle {
     }
 
     fn key(&self, header: &[u8]) -> Result<&JwtKey, JwtError> {
-        let header: Header = serde_json::from_slice(header).map_err(|e| JwtError::Header(e.to_string()))?;
+        let header: Header = serde_json::from_slice(header).map_err(|e| JwtError::Header(shown(&e)))?;
         if header.typ.as_deref().is_some_and(|typ| typ != "JWT" && typ != "JOSE") {
             return Err(JwtError::Header("its typ is neither JWT nor JOSE".to_owned()));
         }
@@ -190,8 +193,9 @@ impl JwtBundle {
     }
 
     fn claims(&self, payload: &[u8], audience: &str, now: i64) -> Result<Proven, JwtError> {
-        let claims: Map<String, Value> =
-            serde_json::from_slice(payload).map_err(|_| JwtError::Claims("they are no JSON object"))?;
+        let Ok(Value::Object(claims)) = json::parse(payload) else {
+            return Err(JwtError::Claims("they are no JSON object in which every name stands once"));
+        };
         let subject = claims.get("sub").and_then(Value::as_str).ok_or(JwtError::Claims("sub is missing"))?;
         let id: SpiffeId = subject.parse()?;
         if *id.trust_domain() != self.trust_domain {
@@ -243,6 +247,11 @@ pub fn check_audiences(audiences: &[String]) -> Result<(), Malformed> {
         return Err(Malformed("an audience has 1 to 512 bytes"));
     }
     Ok(())
+}
+
+/// What is wrong may repeat what whoever made the token wrote.
+fn shown(e: &serde_json::Error) -> String {
+    e.to_string().chars().take(SHOWN_MAX).flat_map(char::escape_debug).collect()
 }
 
 fn decoded(part: &str) -> Result<Vec<u8>, JwtError> {

@@ -11,6 +11,7 @@ pub mod endpoint;
 pub mod fingerprint;
 pub mod flow;
 pub mod grant;
+mod json;
 pub mod jwt;
 pub mod kernel;
 pub mod name;

@@ -9,6 +9,8 @@ use std::str::FromStr;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bonafide_fuzz::{element, fuzz};
 use bonafide_proto::container::{Container, Pod};
 use bonafide_proto::convert::Attestation;
@@ -17,6 +19,7 @@ use bonafide_proto::fingerprint::{
 };
 use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
 use bonafide_proto::grant::{Grant, MANDATE_OID, Mandate};
+use bonafide_proto::jwt::{self, JwtBundle, JwtKey};
 use bonafide_proto::kernel::{ConnectRecord, RECORD_SIZE};
 use bonafide_proto::name::{NodeName, SpiffeId, TrustDomain, WorkloadName};
 use bonafide_proto::observed::{Ending, ObservedFlow, Protocol, There};
@@ -24,6 +27,7 @@ use bonafide_proto::program::CertifiedProgram;
 use bonafide_proto::record::{End, EndedBy, FlowRecord, NearMiss, Outcome, Party, RECORD_VERSION, Reason, Transport};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::signed_policy::{POLICY_SIGNER_OID, SignedPolicy};
+use bonafide_proto::spiffe_bundle::SpiffeBundle;
 use bonafide_proto::svid::{Expect, FINGERPRINT_OID, PeerSvid, SvidError, TrustBundle};
 use bonafide_proto::taint::Taint;
 use bonafide_proto::token::{JoinToken, Secret};
@@ -33,6 +37,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, SanType, SigningKey as _,
 };
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -403,6 +409,64 @@ fn peer_certificates() {
                 shown(&peer.program().unwrap().program);
             }
             Err(refusal) => shown(&refusal.to_string()),
+        }
+    });
+}
+
+/// A bundle of somebody else's is read as it is written again, or refused in words that can be shown.
+#[test]
+fn spiffe_bundles() {
+    let key = JwtKey::new([&[4], [7; 64].as_slice()].concat()).unwrap();
+    let tokens = JwtBundle::new("example.org".parse().unwrap(), vec![key]).unwrap();
+    let own = SpiffeBundle::of(&MESH.bundle, &tokens, Some(7)).unwrap().document().to_string();
+    let rsa = r#"{"keys":[{"kty":"RSA","use":"jwt-svid","kid":"r","n":"","e":"AQAB"},{"kty":"OKP"}]}"#;
+    fuzz!(vec![own, rsa.to_owned(), r#"{"keys":[],"spiffe_sequence":1}"#.to_owned()], |document| {
+        match SpiffeBundle::parse(document) {
+            Ok(bundle) => {
+                let again = bundle.document().to_string();
+                assert_eq!(SpiffeBundle::parse(again.as_bytes()).unwrap(), bundle);
+                assert!(bundle.roots().len() + bundle.token_keys().len() <= 2, "there is no key that was not written");
+            }
+            Err(refusal) => shown(&refusal.to_string()),
+        }
+    });
+}
+
+/// Of tokens that were changed on the way none is good, and those that our own key signed say what was signed, or nothing.
+#[test]
+fn jwt_svids() {
+    static SIGNER: LazyLock<(EcdsaKeyPair, JwtKey, JwtBundle)> = LazyLock::new(|| {
+        let (algorithm, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
+        let document = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
+        let pair = EcdsaKeyPair::from_pkcs8(algorithm, document.as_ref(), &random).unwrap();
+        let key = JwtKey::new(pair.public_key().as_ref().to_vec()).unwrap();
+        let bundle = JwtBundle::new("example.org".parse().unwrap(), vec![key.clone()]).unwrap();
+        (pair, key, bundle)
+    });
+    const NOW: i64 = 1_800_000_000;
+    fn signed(part: &str) -> String {
+        jwt::joined(part, SIGNER.0.sign(&SystemRandom::new(), part.as_bytes()).unwrap().as_ref())
+    }
+    let id = "spiffe://example.org/web".parse().unwrap();
+    let part = jwt::signed_part(&SIGNER.1, &id, &["db".to_owned()], (NOW, NOW + 300));
+    let whole = signed(&part);
+    SIGNER.2.verify(&whole, "db", NOW).unwrap();
+    let decoded = |part: &str| URL_SAFE_NO_PAD.decode(part).unwrap();
+    let (header, claims) = part.split_once('.').unwrap();
+    let seeds = vec![decoded(header), decoded(claims), whole.into_bytes()];
+    fuzz!(seeds, |bytes| {
+        let (_, key, bundle) = &*SIGNER;
+        let own = format!("{{\"alg\":\"ES256\",\"kid\":\"{}\"}}", key.kid());
+        let [own, bytes_as_part] = [own.as_bytes(), bytes].map(|part| URL_SAFE_NO_PAD.encode(part));
+        let text = String::from_utf8_lossy(bytes);
+        for token in [&*text, &signed(&format!("{own}.{bytes_as_part}")), &signed(&format!("{bytes_as_part}.{own}"))] {
+            match bundle.verify(token, "db", NOW) {
+                Ok(proven) => {
+                    assert_eq!(proven.id.trust_domain().as_str(), "example.org");
+                    assert!(proven.expires >= NOW - 30 && proven.claims["sub"] == proven.id.to_string());
+                }
+                Err(refusal) => shown(&refusal.to_string()),
+            }
         }
     });
 }
