@@ -133,8 +133,13 @@ mod tests {
     }
 
     #[test]
-    fn an_oversized_request_is_refused_before_parsing() {
+    fn an_oversized_request_is_refused_by_its_length_before_parsing() {
         assert_eq!(PublicKey::of_csr(&[0x30; CSR_MAX + 1]), Err(CsrError::TooLarge(CSR_MAX + 1)));
+        // Also one that begins as a good one does; shorter by enough, it would be read to the bytes that are too many.
+        let good = request(&Key::generate().unwrap()).unwrap();
+        let padded = |length: usize| [good.clone(), vec![0; length]].concat();
+        assert_eq!(PublicKey::of_csr(&padded(1 << 20)), Err(CsrError::TooLarge(good.len() + (1 << 20))));
+        assert!(matches!(PublicKey::of_csr(&padded(1)), Err(CsrError::Malformed(_))));
     }
 
     #[test]

@@ -318,6 +318,7 @@ fn check_leaf(cert: &X509Certificate<'_>) -> Result<(), SvidError> {
 /// The intermediate shown with a leaf, if it is the leaf's issuer and may have issued it.
 fn issuer(shown: &CertificateDer<'_>, leaf: &X509Certificate<'_>, id: &SpiffeId) -> Result<Issuer, SvidError> {
     let intermediate = parse(shown)?;
+    may_sign(&intermediate)?;
     if intermediate.subject().as_raw() != leaf.issuer().as_raw() {
         return Err(SvidError::Issuer);
     }
@@ -326,6 +327,14 @@ fn issuer(shown: &CertificateDer<'_>, leaf: &X509Certificate<'_>, id: &SpiffeId)
     match id.workload_name() {
         Some(workload) if !grant.allows(&workload) => Err(SvidError::NotGranted { node, workload }),
         _ => Ok(Issuer { node, number }),
+    }
+}
+
+/// X509-SVID.md §4.3; webpki looks at no key usage.
+fn may_sign(intermediate: &X509Certificate<'_>) -> Result<(), SvidError> {
+    match intermediate.key_usage().map_err(|e| SvidError::Malformed(e.to_string()))? {
+        Some(usage) if usage.critical && usage.value.key_cert_sign() => Ok(()),
+        _ => Err(SvidError::Path("the intermediate may not sign certificates, by its key usage".into())),
     }
 }
 

@@ -168,6 +168,15 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_is_too_long_is_refused_before_it_is_decoded() {
+        // The root alone would be too large; and what is longer is not even looked through for what is no base64.
+        let large = JoinToken::new(Secret::generate().unwrap(), CertificateDer::from(vec![7; CERTIFICATE_MAX + 1]));
+        assert_eq!(large.reveal().parse::<JoinToken>().err(), Some(TokenError::Damaged));
+        let million = format!("{PREFIX}{}", "!".repeat(1 << 20));
+        assert_eq!(million.parse::<JoinToken>().err(), Some(TokenError::Damaged));
+    }
+
+    #[test]
     fn every_single_damaged_character_is_noticed() {
         let text = token().reveal();
         for at in PREFIX.len()..text.len() {

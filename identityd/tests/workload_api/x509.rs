@@ -49,6 +49,18 @@ async fn w_5_an_svid_is_a_der_chain_with_its_pkcs8_key_and_its_bundle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn w_5_every_field_but_the_hint_says_something_and_w_6_the_hint_of_the_one_identity_is_unset() {
+    let endpoint = Endpoint::start().await;
+    let mut program = Program::start(&endpoint.socket());
+    let said = program.asked("svids").await;
+    let svid = the_one(&said).as_object().unwrap();
+    assert_eq!(svid.keys().collect::<Vec<_>>(), ["bundle", "chain", "hint", "id", "key"]);
+    for (field, value) in svid {
+        assert_eq!(value.as_str().unwrap().is_empty(), field == "hint", "{field}: {value}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn openssl_accepts_chain_and_key() {
     let endpoint = Endpoint::start().await;
     let mut program = Program::start(&endpoint.socket());
