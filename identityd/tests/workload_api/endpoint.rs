@@ -36,6 +36,7 @@ impl Clock for Travel {
 /// The node; its daemons end with it.
 pub(crate) struct Endpoint {
     pub(crate) dir: TempDir,
+    leaf_ttl: i64,
     clock: Arc<Travel>,
     ca: Option<Running>,
     _identityd: Running,
@@ -72,6 +73,13 @@ impl Endpoint {
         endpoint
     }
 
+    /// Where certificates last so many seconds.
+    pub(crate) async fn with_leaf_ttl(leaf_ttl: i64, policy: &str) -> Self {
+        let mut endpoint = Self { leaf_ttl, ..Self::without_ca(policy).await };
+        endpoint.start_ca().await;
+        endpoint
+    }
+
     pub(crate) async fn without_ca(policy: &str) -> Self {
         let (dir, clock) = (tempfile::tempdir().unwrap(), Arc::<Travel>::default());
         let at = dir.path().display();
@@ -86,18 +94,18 @@ impl Endpoint {
             let stop = async { drop(stopped.await) };
             bonafide_identityd::daemon::run(config, shared, stop).await.unwrap();
         });
-        let endpoint = Self { dir, clock, ca: None, _identityd: identityd };
+        let endpoint = Self { dir, leaf_ttl: LEAF_TTL, clock, ca: None, _identityd: identityd };
         endpoint.answers(&endpoint.socket()).await;
         endpoint
     }
 
     /// The CA, with the state that an earlier one left.
     pub(crate) async fn start_ca(&mut self) {
-        let at = self.dir.path().display();
+        let (at, leaf_ttl) = (self.dir.path().display(), self.leaf_ttl);
         let config = format!(
             "role = \"local\"\nstate = \"{at}/ca\"\n[root]\ntrust_domain = \"example.org\"\n\
              admin_socket = \"{at}/authority.sock\"\n[node]\nname = \"a\"\nsocket = \"{at}/ca.sock\"\n\
-             callers = []\nleaf_ttl_seconds = {LEAF_TTL}\n"
+             callers = []\nleaf_ttl_seconds = {leaf_ttl}\n"
         );
         let config = bonafide_ca::config::Config::parse(&config).unwrap();
         let daemon = bonafide_ca::daemon::Daemon::bind(&config, self.clock.clone()).await.unwrap();

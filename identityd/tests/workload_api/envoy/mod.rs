@@ -1,5 +1,7 @@
 //! A real Envoy that has its certificate and its trust from SDS, and demands certificates of its clients.
 
+mod pair;
+
 use std::path::Path;
 use std::process::Stdio;
 
@@ -12,14 +14,28 @@ use crate::x509::{certificates, openssl, the_one};
 
 const GREETING: &str = "greetings from envoy";
 
+/// A secret of ours, by its name.
+fn secret(name: &str) -> String {
+    format!(
+        "{{name: \"{name}\", sds_config: {{resource_api_version: V3, api_config_source: {{api_type: GRPC, \
+         transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: bonafide}}}}]}}}}}}"
+    )
+}
+
+/// Greets whoever has a certificate.
+fn greeter(port: u16, names: [&str; 2]) -> String {
+    let greets = format!(
+        r#"
+      - name: envoy.filters.network.direct_response
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config
+          response: {{inline_string: "{GREETING}"}}"#
+    );
+    listener(port, names, &greets)
+}
+
 /// One listener; `names` are of its certificate and of whom it trusts.
-fn listener(port: u16, [certificate, trusted]: [&str; 2]) -> String {
-    let secret = |name: &str| {
-        format!(
-            "{{name: \"{name}\", sds_config: {{resource_api_version: V3, api_config_source: {{api_type: GRPC, \
-             transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: bonafide}}}}]}}}}}}"
-        )
-    };
+fn listener(port: u16, [certificate, trusted]: [&str; 2], filter: &str) -> String {
     format!(
         r#"
   - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
@@ -32,23 +48,19 @@ fn listener(port: u16, [certificate, trusted]: [&str; 2]) -> String {
           common_tls_context:
             tls_certificate_sds_secret_configs: [{}]
             validation_context_sds_secret_config: {}
-      filters:
-      - name: envoy.filters.network.direct_response
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config
-          response: {{inline_string: "{GREETING}"}}
+      filters:{filter}
 "#,
         secret(certificate),
         secret(trusted)
     )
 }
 
-fn config(socket: &Path, listeners: &str) -> String {
+fn config(socket: &Path, listeners: &str, clusters: &str) -> String {
     format!(
         r#"node: {{id: edge, cluster: edge}}
 static_resources:
   listeners:{listeners}
-  clusters:
+  clusters:{clusters}
   - name: bonafide
     type: STATIC
     typed_extension_protocol_options:
@@ -68,10 +80,11 @@ fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn start(endpoint: &Endpoint, listeners: &str) -> Child {
-    let file = endpoint.dir.path().join("envoy.yaml");
-    std::fs::write(&file, config(&endpoint.socket(), listeners)).unwrap();
-    let log = std::fs::File::create(endpoint.dir.path().join("envoy.log")).unwrap();
+/// Its files are called by `name`.
+fn start(endpoint: &Endpoint, name: &str, listeners: &str, clusters: &str) -> Child {
+    let file = endpoint.dir.path().join(format!("{name}.yaml"));
+    std::fs::write(&file, config(&endpoint.socket(), listeners, clusters)).unwrap();
+    let log = std::fs::File::create(endpoint.dir.path().join(format!("{name}.log"))).unwrap();
     Command::new(envoy())
         .args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "info", "-c"])
         .arg(file)
@@ -115,12 +128,12 @@ async fn envoy_terminates_mutual_tls_with_what_sds_gives_it() {
     let names =
         [["default", "ROOTCA"], ["spiffe://example.org/edge/envoy", "spiffe://example.org"], ["default", "ALL"]];
     let ports = names.map(|_| free_port());
-    let listeners: String = ports.iter().zip(names).map(|(port, names)| listener(*port, names)).collect();
-    let mut envoy = start(&endpoint, &listeners);
+    let listeners: String = ports.iter().zip(names).map(|(port, names)| greeter(*port, names)).collect();
+    let mut envoy = start(&endpoint, "envoy", &listeners, "");
     let shows = ["-cert", "chain0.pem", "-key", "key.pem", "-cert_chain", "chain1.pem"];
     for port in ports {
         until("a client with a certificate is greeted", || {
-            assert!(envoy.try_wait().unwrap().is_none(), "envoy ended: {}", log(&endpoint));
+            assert!(envoy.try_wait().unwrap().is_none(), "envoy ended: {}", log(&endpoint, "envoy"));
             meets(files.path(), port, &shows).0
         })
         .await;
@@ -137,8 +150,8 @@ async fn envoy_terminates_mutual_tls_with_what_sds_gives_it() {
     envoy.kill().await.unwrap();
 }
 
-fn log(endpoint: &Endpoint) -> String {
-    std::fs::read_to_string(endpoint.dir.path().join("envoy.log")).unwrap()
+fn log(endpoint: &Endpoint, name: &str) -> String {
+    std::fs::read_to_string(endpoint.dir.path().join(format!("{name}.log"))).unwrap()
 }
 
 fn write(dir: &Path, name: &str, ders: &[rustls::pki_types::CertificateDer<'_>]) {
