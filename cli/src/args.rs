@@ -14,6 +14,7 @@ use crate::quarantine::QuarantineArgs;
 use crate::revoke::RevokeCommand;
 use crate::run::RunArgs;
 use crate::screen::ColourWhen;
+use crate::svid::SvidCommand;
 use crate::whois::WhoisArgs;
 use crate::workload::WorkloadCommand;
 
@@ -42,6 +43,9 @@ pub enum Verb {
     Flows(FlowsArgs),
     /// Says who a process is: its fingerprint, the workload it earns, what it misses
     Whois(WhoisArgs),
+    /// Asks the workload endpoint, as any program may: for a certificate, a token, the roots
+    #[command(subcommand)]
+    Svid(SvidCommand),
     /// Works with the trust bundle
     #[command(subcommand)]
     Bundle(BundleCommand),

@@ -21,6 +21,7 @@ mod revoke;
 mod run;
 mod screen;
 mod status;
+mod svid;
 mod whois;
 mod workload;
 
@@ -39,6 +40,7 @@ pub use quarantine::QuarantineArgs;
 pub use revoke::{AwayArgs, RevokeArgs, RevokeCommand, UnbanArgs};
 pub use run::{BackendChoice, RunArgs};
 pub use screen::ColourWhen;
+pub use svid::{BundleArgs, JwtArgs, SvidCommand, SvidEndpoint, ValidateArgs, X509Args};
 pub use whois::{Who, WhoisArgs};
 pub use workload::{AddArgs, Pin, WorkloadCommand};
 
@@ -70,6 +72,7 @@ fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
         Verb::Status => status::status(&layout, screen),
         Verb::Flows(flows) => flows::flows(&flows, &layout.records(), screen),
         Verb::Bundle(BundleCommand::Show) => bundle::show(&layout, screen),
+        Verb::Svid(command) => svid::svid(command, &layout, screen),
         Verb::Whois(whois) => whois::whois(&whois, &layout, screen),
         Verb::Policy(PolicyCommand::Check { files }) => policy_check::check(&files, screen),
         Verb::Policy(PolicyCommand::Publish(args)) => policy_publish::publish(&args, &layout, screen),

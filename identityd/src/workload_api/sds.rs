@@ -13,9 +13,8 @@
 
 use std::pin::Pin;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::pem::pem;
 use bonafide_proto::wire::workload_endpoint::envoy::config::core::v3::data_source::Specifier;
 use bonafide_proto::wire::workload_endpoint::envoy::config::core::v3::{DataSource, TypedExtensionConfig};
 use bonafide_proto::wire::workload_endpoint::envoy::extensions::transport_sockets::tls::v3 as tls;
@@ -29,7 +28,6 @@ use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use zeroize::Zeroizing;
 
 use super::service::caller;
 use super::subscription::{Follower, NO_IDENTITY, Subscriptions, Told, Wants, status};
@@ -237,21 +235,6 @@ fn any(type_url: &str, message: &impl prost::Message) -> Any {
     Any { type_url: type_url.to_owned(), value: message.encode_to_vec() }
 }
 
-/// RFC 7468.
-fn pem<T: AsRef<[u8]>>(label: &str, ders: &[T]) -> Vec<u8> {
-    let mut text = Vec::new();
-    for der in ders {
-        let encoded = Zeroizing::new(STANDARD.encode(der));
-        text.extend_from_slice(format!("-----BEGIN {label}-----\n").as_bytes());
-        for line in encoded.as_bytes().chunks(64) {
-            text.extend_from_slice(line);
-            text.push(b'\n');
-        }
-        text.extend_from_slice(format!("-----END {label}-----\n").as_bytes());
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -301,11 +284,5 @@ mod tests {
         assert_eq!(exchange.hears(request(&many, "")).unwrap_err().code(), tonic::Code::InvalidArgument);
         let other = discovery::DiscoveryRequest { type_url: "type.googleapis.com/x".into(), ..request(&[], "") };
         assert_eq!(exchange.hears(other).unwrap_err().code(), tonic::Code::InvalidArgument);
-    }
-
-    #[test]
-    fn pem_has_lines_of_64() {
-        let text = String::from_utf8(pem("X", &[[0; 49]])).unwrap();
-        assert_eq!(text.lines().map(str::len).collect::<Vec<_>>(), [17, 64, 4, 15]);
     }
 }

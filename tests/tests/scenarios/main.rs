@@ -47,6 +47,7 @@ mod shadow;
 mod stop;
 mod strangers;
 mod streams;
+mod svid;
 mod taints;
 mod web;
 mod whois;
