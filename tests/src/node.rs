@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bonafide_cli::node::{
-    AuthorityAt, DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT, DaemonCommand, EvidenceSources, InstanceCgroup, Layout,
-    NodeSpec, PreparedNode, PreparedRoot, RootSpec, prepare_node, prepare_root, remove_node, remove_root,
+    Admission, AuthorityAt, DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT, DaemonCommand, EvidenceSources,
+    InstanceCgroup, Layout, NodeSpec, PreparedNode, PreparedRoot, RootSpec, prepare_node, prepare_root, remove_node,
+    remove_root,
 };
 use bonafide_proto::fingerprint::Digest;
 
@@ -117,7 +118,7 @@ impl Node {
             policy: files.policy.map(ToOwned::to_owned),
             evidence: EvidenceSources::default(),
             backend: files.backend.as_str().to_owned(),
-            authority: AuthorityAt::Remote { addrs: vec![addr], token: Some(files.token.to_owned()) },
+            authority: AuthorityAt::Remote { addrs: vec![addr], by: Some(Admission::Token(files.token.to_owned())) },
             binaries: binaries(),
             leaf_ttl_seconds: None,
             outbound_port: DEFAULT_OUTBOUND_PORT,

@@ -2,11 +2,12 @@
 //! certificate requests, and of a nonce of either end.
 //!
 //! The node's name is the certificate's common name, or its only DNS name. Whether that certificate was revoked is asked
-//! of the certificate revocation lists that are configured, as they are when the authority starts, and of nobody else.
+//! of the certificate revocation lists that are configured, as those files are at that moment, and of nobody else; as long as
+//! one of them cannot be read, nobody is admitted so.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bonafide_proto::grant::Grant;
 use bonafide_proto::name::NodeName;
@@ -82,10 +83,21 @@ pub struct X509PopError(String);
 
 /// The attestor.
 pub struct X509Pop {
-    verifier: Arc<dyn ClientCertVerifier>,
+    roots: Arc<RootCertStore>,
+    crls: Vec<PathBuf>,
+    read: Mutex<Read>,
     name: NameRule,
     grant: Option<Grant>,
 }
+
+/// What was made of the revocation lists, and of which versions of their files.
+struct Read {
+    versions: Vec<Version>,
+    verifier: Arc<dyn ClientCertVerifier>,
+}
+
+/// Another one, most likely, when a file was changed or replaced: inode, size, and time of change in seconds and nanoseconds.
+type Version = (u64, u64, i64, i64);
 
 impl fmt::Debug for X509Pop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -106,19 +118,48 @@ impl X509Pop {
                 roots.add(root).map_err(|e| X509PopError(format!("{}: {e}", path.display())))?;
             }
         }
-        let mut revoked = Vec::new();
-        for path in crls {
-            let failed = |e: &dyn fmt::Display| X509PopError(format!("{}: {e}", path.display()));
-            let lists = CertificateRevocationListDer::pem_slice_iter(&read(path)?).collect::<Result<Vec<_>, _>>();
-            revoked.extend(lists.map_err(|e| failed(&e))?);
-        }
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider().clone())
-            .with_crls(revoked)
-            .allow_unknown_revocation_status()
-            .build()
-            .map_err(|e| X509PopError(e.to_string()))?;
-        Ok(Self { verifier, name, grant })
+        let roots = Arc::new(roots);
+        let read = Mutex::new(Read { versions: versions(crls)?, verifier: verifier(&roots, crls)? });
+        Ok(Self { roots, crls: crls.to_vec(), read, name, grant })
     }
+
+    /// By the lists as they are now.
+    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, X509PopError> {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        // Looked at before they are read: what is changed meanwhile is read again.
+        let versions = versions(&self.crls)?;
+        if read.versions != versions {
+            *read = Read { versions, verifier: verifier(&self.roots, &self.crls)? };
+            tracing::info!("the certificate revocation lists changed, and were read again");
+        }
+        Ok(Arc::clone(&read.verifier))
+    }
+}
+
+fn versions(crls: &[PathBuf]) -> Result<Vec<Version>, X509PopError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let version = |path: &PathBuf| match std::fs::metadata(path) {
+        Ok(file) => Ok((file.ino(), file.size(), file.ctime(), file.ctime_nsec())),
+        Err(e) => Err(X509PopError(format!("{}: {e}", path.display()))),
+    };
+    crls.iter().map(version).collect()
+}
+
+fn verifier(roots: &Arc<RootCertStore>, crls: &[PathBuf]) -> Result<Arc<dyn ClientCertVerifier>, X509PopError> {
+    let mut revoked = Vec::new();
+    for path in crls {
+        let failed = |e: &dyn fmt::Display| X509PopError(format!("{}: {e}", path.display()));
+        let lists = CertificateRevocationListDer::pem_slice_iter(&read(path)?).collect::<Result<Vec<_>, _>>();
+        match lists.map_err(|e| failed(&e))? {
+            none if none.is_empty() => return Err(failed(&"there is no revocation list in it, in PEM")),
+            some => revoked.extend(some),
+        }
+    }
+    WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider().clone())
+        .with_crls(revoked)
+        .allow_unknown_revocation_status()
+        .build()
+        .map_err(|e| X509PopError(e.to_string()))
 }
 
 impl Attestor for X509Pop {
@@ -130,7 +171,11 @@ impl Attestor for X509Pop {
             return Err(untrusted("the chain is too long or too large".into()));
         }
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(claim.now.max(0).unsigned_abs()));
-        self.verifier.verify_client_cert(leaf, rest, now).map_err(|e| distrust(&e))?;
+        let verifier = self.verifier().map_err(|e| {
+            tracing::error!(error = %e, "nobody is admitted by a certificate until its revocation lists can be read");
+            untrusted("whether it was revoked is not known: the authority's revocation lists cannot be read".into())
+        })?;
+        verifier.verify_client_cert(leaf, rest, now).map_err(|e| distrust(&e))?;
         let named = name_of(leaf, self.name)?;
         if named != claim.node {
             return Err(MembershipRefusal::CertificateForAnotherNode(named));

@@ -24,6 +24,7 @@ struct Pki {
     dir: tempfile::TempDir,
     root: String,
     issuing: String,
+    by_root: Issuer<'static, KeyPair>,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -56,9 +57,41 @@ impl Pki {
     fn new() -> Self {
         let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
         let root = ca("Old root").self_signed(&root_key).unwrap().pem();
-        let issuing = ca("Old issuing CA").signed_by(&key, &Issuer::new(ca("Old root"), root_key)).unwrap().pem();
-        let issuer = Issuer::new(ca("Old issuing CA"), key);
-        Self { dir: tempfile::tempdir().unwrap(), root, issuing, issuer }
+        Self::of(root, Issuer::new(ca("Old root"), root_key), key)
+    }
+
+    /// Where every key is of RSA, made by openssl.
+    fn of_rsa() -> Self {
+        let (root_key, key) = (rsa_key(), rsa_key());
+        let root = ca("Old root").self_signed(&root_key).unwrap().pem();
+        Self::of(root, Issuer::new(ca("Old root"), root_key), key)
+    }
+
+    fn of(root: String, by_root: Issuer<'static, KeyPair>, key: KeyPair) -> Self {
+        let mut issuing = ca("Old issuing CA");
+        issuing.serial_number = Some(SerialNumber::from(5u64));
+        let certificate = issuing.signed_by(&key, &by_root).unwrap().pem();
+        let dir = tempfile::tempdir().unwrap();
+        Self { dir, root, issuing: certificate, by_root, issuer: Issuer::new(ca("Old issuing CA"), key) }
+    }
+
+    /// A list that revokes these serials.
+    fn list(by: &Issuer<'static, KeyPair>, number: u64, serials: &[u64]) -> String {
+        let entry = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: at(START - 10),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: at(START - 10),
+            next_update: at(START + 100_000),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(by).unwrap().pem().unwrap()
     }
 
     fn file(&self, name: &str, text: &str) -> PathBuf {
@@ -75,8 +108,11 @@ impl Pki {
     }
 
     fn holder_with(&self, params: &CertificateParams, algorithm: &'static SignatureAlgorithm) -> X509Holder {
-        let key = KeyPair::generate_for(algorithm).unwrap();
-        let leaf = params.signed_by(&key, &self.issuer).unwrap().pem();
+        self.holder_of(params, &KeyPair::generate_for(algorithm).unwrap())
+    }
+
+    fn holder_of(&self, params: &CertificateParams, key: &KeyPair) -> X509Holder {
+        let leaf = params.signed_by(key, &self.issuer).unwrap().pem();
         let files = (self.file("leaf.pem", &(leaf + &self.issuing)), self.file("leaf.key", &key.serialize_pem()));
         X509Holder::open(&files.0, &files.1).unwrap()
     }
@@ -148,27 +184,64 @@ async fn each_certificate_that_is_no_good_is_refused_by_its_name() {
 #[tokio::test]
 async fn a_certificate_that_its_issuer_revoked_is_refused() {
     let pki = Pki::new();
-    let entry = RevokedCertParams {
-        serial_number: SerialNumber::from(77u64),
-        revocation_time: at(START - 10),
-        reason_code: None,
-        invalidity_date: None,
-    };
-    let list = CertificateRevocationListParams {
-        this_update: at(START - 10),
-        next_update: at(START + 100_000),
-        crl_number: SerialNumber::from(1u64),
-        issuing_distribution_point: None,
-        revoked_certs: vec![entry],
-        key_identifier_method: KeyIdMethod::Sha256,
-    };
-    let list = list.signed_by(&pki.issuer).unwrap().pem().unwrap();
+    let list = Pki::list(&pki.issuer, 1, &[77]);
     let configured = RootX509Pop { crl_files: vec![pki.file("crl.pem", &list)], ..pki.configured() };
     let served = served_on("127.0.0.1", configured).await;
     assert_eq!(refused(&served, "a", &pki.holder(&machine("a"))).await, "certificate-revoked");
     let mut fresh = machine("a");
     fresh.serial_number = Some(SerialNumber::from(78u64));
     enrol(&served, &served.stranger("a"), &pki.holder(&fresh)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_revocation_list_that_changed_counts_at_once_and_without_one_nobody_is_admitted() {
+    let pki = Pki::new();
+    let file = pki.file("crl.pem", &Pki::list(&pki.issuer, 1, &[]));
+    let served = served_on("127.0.0.1", RootX509Pop { crl_files: vec![file.clone()], ..pki.configured() }).await;
+    let holder = pki.holder(&machine("a"));
+    enrol(&served, &served.stranger("a"), &holder).await.unwrap();
+    pki.file("crl.pem", &Pki::list(&pki.issuer, 2, &[77]));
+    assert_eq!(refused(&served, "b", &pki.holder(&machine("b"))).await, "certificate-revoked");
+    for broken in ["", "no list"] {
+        pki.file("crl.pem", broken);
+        assert_eq!(refused(&served, "b", &pki.holder(&machine("b"))).await, "certificate-untrusted");
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(refused(&served, "b", &pki.holder(&machine("b"))).await, "certificate-untrusted");
+    pki.file("crl.pem", &Pki::list(&pki.issuer, 3, &[]));
+    enrol(&served, &served.stranger("b"), &pki.holder(&machine("b"))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_of_an_intermediate_that_was_revoked_is_refused() {
+    let pki = Pki::new();
+    let lists = Pki::list(&pki.by_root, 1, &[5]) + &Pki::list(&pki.issuer, 1, &[]);
+    let configured = RootX509Pop { crl_files: vec![pki.file("crl.pem", &lists)], ..pki.configured() };
+    let served = served_on("127.0.0.1", configured).await;
+    assert_eq!(refused(&served, "a", &pki.holder(&machine("a"))).await, "certificate-revoked");
+}
+
+#[tokio::test]
+async fn keys_of_rsa_are_as_good_all_the_way_up() {
+    let pki = Pki::of_rsa();
+    let served = served_on("127.0.0.1", pki.configured()).await;
+    enrol(&served, &served.stranger("a"), &pki.holder_of(&machine("a"), &rsa_key())).await.unwrap();
+    let cheat = Cheat {
+        shows: pki.holder_of(&machine("b"), &rsa_key()),
+        signs: Signs::By(pki.holder_of(&machine("b"), &rsa_key())),
+        heard: Mutex::default(),
+    };
+    assert_eq!(refused(&served, "b", &cheat).await, "wrong-proof");
+}
+
+/// No other library here makes them.
+fn rsa_key() -> KeyPair {
+    let made = std::process::Command::new("openssl")
+        .args(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
+        .output()
+        .unwrap();
+    let pem = String::from_utf8(made.stdout).unwrap();
+    KeyPair::from_pkcs8_pem_and_sign_algo(&pem, &rcgen::PKCS_RSA_SHA256).unwrap()
 }
 
 #[tokio::test]

@@ -8,7 +8,9 @@ use serde::Serialize;
 
 use super::evidence::EvidenceSources;
 use super::layout::Layout;
-use super::spec::{AuthorityAt, CA_UID, ENFORCER_UID, IDENTITYD_UID, NodeSpec, RootSpec};
+use super::spec::{
+    Admission, AuthorityAt, CA_UID, ENFORCER_UID, IDENTITYD_UID, MachineCertificate, NodeSpec, RootSpec,
+};
 
 /// `ca.toml`.
 #[derive(Serialize)]
@@ -46,6 +48,15 @@ struct NodeTable<'a> {
     /// Only root may read it, and the CA is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     bios_uuid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    x509pop: Option<X509PopTable>,
+}
+
+#[derive(Serialize)]
+struct X509PopTable {
+    certificate_file: PathBuf,
+    key_file: PathBuf,
+    root_file: PathBuf,
 }
 
 /// `identityd.toml`.
@@ -98,6 +109,7 @@ impl<'a> CaToml<'a> {
             join_token_file: None,
             leaf_ttl_seconds: spec.leaf_ttl_seconds,
             bios_uuid,
+            x509pop: None,
         };
         let (role, root) = match &spec.authority {
             AuthorityAt::Embedded { trust_domain } => {
@@ -105,9 +117,12 @@ impl<'a> CaToml<'a> {
                 let root = RootTable { trust_domain, listen: &[], admin_socket, intermediate_ttl_seconds: None };
                 ("local", Some(root))
             }
-            AuthorityAt::Remote { addrs, .. } => {
+            AuthorityAt::Remote { addrs, by } => {
                 node.authority = Some(addrs);
-                node.join_token_file = Some(layout.join_token());
+                match by {
+                    Some(Admission::Certificate(_)) => node.x509pop = Some(X509PopTable::of(layout)),
+                    Some(Admission::Token(_)) | None => node.join_token_file = Some(layout.join_token()),
+                }
                 ("node", None)
             }
         };
@@ -122,6 +137,14 @@ impl<'a> CaToml<'a> {
             intermediate_ttl_seconds: spec.intermediate_ttl_seconds,
         };
         Self { role: "root", state: layout.ca_state(), log: "info", root: Some(root), node: None }
+    }
+}
+
+impl X509PopTable {
+    /// The copies that the CA may read.
+    fn of(layout: &Layout) -> Self {
+        let MachineCertificate { certificate, key, root } = layout.join_certificate();
+        Self { certificate_file: certificate, key_file: key, root_file: root }
     }
 }
 
@@ -191,7 +214,10 @@ mod tests {
     }
 
     fn remote() -> AuthorityAt {
-        AuthorityAt::Remote { addrs: vec!["[fd77::9]:8443".parse().unwrap()], token: Some("s3cret".into()) }
+        AuthorityAt::Remote {
+            addrs: vec!["[fd77::9]:8443".parse().unwrap()],
+            by: Some(Admission::Token("s3cret".into())),
+        }
     }
 
     #[test]
@@ -229,6 +255,18 @@ bios_uuid = "4c4c4544"
         let enforcer = toml::to_string(&EnforcerToml::of(&spec, &layout, "/cg/bonafide-t/ca".into())).unwrap();
         let control = "[[control]]\ncgroup = \"/cg/bonafide-t/ca\"\nuid = 74701\nto = \"[fd77::9]:8443\"\n";
         assert!(enforcer.contains(control), "{enforcer}");
+    }
+
+    #[test]
+    fn a_node_with_a_certificate_joins_by_the_copies_that_its_ca_may_read() {
+        let files =
+            MachineCertificate { certificate: "/etc/m.crt".into(), key: "/etc/m.key".into(), root: "/etc/r".into() };
+        let AuthorityAt::Remote { addrs, .. } = remote() else { unreachable!() };
+        let spec = spec(AuthorityAt::Remote { addrs, by: Some(Admission::Certificate(files)) });
+        let ca = toml::to_string(&CaToml::of_node(&spec, &Layout::new("/n"), Some("4c4c".into()))).unwrap();
+        let table = "\n[node.x509pop]\ncertificate_file = \"/n/state/ca/join.crt\"\nkey_file = \"/n/state/ca/join.key\"\n\
+                     root_file = \"/n/state/ca/join.root\"\n";
+        assert!(ca.ends_with(table) && !ca.contains("join_token_file"), "{ca}");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::spec::MachineCertificate;
+
 /// The paths of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -62,6 +64,12 @@ impl Layout {
     #[must_use]
     pub fn join_token(&self) -> PathBuf {
         self.ca_state().join("join.token")
+    }
+    /// The certificate by which it joins, its key and the authority's root, as they were when the node was laid out.
+    #[must_use]
+    pub fn join_certificate(&self) -> MachineCertificate {
+        let at = |name: &str| self.ca_state().join(name);
+        MachineCertificate { certificate: at("join.crt"), key: at("join.key"), root: at("join.root") }
     }
     /// Where the node role of the CA serves `Issuance`.
     #[must_use]

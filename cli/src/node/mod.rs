@@ -31,5 +31,6 @@ pub use layout::Layout;
 pub use prepare::{PreparedNode, PreparedRoot, prepare_node, prepare_root};
 pub use remove::{remove_node, remove_root};
 pub use spec::{
-    AuthorityAt, CA_UID, DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT, ENFORCER_UID, IDENTITYD_UID, NodeSpec, RootSpec,
+    Admission, AuthorityAt, CA_UID, DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT, ENFORCER_UID, IDENTITYD_UID,
+    MachineCertificate, NodeSpec, RootSpec,
 };

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use super::cgroup::InstanceCgroup;
 use super::command::{DaemonCommand, Place};
@@ -11,7 +12,9 @@ use super::config::{CaToml, EnforcerToml, IdentitydToml};
 use super::directory::{directory, file};
 use super::error::{NodeError, io_at};
 use super::layout::Layout;
-use super::spec::{AuthorityAt, CA_UID, ENFORCER_UID, IDENTITYD_UID, NodeSpec, RootSpec};
+use super::spec::{
+    Admission, AuthorityAt, CA_UID, ENFORCER_UID, IDENTITYD_UID, MachineCertificate, NodeSpec, RootSpec,
+};
 use super::uids;
 
 /// A node ready to be started: `ca` first, then `identityd`, then `enforcer`.
@@ -62,7 +65,7 @@ pub fn prepare_node(spec: &NodeSpec) -> Result<PreparedNode, NodeError> {
     let enforcer_cgroup = cgroup.create_daemon("enforcer")?;
     let identityd_cgroup = cgroup.create_daemon("identityd")?;
 
-    write_token(&spec.authority, &layout)?;
+    write_admission(&spec.authority, &layout)?;
     let ca = write_config(&layout.config("ca"), &CaToml::of_node(spec, &layout, bios_uuid()))?;
     let identityd = write_config(&layout.config("identityd"), &IdentitydToml::of(spec, &layout, policy.as_deref()))?;
     let enforcer = write_config(&layout.config("enforcer"), &EnforcerToml::of(spec, &layout, ca_cgroup.clone()))?;
@@ -160,10 +163,19 @@ fn directories(dir: &Path, daemons: &[(&str, u32)]) -> Result<Layout, NodeError>
     Ok(layout)
 }
 
-fn write_token(authority: &AuthorityAt, layout: &Layout) -> Result<(), NodeError> {
-    match authority {
-        AuthorityAt::Remote { token: Some(token), .. } => file(&layout.join_token(), CA_UID, 0o600, token),
-        AuthorityAt::Remote { token: None, .. } | AuthorityAt::Embedded { .. } => Ok(()),
+/// Token, or certificate and key, are root's; the CA gets copies, and no right to read anything else.
+fn write_admission(authority: &AuthorityAt, layout: &Layout) -> Result<(), NodeError> {
+    let AuthorityAt::Remote { by: Some(by), .. } = authority else { return Ok(()) };
+    match by {
+        Admission::Token(token) => file(&layout.join_token(), CA_UID, 0o600, token),
+        Admission::Certificate(MachineCertificate { certificate, key, root }) => {
+            let to = layout.join_certificate();
+            for (from, to) in [(certificate, to.certificate), (key, to.key), (root, to.root)] {
+                let text = Zeroizing::new(fs::read_to_string(from).map_err(io_at("read", from))?);
+                file(&to, CA_UID, 0o600, &text)?;
+            }
+            Ok(())
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub const DEFAULT_OUTBOUND_PORT: u16 = 15001;
 pub const DEFAULT_INBOUND_PORT: u16 = 15006;
 
 /// Where the node's authority is.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub enum AuthorityAt {
     /// In the node's own `ca` daemon: a mesh of one host.
     Embedded {
@@ -34,20 +34,37 @@ pub enum AuthorityAt {
     Remote {
         /// Its address, or those of all that share a store.
         addrs: Vec<SocketAddr>,
-        /// The join token; needed once, not by a node that is a member already.
-        token: Option<String>,
+        /// How it is admitted; needed once, not by a node that is a member already.
+        by: Option<Admission>,
     },
 }
 
-impl std::fmt::Debug for AuthorityAt {
+/// What admits a node.
+#[derive(Clone)]
+pub enum Admission {
+    /// A join token.
+    Token(String),
+    /// A certificate of an existing PKI, that this authority takes.
+    Certificate(MachineCertificate),
+}
+
+/// Files in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineCertificate {
+    /// Leaf first, then what leads to a CA that the authority knows.
+    pub certificate: PathBuf,
+    /// Of the leaf.
+    pub key: PathBuf,
+    /// The authority's root.
+    pub root: PathBuf,
+}
+
+impl std::fmt::Debug for Admission {
     /// Without the token.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Embedded { trust_domain } => f.debug_struct("Embedded").field("trust_domain", trust_domain).finish(),
-            Self::Remote { addrs, token } => {
-                let token = token.as_ref().map(|_| "(secret)");
-                f.debug_struct("Remote").field("addrs", addrs).field("token", &token).finish()
-            }
+            Self::Token(_) => f.write_str("Token(secret)"),
+            Self::Certificate(files) => files.fmt(f),
         }
     }
 }

@@ -61,6 +61,8 @@ Examples:
   bonafide run --policy policy.toml --keep --dir /var/lib/bonafide
   bonafide run --policy policy.toml --keep --dir /var/lib/bonafide \
     --authority 10.0.0.9:8443 --token-file b.token
+  bonafide run --policy policy.toml --keep --dir /var/lib/bonafide --authority 10.0.0.9:8443 \
+    --certificate host.pem --key host.key --authority-root root.pem
   bonafide run --policy-from-authority --keep --dir /var/lib/bonafide --authority 10.0.0.9:8443")]
 pub struct RunArgs {
     /// The policy; it may be edited while the node runs [default: observe, no workloads]
@@ -85,6 +87,16 @@ pub struct RunArgs {
     /// Holds the join token; not needed by a node that joined before
     #[arg(long, value_name = "FILE", requires = "authority")]
     pub token_file: Option<PathBuf>,
+    /// Joins by this certificate of an existing PKI (PEM, leaf first) instead of a token; the authority's [root.x509pop]
+    /// says which it takes
+    #[arg(long, value_name = "FILE", requires_all = ["authority", "key", "authority_root"], conflicts_with = "token_file")]
+    pub certificate: Option<PathBuf>,
+    /// The certificate's key (PEM)
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    pub key: Option<PathBuf>,
+    /// The authority's root (PEM), as `bonafide-ca root` prints it: a token would say it
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    pub authority_root: Option<PathBuf>,
     /// Where evidence comes from: `source`, and `[[runtime]]` for container runtimes elsewhere than usual
     #[arg(long, value_name = "FILE")]
     pub evidence: Option<PathBuf>,

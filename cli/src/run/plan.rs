@@ -10,8 +10,13 @@ use bonafide_proto::token::{JoinToken, TOKEN_TEXT_MAX};
 
 use super::{BackendChoice, RunArgs};
 use crate::exit::Failure;
-use crate::node::{AuthorityAt, DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT, EvidenceSources, NodeSpec};
+use crate::node::{
+    Admission, AuthorityAt, DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT, EvidenceSources, MachineCertificate, NodeSpec,
+};
 use crate::policy_check;
+
+/// The largest file of `--certificate`, `--key` or `--authority-root`, in bytes.
+const PEM_MAX: u64 = 256 * 1024;
 
 /// The policy of a run that was given none.
 const OBSERVE: &str = "\
@@ -126,8 +131,24 @@ fn authority(args: &RunArgs) -> Result<AuthorityAt, Failure> {
     if args.authority.is_empty() {
         return Ok(AuthorityAt::Embedded { trust_domain: args.trust_domain.clone() });
     }
-    let token = args.token_file.as_deref().map(token).transpose()?;
-    Ok(AuthorityAt::Remote { addrs: args.authority.clone(), token })
+    let by = match (&args.token_file, &args.certificate, &args.key, &args.authority_root) {
+        (Some(file), ..) => Some(Admission::Token(token(file)?)),
+        (None, Some(certificate), Some(key), Some(root)) => {
+            let files = MachineCertificate { certificate: certificate.clone(), key: key.clone(), root: root.clone() };
+            [certificate, key, root].into_iter().try_for_each(|file| pem_file(file))?;
+            Some(Admission::Certificate(files))
+        }
+        _ => None,
+    };
+    Ok(AuthorityAt::Remote { addrs: args.authority.clone(), by })
+}
+
+/// What it holds, the CA finds out; that it can be read and is of a sensible size is known before anything is touched.
+fn pem_file(file: &Path) -> Result<(), Failure> {
+    let wrong = |why: String| Failure::BadInput(format!("{}: {why}", file.display()));
+    let size =
+        fs::File::open(file).and_then(|f| f.metadata()).map_err(|e| wrong(format!("cannot be read: {e}")))?.len();
+    if size > PEM_MAX { Err(wrong(format!("it has {size} bytes; at most {PEM_MAX} are read"))) } else { Ok(()) }
 }
 
 fn token(file: &Path) -> Result<String, Failure> {
