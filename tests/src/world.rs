@@ -184,6 +184,11 @@ impl BareWorld {
         &self.instance
     }
 
+    /// From now on the scenario only waits: those that need the machine for themselves need not wait for it.
+    pub fn only_waits(&mut self) {
+        self.part = Part::None;
+    }
+
     /// Watches the wire.
     #[must_use]
     pub fn capture(&self) -> Capture {
@@ -330,7 +335,7 @@ impl World {
 
     /// From now on the scenario only waits: those that need the machine for themselves need not wait for it.
     pub fn only_waits(&mut self) {
-        self.bare.part = Part::None;
+        self.bare.only_waits();
     }
 
     /// What is below the daemons.

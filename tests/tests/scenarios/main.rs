@@ -22,6 +22,7 @@ macro_rules! on_each_backend {
 
 mod bare;
 mod changes;
+mod cloned;
 mod demo;
 mod edits;
 mod failures;
