@@ -1,5 +1,6 @@
 //! The root role: holds the trust domain's root key, admits nodes by token, renews them, and lists them.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,25 +10,27 @@ use bonafide_proto::grant::{Grant, Mandate};
 use bonafide_proto::jwt::{JwtKey, check_audiences};
 use bonafide_proto::name::{NodeName, TrustDomain};
 use bonafide_proto::revoked::Serial;
+use bonafide_proto::signed_policy::SignedPolicy;
 use bonafide_proto::svid::{PeerSvid, TrustBundle};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
 use crate::attestor::x509pop::X509Pop;
-use crate::attestor::{Attestors, Claim, Evidence, Proof, Step};
-use crate::certify::{Entered, IssueError, Place, Signer};
+use crate::attestor::{self, Attestors, Claim, Evidence, Proof};
+use crate::certify::{Entered, IssueError, Place};
 use crate::csr::{self, CsrError, PublicKey};
-use crate::followers::{Follower, Followers};
-use crate::founding::{self, Charter, OpenError};
+use crate::followers::{CameBy, Follower, Followers};
+use crate::founding::{Charter, OpenError};
 use crate::jwt::{self, JwtOrder};
-use crate::key::{Key, KeyError, RootKey};
+use crate::key::{Key, KeyError};
 use crate::machine::Machine;
-use crate::mesh::MeshState;
+use crate::mesh::{Held, MeshState};
 use crate::order::{Holder, Order, Validity};
-use crate::policies::{Policies, PolicyFollower, Publication, PublishError};
+use crate::policies::{Policies, PolicyFollower, Publication, PublishError, policy_text};
 use crate::quarantine::{Quarantine, QuarantineError, check_reason};
 use crate::refusal::MembershipRefusal;
+use crate::rotation::{Rotation, RotationError, Step, digests};
 use crate::sharing::{Exchange, Seat};
 use crate::state;
 use crate::store::engine::Engine;
@@ -86,8 +89,10 @@ pub struct Membership {
     pub intermediate: CertificateDer<'static>,
     /// Authenticates the node.
     pub node_svid: CertificateDer<'static>,
-    /// The roots.
+    /// The roots; the first is the one that certifies nodes.
     pub roots: Vec<CertificateDer<'static>>,
+    /// Counts the changes of the roots.
+    pub sequence: u64,
     /// What every member must know.
     pub mesh: MeshState,
 }
@@ -96,8 +101,7 @@ pub struct Membership {
 #[derive(Debug)]
 pub struct Authority {
     trust_domain: TrustDomain,
-    signer: Signer<RootKey>,
-    bundle: TrustBundle,
+    rotation: Rotation,
     store: Arc<Store>,
     clock: SharedClock,
     intermediate_ttl: i64,
@@ -115,6 +119,8 @@ pub struct Authority {
 struct OwnSvid {
     certified: Arc<CertifiedKey>,
     validity: Validity,
+    /// The number of the root that signed it.
+    root: u64,
 }
 
 impl Authority {
@@ -125,7 +131,7 @@ impl Authority {
     pub fn open(charter: &Charter, clock: SharedClock) -> Result<Self, OpenError> {
         state::prepare(&charter.state)?;
         let store = Arc::new(open_store(charter, &clock)?);
-        let signer = founding::root_signer(charter, store.as_ref(), clock.unix())?;
+        let rotation = Rotation::open(charter, store.clone(), clock.clone())?;
         store.forget_before(clock.unix().saturating_sub(REMEMBER))?;
         let quarantine = Quarantine::open(store.clone(), clock.clone())?;
         if quarantine.now().restored {
@@ -133,8 +139,7 @@ impl Authority {
         }
         Ok(Self {
             trust_domain: charter.trust_domain.clone(),
-            bundle: TrustBundle::new(charter.trust_domain.clone(), vec![signer.certificate.clone()])?,
-            signer,
+            rotation,
             quarantine,
             policies: Policies::open(store.clone(), clock.clone())?,
             store,
@@ -150,8 +155,47 @@ impl Authority {
 
     /// The trust domain and its roots.
     #[must_use]
-    pub fn trust_bundle(&self) -> &TrustBundle {
-        &self.bundle
+    pub fn trust_bundle(&self) -> TrustBundle {
+        self.rotation.now().bundle().clone()
+    }
+
+    /// The roots, and their changes.
+    #[must_use]
+    pub fn rotation(&self) -> &Rotation {
+        &self.rotation
+    }
+
+    /// Makes a step from one root to the next; false if it was made before. `leave`: nodes that need not be waited for.
+    ///
+    /// # Errors
+    /// Any [`RotationError`].
+    pub fn rotate(&self, by: &By, step: Step, leave: &BTreeSet<NodeName>) -> Result<bool, RotationError> {
+        if self.quarantine.now().restored {
+            return Err(RotationError::Restored);
+        }
+        let made = self.rotation.step(by, step, leave)?;
+        if made {
+            tracing::warn!(?step, "the roots have changed");
+        }
+        self.name_roots_in_policy(by)?;
+        Ok(made)
+    }
+
+    /// A policy names the roots by which nodes shall verify the next one.
+    fn name_roots_in_policy(&self, by: &By) -> Result<(), RotationError> {
+        self.policies.look()?;
+        let Some(published) = self.policies.now() else { return Ok(()) };
+        let bundle = self.trust_bundle();
+        let known = SignedPolicy::verify(&published.signed, &bundle).ok();
+        if known
+            .is_some_and(|policy| policy.roots().iter().copied().collect::<BTreeSet<_>>() == digests(bundle.roots()))
+        {
+            return Ok(());
+        }
+        let text = policy_text(&published.signed).map_err(PublishError::from)?;
+        let author = published.record.author.clone();
+        self.publish(by, &Publication { text, author, version: None })?;
+        Ok(())
     }
 
     /// The digests in quarantine.
@@ -178,12 +222,13 @@ impl Authority {
         }
         let expires = self.clock.unix().saturating_add(i64::from(ttl));
         let secret = Secret::generate()?;
+        let root = self.rotation.presiding().map_err(TokenCreationError::Root)?.1.certificate.clone();
         let record = TokenRecord { node, expires, used: None, admitted: None, bios_uuid, grant };
         let mut change = self.store.change();
         change.token(&secret.id(), None, &record)?;
         change.note(token_event("token-created", &by, secret.id(), &record));
         match change.commit()? {
-            Some(_) => Ok((JoinToken::new(secret, self.signer.certificate.clone()), expires)),
+            Some(_) => Ok((JoinToken::new(secret, root), expires)),
             None => Err(TokenCreationError::Token(TokenError::Random)),
         }
     }
@@ -233,7 +278,7 @@ impl Authority {
     ///
     /// # Errors
     /// The named refusal.
-    pub fn attest(&self, claim: &Claim, evidence: Evidence) -> Result<Step, MembershipRefusal> {
+    pub fn attest(&self, claim: &Claim, evidence: Evidence) -> Result<attestor::Step, MembershipRefusal> {
         self.attestors.begin(claim, evidence)
     }
 
@@ -285,10 +330,11 @@ impl Authority {
         self
     }
 
-    /// The root certificate, DER.
+    /// The certificate of the root by which nodes that join know this authority, DER.
     #[must_use]
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.signer.certificate
+    pub fn root(&self) -> CertificateDer<'static> {
+        let issuers = self.rotation.now();
+        issuers.presiding(self.clock.unix()).certificate.clone()
     }
 
     /// Certificates for keys that were admitted, unless another machine has taken the name since.
@@ -392,18 +438,22 @@ impl Authority {
         }
     }
 
-    /// What every member must know, now and after every change. `peer` is what its connection proved.
+    /// What every member must know, now and after every change. `peer` is what its connection proved, `held` what it says
+    /// to have in force.
     ///
     /// # Errors
     /// The named refusal.
-    pub fn follow(&self, peer: &PeerSvid, machine: &Machine) -> Result<Follower, MembershipRefusal> {
+    pub fn follow(&self, peer: &PeerSvid, machine: &Machine, held: Held) -> Result<Follower, MembershipRefusal> {
         self.check_able()?;
         let now = self.clock.unix();
         let (node, record) = self.current(peer, now)?;
         self.same_machine(&node, &record, machine)?;
-        self.seen(&node, record, now)?;
-        let number = self.number_of(peer)?;
-        Ok(Follower { states: self.quarantine.follow(), place: self.followers.enter(node.clone()), node, number })
+        self.seen(&node, record, held.roots, now)?;
+        let came_by = self.came_by(peer)?;
+        let (states, roots) = (self.quarantine.follow(), self.rotation.follow());
+        let place = self.followers.enter(node.clone());
+        place.holds(held);
+        Ok(Follower { states, roots, place, node, came_by })
     }
 
     /// Looks what changed in the store, and tells those that follow: then it can say what is so.
@@ -412,6 +462,11 @@ impl Authority {
     /// Any [`StoreError`]; [`StoreError::Unavailable`] says nothing yet: the store may answer the next time.
     pub fn look(&self, patience: Duration) -> Result<(), StoreError> {
         let looked = self.quarantine.look(patience);
+        if looked.is_ok()
+            && let Err(e) = self.rotation.fresh()
+        {
+            tracing::error!(error = %e, "the roots that the store has are not known");
+        }
         if !matches!(looked, Err(StoreError::Unavailable { .. })) {
             self.is_able(looked.is_ok());
         }
@@ -469,18 +524,20 @@ impl Authority {
     /// # Errors
     /// Any [`PublishError`]; nobody is told anything then.
     pub fn publish(&self, by: &By, publication: &Publication) -> Result<PolicyRecord, PublishError> {
-        self.policies.publish(by, publication, &self.signer, &self.bundle)
+        // Who was away while the roots changed believes the oldest of them.
+        let (_, root) = self.rotation.presiding()?;
+        self.policies.publish(by, publication, &root, &self.trust_bundle())
     }
 
-    /// The policy that was published last, now and after every publication; and the number of the certificate that it
-    /// showed. `peer` is what its connection proved.
+    /// The policy that was published last, now and after every publication; and the certificate by which the member
+    /// came. `peer` is what its connection proved.
     ///
     /// # Errors
     /// The named refusal.
-    pub fn follow_policy(&self, peer: &PeerSvid) -> Result<(PolicyFollower, u64), MembershipRefusal> {
+    pub fn follow_policy(&self, peer: &PeerSvid) -> Result<(PolicyFollower, CameBy), MembershipRefusal> {
         self.check_able()?;
         let (node, _) = self.current(peer, self.clock.unix())?;
-        Ok((self.policies.follow(node), self.number_of(peer)?))
+        Ok((self.policies.follow(node), self.came_by(peer)?))
     }
 
     /// Those that follow.
@@ -493,15 +550,18 @@ impl Authority {
     ///
     /// # Errors
     /// The named refusal.
-    pub fn share_flows(&self, peer: &PeerSvid) -> Result<(Seat, u64), MembershipRefusal> {
+    pub fn share_flows(&self, peer: &PeerSvid) -> Result<(Seat, CameBy), MembershipRefusal> {
         self.check_able()?;
         let (node, _) = self.current(peer, self.clock.unix())?;
-        Ok((self.exchange.enter(node), self.number_of(peer)?))
+        Ok((self.exchange.enter(node), self.came_by(peer)?))
     }
 
-    /// Done when the node is no member any more that showed its certificate of this number.
-    pub async fn out(&self, node: NodeName, number: u64) {
-        self.quarantine.out(node, number).await;
+    /// Done when the node is no member any more that came by this certificate.
+    pub async fn out(&self, node: NodeName, came_by: CameBy) {
+        tokio::select! {
+            () = self.quarantine.out(node, came_by.number) => {}
+            () = self.rotation.retired(came_by.root) => {}
+        }
     }
 
     /// The node has to join anew, and what it issued is revoked; false if so before.
@@ -594,15 +654,18 @@ impl Authority {
         }
     }
 
-    fn seen(&self, node: &NodeName, record: NodeRecord, now: i64) -> Result<(), MembershipRefusal> {
-        if now.saturating_sub(record.last_seen) >= SEEN_EVERY {
-            self.change_node(node, None, |record| record.last_seen = now)?;
+    fn seen(&self, node: &NodeName, record: NodeRecord, roots: u64, now: i64) -> Result<(), MembershipRefusal> {
+        // It cannot know of more than it was told.
+        let roots = roots.min(self.rotation.now().record().sequence);
+        if now.saturating_sub(record.last_seen) >= SEEN_EVERY || record.roots != roots {
+            self.change_node(node, None, |record| (record.last_seen, record.roots) = (now, roots))?;
         }
         Ok(())
     }
 
-    fn number_of(&self, peer: &PeerSvid) -> Result<u64, MembershipRefusal> {
-        Ok(self.store.entry(peer.serial())?.and_then(|entry| entry.number).unwrap_or(0))
+    fn came_by(&self, peer: &PeerSvid) -> Result<CameBy, MembershipRefusal> {
+        let (number, root) = self.store.entry(peer.serial())?.map_or((None, None), |entry| (entry.number, entry.root));
+        Ok(CameBy { number: number.unwrap_or(0), root: root.unwrap_or(1) })
     }
 
     fn not_banned(&self, application: &Application) -> Result<(), MembershipRefusal> {
@@ -633,7 +696,8 @@ impl Authority {
         if let Some(digest) = order.digests.iter().find(|digest| mesh.quarantine.contains(digest)) {
             return Err(MembershipRefusal::Quarantined(*digest));
         }
-        let token = jwt::sign(self.signer.key.tokens(), &self.trust_domain, order, now)
+        let (_, signer) = self.rotation.active()?;
+        let token = jwt::sign(signer.key.tokens(), &self.trust_domain, order, now)
             .map_err(|e| MembershipRefusal::BadRequest(e.to_string()))?;
         let event = Event::new("jwt-signed", &By::Node(node)).with("to", &order.workload);
         let event =
@@ -651,8 +715,13 @@ impl Authority {
     pub fn jwt_keys(&self, peer: &PeerSvid) -> Result<Vec<JwtKey>, MembershipRefusal> {
         let now = self.clock.unix();
         self.current(peer, now)?;
-        let keys = jwt::published(self.signer.key.tokens(), &self.trust_domain, now);
-        keys.map_err(|e| MembershipRefusal::BadRequest(e.to_string()))
+        let issuers = self.rotation.fresh()?;
+        let mut keys = Vec::new();
+        for signer in issuers.trusted().filter_map(|issuer| issuer.signer.as_ref()) {
+            let of_root = jwt::published(signer.key.tokens(), &self.trust_domain, now);
+            keys.extend(of_root.map_err(|e| MembershipRefusal::BadRequest(e.to_string()))?);
+        }
+        Ok(keys)
     }
 
     /// Every member, by name.
@@ -669,11 +738,13 @@ impl Authority {
     /// [`OwnSvidError`], once the one in use has expired as well.
     pub fn own_svid(&self) -> Result<Arc<CertifiedKey>, OwnSvidError> {
         let now = self.clock.unix();
+        let root = self.rotation.now().presiding(now).number;
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(current) = own.as_ref().filter(|o| o.validity.covers(now) && now < o.validity.half()) {
+        let valid = |own: &&OwnSvid| own.validity.covers(now);
+        if let Some(current) = own.as_ref().filter(valid).filter(|o| o.root == root && now < o.validity.half()) {
             return Ok(current.certified.clone());
         }
-        match (self.issue_own(now), own.as_ref().filter(|o| o.validity.covers(now))) {
+        match (self.issue_own(now), own.as_ref().filter(valid)) {
             (Ok(fresh), _) => Ok(own.insert(fresh).certified.clone()),
             (Err(e), Some(old)) => {
                 tracing::warn!(error = %e, "own SVID not replaced yet");
@@ -686,11 +757,12 @@ impl Authority {
     fn issue_own(&self, now: i64) -> Result<OwnSvid, OwnSvidError> {
         let key = Key::generate()?;
         let public = PublicKey::of_csr(&csr::request(&key)?)?;
-        let validity = self.signer.validity.within(now, OWN_TTL);
+        let (root, signer) = self.rotation.presiding()?;
+        let validity = signer.validity.within(now, OWN_TTL);
         let order = Order { trust_domain: self.trust_domain.clone(), holder: Holder::Authority, validity };
-        let issued = self.signer.issue(&order, &public, None, self.store.as_ref(), now)?;
+        let issued = signer.issue(&order, &public, None, self.store.as_ref(), now)?;
         let certified = Arc::new(CertifiedKey::new(vec![issued.der().clone()], key.for_tls()?));
-        Ok(OwnSvid { certified, validity })
+        Ok(OwnSvid { certified, validity, root })
     }
 
     /// The member that this peer is, unless another machine took its place.
@@ -700,6 +772,10 @@ impl Authority {
         let shown = self.store.entry(peer.serial())?.ok_or_else(|| MembershipRefusal::NotAMember(node.clone()))?;
         if shown.membership != Some(record.membership) {
             return Err(MembershipRefusal::Replaced(node));
+        }
+        let root = shown.root.unwrap_or(1);
+        if !self.rotation.fresh()?.trusted().any(|issuer| issuer.number == root) {
+            return Err(MembershipRefusal::RootRetired(node));
         }
         if record.evicted.is_some() {
             let banned = self.quarantine.record()?.banned.contains_key(&node);
@@ -786,12 +862,14 @@ impl Authority {
             activated: now,
             suspect: None,
             last_seen: now,
+            // Without these it has no membership.
+            roots: self.rotation.now().record().sequence,
             grant: grant.or_else(|| Some(&seen?.grant)).cloned().unwrap_or_default(),
         }
     }
 
     fn node_validity(&self, now: i64) -> Validity {
-        self.signer.validity.within(now, self.intermediate_ttl)
+        self.rotation.now().active().validity.within(now, self.intermediate_ttl)
     }
 
     fn certify(
@@ -802,12 +880,13 @@ impl Authority {
         change: &mut Change<'_>,
         now: i64,
     ) -> Result<[Entered; 2], IssueError> {
-        let validity = self.node_validity(now);
-        let place = Place { membership: record.membership, number: record.number };
+        let (issuers, signer) = self.rotation.active()?;
+        let validity = signer.validity.within(now, self.intermediate_ttl);
+        let place = Place { membership: record.membership, number: record.number, root: issuers.active().number };
         let by = By::Node(node.clone());
         let mut enter = |holder, key| {
             let order = Order { trust_domain: self.trust_domain.clone(), holder, validity };
-            self.signer.enter(&order, key, Some(place), &by, change, now)
+            signer.enter(&order, key, Some(place), &by, change, now)
         };
         let mandate = Mandate { number: record.number, grant: record.grant.clone() };
         Ok([
@@ -817,11 +896,13 @@ impl Authority {
     }
 
     fn membership(&self, [intermediate, node_svid]: [Entered; 2], done: &Committed) -> Membership {
+        let roots = self.rotation.now().told();
         Membership {
             trust_domain: self.trust_domain.clone(),
             intermediate: intermediate.hand_out(done).der().clone(),
             node_svid: node_svid.hand_out(done).der().clone(),
-            roots: self.bundle.roots().to_vec(),
+            roots: roots.certificates,
+            sequence: roots.sequence,
             mesh: MeshState::clone(&self.quarantine.now()),
         }
     }
@@ -857,6 +938,9 @@ pub enum TokenCreationError {
     /// The random source.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// The root that it carries.
+    #[error(transparent)]
+    Root(IssueError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -16,6 +16,12 @@ pub enum IssueError {
     /// The issuer's own certificate does not cover this moment.
     #[error("the issuing certificate is not valid now (it ends at unix time {0})")]
     IssuerExpired(i64),
+    /// Another authority made the root, and its key was not brought here.
+    #[error("the root key is not on this host: copy {} from the authority that made it", .0.display())]
+    KeyAway(std::path::PathBuf),
+    /// What the store has of them does not fit what is here.
+    #[error("the roots that the store has cannot be used: {0}")]
+    Roots(String),
     /// It could not be built.
     #[error(transparent)]
     Mint(#[from] MintError),
@@ -92,6 +98,8 @@ pub(crate) struct Place {
     pub(crate) membership: u64,
     /// Counts what was issued under the name.
     pub(crate) number: u64,
+    /// The number of the root that signs it.
+    pub(crate) root: u64,
 }
 
 /// A new root: its key certifies itself.
@@ -115,6 +123,7 @@ pub(crate) fn entry(order: &Order, of_node: Option<Place>, now: i64) -> LedgerEn
         not_after: order.validity.until,
         membership: of_node.map(|place| place.membership),
         number: of_node.map(|place| place.number),
+        root: of_node.map(|place| place.root),
         exe: program.map(|p| p.exe.to_string()),
         script: program.and_then(|p| p.script.as_ref()?.digest()).map(|d| d.to_string()),
         libraries: program.and_then(|p| p.libraries).map(|d| d.to_string()),
@@ -161,11 +170,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::embedded(&dir.path().join("store"), clock()).unwrap();
         let order = order(Holder::Node("a".parse().unwrap()));
-        let issued =
-            signer().issue(&order, &requested(), Some(Place { membership: 3, number: 5 }), &store, NOW).unwrap();
+        let issued = signer()
+            .issue(&order, &requested(), Some(Place { membership: 3, number: 5, root: 2 }), &store, NOW)
+            .unwrap();
         let line = store.entry(issued.serial()).unwrap().unwrap();
         assert_eq!((line.kind.as_str(), line.who.as_str()), ("node", "a"));
-        assert_eq!((line.membership, line.number), (Some(3), Some(5)));
+        assert_eq!((line.membership, line.number, line.root), (Some(3), Some(5), Some(2)));
         assert_eq!((line.issued, line.not_before, line.not_after), (NOW, NOW - 60, NOW + 600));
         let mut again = store.change();
         again.enter(&By::Daemon, issued.serial(), &line).unwrap();

@@ -414,19 +414,19 @@ pub(crate) fn read_root(der: &[u8]) -> Result<ReadRoot, CheckError> {
     Ok(ReadRoot { trust_domain, validity, spki })
 }
 
-/// Checks a certificate received from the authority: as ordered, for our key, by one of these roots.
-pub(crate) fn received(
+/// Checks a certificate received from the authority: as ordered, for our key, by one of these roots; and says by which.
+pub(crate) fn received<'a>(
     der: &[u8],
     trust_domain: &TrustDomain,
     holder: Holder,
     spki: &[u8],
-    roots: &[CertificateDer<'static>],
-) -> Result<Validity, CheckError> {
+    roots: &'a [CertificateDer<'static>],
+) -> Result<(Validity, &'a CertificateDer<'static>), CheckError> {
     let validity = times(&read(der)?);
     let order = Order { trust_domain: trust_domain.clone(), holder, validity };
     let mut outcome = Err(CheckError::Issuer("there is no root"));
     for root in roots {
-        outcome = check_der(der, &order, spki, SignedBy::Issuer(root)).map(|_| validity);
+        outcome = check_der(der, &order, spki, SignedBy::Issuer(root)).map(|_| (validity, root));
         if outcome.is_ok() {
             break;
         }
@@ -435,20 +435,20 @@ pub(crate) fn received(
 }
 
 /// The mandate that an intermediate received from the authority carries: whatever it grants is the authority's to say.
-pub(crate) fn received_intermediate(
+pub(crate) fn received_intermediate<'a>(
     der: &[u8],
     trust_domain: &TrustDomain,
     node: &NodeName,
     spki: &[u8],
-    roots: &[CertificateDer<'static>],
-) -> Result<(Holder, Validity), CheckError> {
+    roots: &'a [CertificateDer<'static>],
+) -> Result<(Holder, Validity, &'a CertificateDer<'static>), CheckError> {
     let cert = read(der)?;
     let found = cert.extensions().iter().find(|e| e.oid.to_id_string() == "2.25.5178349013480112913.1");
     let found = found.ok_or(CheckError::Mandate("the extension is missing"))?;
     let mandate = Mandate::from_der(found.value).map_err(|_| CheckError::Mandate("it cannot be read"))?;
     let holder = Holder::Intermediate(node.clone(), mandate);
-    let validity = received(der, trust_domain, holder.clone(), spki, roots)?;
-    Ok((holder, validity))
+    let (validity, root) = received(der, trust_domain, holder.clone(), spki, roots)?;
+    Ok((holder, validity, root))
 }
 
 fn times(cert: &X509Certificate<'_>) -> Validity {

@@ -73,7 +73,7 @@ enum Ask {
         ttl: u32,
     },
     /// Write the store of an authority to a new file: members, tokens, ledger, quarantine and audit chain. The root key
-    /// is not in it: it never changes, so keep a copy of state/authority/root.key once.
+    /// is not in it: keep a copy of state/authority/root.key, and of root-N.key after each rotation.
     ///
     /// An authority with a store of its own has to be stopped meanwhile.
     Backup {
@@ -117,12 +117,51 @@ enum Ask {
         #[arg(long, value_name = "PATH")]
         socket: PathBuf,
     },
+    /// Replace the root, step by step: prepare, publish, activate, retire. Each can be asked again; one that comes too
+    /// early is refused, and names the nodes that it would cut off.
+    Rotate {
+        /// The step.
+        #[command(subcommand)]
+        step: Rotate,
+    },
     /// List the nodes that are members.
     Nodes {
         /// The authority's admin socket.
         #[arg(long, value_name = "PATH")]
         socket: PathBuf,
     },
+}
+
+#[derive(Subcommand, Debug)]
+enum Rotate {
+    /// Make the next root and its key, beside the one before (state/authority/root-N.key); nobody is told yet.
+    ///
+    /// Where several authorities share a store, copy that file to each of the others before the next step.
+    Prepare(Admin),
+    /// Tell every node to trust the next root as well.
+    Publish(Admin),
+    /// Certify nodes by the next root; they renew at once. What was issued before stays good.
+    Activate(Leaving),
+    /// Tell every node to trust the root before no longer. Delete its key then, and copies of it.
+    Retire(Leaving),
+    /// Show how far the roots have come, and who is waited for.
+    Status(Admin),
+}
+
+#[derive(clap::Args, Debug)]
+struct Admin {
+    /// The authority's admin socket.
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+}
+
+#[derive(clap::Args, Debug)]
+struct Leaving {
+    #[command(flatten)]
+    admin: Admin,
+    /// Nodes that need not be waited for, separated by commas; they may have to join again.
+    #[arg(long, value_name = "NODES", value_delimiter = ',')]
+    leave_behind: Vec<NodeName>,
 }
 
 /// Why the program ends badly.
@@ -202,6 +241,7 @@ async fn answer(ask: Ask) -> Result<(), Trouble> {
         }
         Ask::Root { socket } => root(&socket).await?,
         Ask::Nodes { socket } => nodes(&socket).await?,
+        Ask::Rotate { step } => rotate(step).await?,
         Ask::Backup { config, file } => moved(move || back_up(&config, &file)).await?,
         Ask::Seal { config } => moved(move || seal(&config)).await?,
         Ask::Restore { config, newest, file } => moved(move || restore(&config, newest, &file)).await?,
@@ -303,6 +343,44 @@ async fn root(socket: &Path) -> Result<(), String> {
     let text = base64::engine::general_purpose::STANDARD.encode(told.into_inner().root);
     let lines: Vec<&str> = (0..text.len()).step_by(64).filter_map(|at| text.get(at..text.len().min(at + 64))).collect();
     print(&format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n")))
+}
+
+async fn rotate(step: Rotate) -> Result<(), String> {
+    use wire::RotationStep as Step;
+    let (step, Leaving { admin: Admin { socket }, leave_behind }) = match step {
+        Rotate::Prepare(admin) => (Step::Prepare, Leaving { admin, leave_behind: Vec::new() }),
+        Rotate::Publish(admin) => (Step::Publish, Leaving { admin, leave_behind: Vec::new() }),
+        Rotate::Activate(leaving) => (Step::Activate, leaving),
+        Rotate::Retire(leaving) => (Step::Retire, leaving),
+        Rotate::Status(Admin { socket }) => {
+            let shown =
+                admission(&socket).show_roots(wire::ShowRootsRequest {}).await.map_err(|s| said(&socket, &s))?;
+            return print(&roots(&shown.into_inner()));
+        }
+    };
+    let leave_behind = leave_behind.iter().map(ToString::to_string).collect();
+    let request = wire::RotateRootRequest { step: step.into(), leave_behind };
+    let shown = admission(&socket).rotate_root(request).await.map_err(|s| said(&socket, &s))?.into_inner();
+    let before = if shown.changed { "" } else { "It was so before.\n" };
+    print(&format!("{before}{}", roots(&shown)))
+}
+
+fn roots(shown: &wire::RootsShown) -> String {
+    let mut text = format!("{:<6} {:<10} {:<20} {:<20} {:<5} CERTIFICATE\n", "ROOT", "STAGE", "SINCE", "UNTIL", "KEY");
+    for root in &shown.roots {
+        let (since, until, key) =
+            (instant(root.since), instant(root.not_after), if root.key_here { "here" } else { "-" });
+        let (number, stage, digest) = (root.number, &root.stage, hex::encode(&root.sha256));
+        text.push_str(&format!("{number:<6} {stage:<10} {since:<20} {until:<20} {key:<5} {digest}\n"));
+    }
+    if !shown.awaited.is_empty() {
+        text.push_str(&format!("Not yet said that they trust these: {}\n", shown.awaited.join(", ")));
+    }
+    for root in shown.roots.iter().filter(|root| root.stage == "outgoing" && !root.depend.is_empty()) {
+        let (until, nodes) = (instant(root.depend_until), root.depend.join(", "));
+        text.push_str(&format!("Until {until} certificates of root {} are valid at: {nodes}\n", root.number));
+    }
+    text
 }
 
 async fn nodes(socket: &Path) -> Result<(), String> {

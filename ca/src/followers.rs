@@ -9,6 +9,7 @@ use bonafide_proto::name::NodeName;
 use tokio::sync::watch;
 
 use crate::mesh::{Held, MeshState};
+use crate::roots::Roots;
 
 /// Those that follow this moment.
 #[derive(Debug, Default)]
@@ -25,12 +26,23 @@ struct Places<H> {
 pub struct Follower {
     /// The state now, and after every change.
     pub states: watch::Receiver<Arc<MeshState>>,
+    /// The roots now, and after every change.
+    pub roots: watch::Receiver<Arc<Roots>>,
     /// Its place.
     pub place: Place,
     /// Who it is.
     pub node: NodeName,
-    /// The number of the certificate that it showed.
+    /// The certificate that it showed.
+    pub came_by: CameBy,
+}
+
+/// By which certificate a member came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CameBy {
+    /// Which of the node's it is.
     pub number: u64,
+    /// The number of the root that signed it.
+    pub root: u64,
 }
 
 /// A follower's place, until this is dropped.
@@ -114,7 +126,7 @@ mod tests {
     }
 
     fn held(told: u64) -> Held {
-        Held { told, holds: told }
+        Held { told, holds: told, roots: 1 }
     }
 
     #[tokio::test]

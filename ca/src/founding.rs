@@ -1,4 +1,4 @@
-//! The beginning of a trust domain, once, and finding it again at every start: root key and root certificate.
+//! The beginning of a trust domain, once, and finding it again at every start: root keys and root certificates.
 //!
 //! Whatever is half there or does not fit is refused: founding anew would cut off every member.
 
@@ -6,14 +6,14 @@ use std::path::PathBuf;
 
 use bonafide_proto::name::TrustDomain;
 use bonafide_proto::svid::SvidError;
-use rustls::pki_types::CertificateDer;
 
 use crate::certify::{self, IssueError, Signer};
-use crate::checker::{self, CheckError, ReadRoot};
-use crate::key::{KeyError, KeyFile, PassphraseAt, RootKey, RootKeyHome};
+use crate::checker::CheckError;
+use crate::issuers::Issuers;
+use crate::key::{KeyError, KeyFile, PassphraseAt, RootKeyHome};
 use crate::order::{BACKDATE, Holder, Order, Validity};
 use crate::state::StateError;
-use crate::store::{By, EtcdPlace, Event, Meta, Store, StoreError};
+use crate::store::{By, EtcdPlace, Event, Meta, RootsRecord, Store, StoreError};
 
 /// Lifetime of a root certificate, seconds: ten years.
 const ROOT_TTL: i64 = 10 * 365 * 86_400;
@@ -59,6 +59,12 @@ pub enum OpenError {
         /// What is not.
         lacks: &'static str,
     },
+    /// Another authority made the active root, and its key was not brought here.
+    #[error("the key of the active root is not here: copy {} from the authority that made it", .0.display())]
+    KeyAway(PathBuf),
+    /// What is stored of the roots was not written by any authority.
+    #[error("the store names no active root; restore it from a backup")]
+    NoActiveRoot,
     /// Key and certificate are of different roots.
     #[error("{}: the root key is not that of the root certificate", .0.display())]
     Mismatch(PathBuf),
@@ -80,10 +86,17 @@ pub struct Charter {
 }
 
 impl Charter {
-    /// Where the root key lives.
+    /// Where the key of the first root lives.
     #[must_use]
     pub fn key_home(&self) -> KeyFile {
-        KeyFile { path: self.state.join("root.key"), passphrase: self.passphrase.clone() }
+        self.key_of(1)
+    }
+
+    /// Where the key of the root of this number lives.
+    #[must_use]
+    pub fn key_of(&self, number: u64) -> KeyFile {
+        let name = if number == 1 { "root.key".to_owned() } else { format!("root-{number}.key") };
+        KeyFile { path: self.state.join(name), passphrase: self.passphrase.clone() }
     }
 
     /// Where this authority keeps how far the audit chain had come.
@@ -92,28 +105,44 @@ impl Charter {
     }
 }
 
-/// The root of this charter: found again, or founded in an empty state.
-pub(crate) fn root_signer(charter: &Charter, store: &Store, now: i64) -> Result<Signer<RootKey>, OpenError> {
-    let home = charter.key_home();
-    match (store.meta()?, home.is_there()) {
-        (None, false) => found(charter, &home, store, now),
-        (Some(meta), true) => reopen(charter, &home, &meta),
-        (None, true) => Err(half(charter, "a root key", "root certificate in its store")),
-        (Some(_), false) => Err(half(charter, "a root certificate", "root.key")),
+/// The roots of this charter: found again, or the first one founded in an empty state.
+pub(crate) fn issuers(charter: &Charter, store: &Store, now: i64) -> Result<Issuers, OpenError> {
+    let home = charter.key_of(1);
+    let meta = match (store.meta()?, home.is_there()) {
+        (None, false) => return found(charter, &home, store, now),
+        (None, true) => return Err(half(charter, "a root key", "root certificate in its store")),
+        (Some(meta), _) => meta,
+    };
+    let stored = store.roots()?;
+    let record = stored.clone().unwrap_or_else(|| RootsRecord::first(&meta, now));
+    let issuers = Issuers::open(charter, record, None)?;
+    match (issuers.active().signer.is_some(), issuers.active().number) {
+        (true, _) => {}
+        (false, 1) => return Err(half(charter, "a root certificate", "root.key")),
+        (false, number) => return Err(OpenError::KeyAway(charter.key_of(number).path)),
     }
+    if stored.is_none() {
+        // An earlier version knew of one root. Another authority may be faster.
+        let mut change = store.change();
+        change.roots(None, issuers.record())?;
+        change.commit()?;
+    }
+    Ok(issuers)
 }
 
 fn half(charter: &Charter, has: &'static str, lacks: &'static str) -> OpenError {
     OpenError::Half { path: charter.state.clone(), has, lacks }
 }
 
-fn found(charter: &Charter, home: &dyn RootKeyHome, store: &Store, now: i64) -> Result<Signer<RootKey>, OpenError> {
+fn found(charter: &Charter, home: &dyn RootKeyHome, store: &Store, now: i64) -> Result<Issuers, OpenError> {
     let key = home.create()?;
-    let validity = Validity { from: now.saturating_sub(BACKDATE), until: now.saturating_add(ROOT_TTL) };
-    let order = Order { trust_domain: charter.trust_domain.clone(), holder: Holder::Root, validity };
+    let order = root_order(charter, now);
     let root = certify::found(&order, &key)?;
+    let meta = Meta { trust_domain: charter.trust_domain.clone(), root: root.der().to_vec() };
+    let record = RootsRecord::first(&meta, now);
     let mut change = store.change();
-    change.found(&Meta { trust_domain: charter.trust_domain.clone(), root: root.der().to_vec() })?;
+    change.found(&meta)?;
+    change.roots(None, &record)?;
     change.note(Event::new("founded", &By::Daemon).with("trust-domain", &charter.trust_domain));
     change.enter(&By::Daemon, root.serial(), &certify::entry(&order, None, now))?;
     if change.commit()?.is_none() {
@@ -122,18 +151,12 @@ fn found(charter: &Charter, home: &dyn RootKeyHome, store: &Store, now: i64) -> 
         return Err(half(charter, "a root certificate", "root.key"));
     }
     tracing::info!(trust_domain = %charter.trust_domain, "founded a new trust domain");
-    Ok(Signer { key, certificate: root.der().clone(), holder: Holder::Root, validity })
+    let (certificate, validity) = (root.der().clone(), order.validity);
+    Issuers::founded(charter, record, Signer { key, certificate, holder: Holder::Root, validity })
 }
 
-fn reopen(charter: &Charter, home: &KeyFile, meta: &Meta) -> Result<Signer<RootKey>, OpenError> {
-    let key = home.open()?;
-    let ReadRoot { trust_domain, validity, spki } = checker::read_root(&meta.root)?;
-    if trust_domain != charter.trust_domain {
-        let (path, configured) = (charter.state.clone(), charter.trust_domain.clone());
-        return Err(OpenError::TrustDomain { path, seen: trust_domain, configured });
-    }
-    if rcgen::PublicKeyData::subject_public_key_info(&key) != spki {
-        return Err(OpenError::Mismatch(home.path.clone()));
-    }
-    Ok(Signer { key, certificate: CertificateDer::from(meta.root.clone()), holder: Holder::Root, validity })
+/// What any root of this charter is ordered as.
+pub(crate) fn root_order(charter: &Charter, now: i64) -> Order {
+    let validity = Validity { from: now.saturating_sub(BACKDATE), until: now.saturating_add(ROOT_TTL) };
+    Order { trust_domain: charter.trust_domain.clone(), holder: Holder::Root, validity }
 }

@@ -95,7 +95,8 @@ fn certificates() {
     let roots = [certificate.clone()];
     let check = |der: &[u8]| {
         let holder = order.holder.clone();
-        checker::received(der, &order.trust_domain, holder, &KEY.subject_public_key_info(), &roots)
+        let taken = checker::received(der, &order.trust_domain, holder, &KEY.subject_public_key_info(), &roots);
+        taken.map(|(validity, _)| validity)
     };
     assert_eq!((check(node), check(&signed(&content, root))), (Ok(order.validity), Ok(order.validity)));
     fuzz!([content, node.clone(), certificate.to_vec()], |bytes| {
@@ -129,8 +130,9 @@ fn certificates() {
 /// Digests in quarantine, as nodes hear of them: none is made up, and none is missed.
 #[test]
 fn mesh_states() {
-    let with =
-        |quarantine, revoked| wire::MeshState { sequence: 7, quarantine, revoked, restored: false }.encode_to_vec();
+    let with = |quarantine, revoked| {
+        wire::MeshState { sequence: 7, quarantine, revoked, restored: false, roots: None }.encode_to_vec()
+    };
     let state = |digests: Vec<Vec<u8>>| with(digests, None);
     let node = |name: &str, through| wire::revoked::Node { name: name.to_owned(), through };
     let revoked = |names: &[&str], serial: usize| wire::Revoked {

@@ -16,6 +16,7 @@ pub mod followers;
 pub mod founding;
 #[cfg(test)]
 mod fuzz;
+mod issuers;
 pub mod jwt;
 mod jwt_keys;
 mod kept_policy;
@@ -35,6 +36,8 @@ pub mod quarantine;
 pub mod refusal;
 pub mod remote;
 mod revocation;
+pub mod roots;
+pub mod rotation;
 pub mod serve;
 pub mod sharing;
 pub mod state;

@@ -18,6 +18,7 @@ use crate::machine::Machine;
 use crate::member::Member;
 use crate::mesh::{Held, MeshState};
 use crate::policies::{PolicyFollower, PolicyHeld};
+use crate::roots::Roots;
 use crate::sharing::Half;
 use bonafide_proto::token::JoinToken;
 
@@ -33,7 +34,9 @@ pub enum LinkError {
         why: String,
     },
     /// It answers, but one side does not accept the other's certificate.
-    #[error("no mutual trust with {address}: {why}")]
+    #[error(
+        "no mutual trust with {address}: {why} (if the root was replaced while this node was away, it must join with a new token)"
+    )]
     Distrust {
         /// Where.
         address: String,
@@ -106,8 +109,17 @@ pub type Halves = Pin<Box<dyn Stream<Item = Result<Half, LinkError>> + Send>>;
 /// Signed policies, one after the other.
 pub type SignedPolicies = Pin<Box<dyn Stream<Item = Result<Vec<u8>, LinkError>> + Send>>;
 
-/// States of the mesh, one after the other.
-pub type MeshStates = Pin<Box<dyn Stream<Item = Result<MeshState, LinkError>> + Send>>;
+/// What every member is told, one after the other.
+pub type MeshStates = Pin<Box<dyn Stream<Item = Result<Told, LinkError>> + Send>>;
+
+/// What every member is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// What it must know of the mesh.
+    pub mesh: MeshState,
+    /// The roots; `None`: the authority is of an earlier version, which has but one.
+    pub roots: Option<Roots>,
+}
 
 /// The authority in this very process.
 #[derive(Debug, Clone)]
@@ -138,10 +150,15 @@ impl AuthorityLink for Embedded {
         held: watch::Receiver<Held>,
     ) -> Result<MeshStates, LinkError> {
         let (authority, peer, machine) = (self.0.clone(), self.peer(member)?, machine.clone());
-        let Follower { states, place, .. } =
-            blocking(move || authority.follow(&peer, &machine).map_err(refused)).await?;
+        let first = *held.borrow();
+        let Follower { states, roots, place, .. } =
+            blocking(move || authority.follow(&peer, &machine, first).map_err(refused)).await?;
         tokio::spawn(pass_on(held, place));
-        Ok(Box::pin(WatchStream::new(states).map(|state| Ok(MeshState::clone(&state)))))
+        let changes = WatchStream::new(states.clone()).map(drop).merge(WatchStream::new(roots.clone()).map(drop));
+        Ok(Box::pin(changes.map(move |()| {
+            let (mesh, roots) = (MeshState::clone(&states.borrow()), Roots::clone(&roots.borrow()));
+            Ok(Told { mesh, roots: Some(roots) })
+        })))
     }
 
     async fn follow_policy(

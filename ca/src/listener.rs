@@ -14,10 +14,12 @@ use std::time::Duration;
 use bonafide_proto::clock::TlsTime;
 use bonafide_proto::svid::{Expect, PeerSvid};
 use bonafide_proto::tls::{PeerVerifier, provider};
-use rustls::ServerConfig;
-use rustls::pki_types::UnixTime;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -102,7 +104,6 @@ pub fn incoming(
     let (out, connections) = mpsc::channel(16);
     let door = Arc::new(Door {
         acceptor: TlsAcceptor::from(Arc::new(server_config(authority)?)),
-        verifier: verifier(authority),
         authority: authority.clone(),
         places: Places::new(),
         out,
@@ -114,14 +115,59 @@ pub fn incoming(
 }
 
 fn verifier(authority: &Authority) -> PeerVerifier {
-    PeerVerifier::new(authority.trust_bundle().clone(), Expect::Node).client_may_be_anonymous()
+    PeerVerifier::new(authority.trust_bundle(), Expect::Node).client_may_be_anonymous()
+}
+
+/// Members, by the roots of this moment.
+#[derive(Debug)]
+struct Members(Arc<Authority>);
+
+impl ClientCertVerifier for Members {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        verifier(&self.0).verify_client_cert(leaf, rest, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        ClientCertVerifier::verify_tls12_signature(&verifier(&self.0), message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        ClientCertVerifier::verify_tls13_signature(&verifier(&self.0), message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        ClientCertVerifier::supported_verify_schemes(&verifier(&self.0))
+    }
 }
 
 fn server_config(authority: &Arc<Authority>) -> Result<ServerConfig, rustls::Error> {
     let time = Arc::new(TlsTime(authority.clock().clone()));
     let mut config = ServerConfig::builder_with_details(provider().clone(), time)
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(verifier(authority)))
+        .with_client_cert_verifier(Arc::new(Members(authority.clone())))
         .with_cert_resolver(Arc::new(OwnSvid(authority.clone())));
     config.alpn_protocols = vec![ALPN.to_vec()];
     // Every connection is a full handshake, checked in full.
@@ -142,7 +188,6 @@ impl ResolvesServerCert for OwnSvid {
 
 struct Door {
     acceptor: TlsAcceptor,
-    verifier: PeerVerifier,
     authority: Arc<Authority>,
     places: Places,
     out: mpsc::Sender<io::Result<Connection>>,
@@ -197,7 +242,7 @@ impl Door {
         let now = UnixTime::since_unix_epoch(self.authority.clock().now());
         match tls.get_ref().1.peer_certificates() {
             None => Ok(None),
-            shown => self.verifier.peer(shown, now).map(Some),
+            shown => verifier(&self.authority).peer(shown, now).map(Some),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! One file, replaced by rename: keys and certificates can never be of two different renewals.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bonafide_proto::grant::Mandate;
 use bonafide_proto::name::{NodeName, TrustDomain};
@@ -19,13 +20,12 @@ use crate::csr::{self, CsrError};
 use crate::key::{self, Key, KeyError};
 use crate::mesh::MeshState;
 use crate::order::{Holder, Validity};
+use crate::roots::{ROOTS_MAX, Roots, RootsRefusal};
 use crate::state;
 use crate::store::base64_bytes;
 
 /// The largest membership file that is read, in bytes.
 const FILE_MAX: u64 = 256 * 1024;
-/// The most roots that are taken.
-const ROOTS_MAX: usize = 16;
 
 /// Why a membership was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,9 @@ pub enum MemberError {
     /// The bundle.
     #[error("the roots cannot be trusted: {0}")]
     Roots(String),
+    /// Others than the authority told before.
+    #[error(transparent)]
+    Replaced(#[from] RootsRefusal),
     /// Another trust domain than before.
     #[error("the authority is of trust domain {seen}; this node belongs to {expected}")]
     TrustDomain {
@@ -90,15 +93,17 @@ impl Candidate {
 }
 
 /// A membership that was checked as a whole.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Member {
     name: NodeName,
-    signer: Signer,
-    authentication: Key,
+    signer: Arc<Signer>,
+    authentication: Arc<Key>,
     node_svid: CertificateDer<'static>,
     bundle: TrustBundle,
     sequence: u64,
     renew_at: i64,
+    /// The root by which both certificates were issued.
+    issued_by: CertificateDer<'static>,
 }
 
 impl Member {
@@ -115,33 +120,80 @@ impl Member {
         if issued.trust_domain != *expected {
             return Err(MemberError::TrustDomain { seen: issued.trust_domain, expected: expected.clone() });
         }
-        let sequence = match before {
-            Some(before) if before.bundle.roots() == issued.roots => before.sequence,
-            Some(before) => before.sequence.saturating_add(1),
-            None => 1,
+        let told = Roots { sequence: issued.sequence, certificates: issued.roots };
+        let roots = match before.map(|before| told.succeed(before.sequence, before.bundle.roots())) {
+            None | Some(Ok(_)) => told,
+            // The answer was on its way when the roots changed, or it comes of an authority from a backup.
+            Some(Err(RootsRefusal::Older { .. })) => before.map_or(told, Member::roots),
+            Some(Err(refusal)) => return Err(refusal.into()),
         };
-        Self::check(name, candidate, issued, sequence)
+        let issued = Membership { roots: Vec::new(), ..issued };
+        Self::check(name, candidate, issued, roots, None)
     }
 
-    fn check(name: &NodeName, keys: Candidate, issued: Membership, sequence: u64) -> Result<Self, MemberError> {
-        let Membership { trust_domain, intermediate, node_svid, roots, mesh: _ } = issued;
+    fn check(
+        name: &NodeName,
+        keys: Candidate,
+        issued: Membership,
+        told: Roots,
+        issued_by: Option<CertificateDer<'static>>,
+    ) -> Result<Self, MemberError> {
+        let Membership { trust_domain, intermediate, node_svid, .. } = issued;
+        let Roots { sequence, certificates: roots } = told;
         check_roots(&trust_domain, &roots)?;
+        // A root that was retired since has certified them all the same.
+        let possible: Vec<_> = issued_by.map_or_else(|| roots.clone(), |root| vec![root]);
         let spki = rcgen::PublicKeyData::subject_public_key_info(&keys.signing);
-        let (holder, validity) = checker::received_intermediate(&intermediate, &trust_domain, name, &spki, &roots)
-            .map_err(|e| MemberError::Certificate("intermediate", e))?;
+        let (holder, validity, by) =
+            checker::received_intermediate(&intermediate, &trust_domain, name, &spki, &possible)
+                .map_err(|e| MemberError::Certificate("intermediate", e))?;
         let spki = rcgen::PublicKeyData::subject_public_key_info(&keys.authentication);
-        let own = checker::received(&node_svid, &trust_domain, Holder::Node(name.clone()), &spki, &roots)
+        let by = std::slice::from_ref(by);
+        let (own, _) = checker::received(&node_svid, &trust_domain, Holder::Node(name.clone()), &spki, by)
             .map_err(|e| MemberError::Certificate("node SVID", e))?;
+        let issued_by = by.first().cloned().ok_or_else(|| MemberError::Roots("there is none".into()))?;
         let bundle = TrustBundle::new(trust_domain, roots).map_err(|e| MemberError::Roots(e.to_string()))?;
         Ok(Self {
             name: name.clone(),
-            signer: Signer { key: keys.signing, certificate: intermediate, holder, validity },
-            authentication: keys.authentication,
+            signer: Arc::new(Signer { key: keys.signing, certificate: intermediate, holder, validity }),
+            authentication: Arc::new(keys.authentication),
             node_svid,
             bundle,
             sequence,
             renew_at: renewal_time(validity.half().min(own.half()), validity),
+            issued_by,
         })
+    }
+
+    /// The same membership under the roots that the authority tells now; `None`: they are the same.
+    ///
+    /// # Errors
+    /// The named refusal; what was known stays.
+    pub(crate) fn under(&self, told: &Roots) -> Result<Option<Self>, RootsRefusal> {
+        if !told.succeed(self.sequence, self.bundle.roots())? {
+            return Ok(None);
+        }
+        let domain = self.bundle.trust_domain();
+        let wrong = |e: &dyn std::fmt::Display| RootsRefusal::Wrong(e.to_string());
+        check_roots(domain, &told.certificates).map_err(|e| wrong(&e))?;
+        let bundle = TrustBundle::new(domain.clone(), told.certificates.clone()).map_err(|e| wrong(&e))?;
+        Ok(Some(Self { bundle, sequence: told.sequence, ..self.clone() }))
+    }
+
+    fn roots(&self) -> Roots {
+        Roots { sequence: self.sequence, certificates: self.bundle.roots().to_vec() }
+    }
+
+    /// Whether another root than the one that certified this node certifies nodes now.
+    #[must_use]
+    pub fn is_of_older_root(&self) -> bool {
+        self.bundle.roots().first() != Some(&self.issued_by)
+    }
+
+    /// Whether the root that certified this node was retired: nobody takes it for a member.
+    #[must_use]
+    pub fn is_of_retired_root(&self) -> bool {
+        !self.bundle.roots().contains(&self.issued_by)
     }
 
     /// The node.
@@ -218,6 +270,7 @@ impl Member {
             authentication_key: self.authentication.pkcs8().to_vec(),
             node_svid: self.node_svid.to_vec(),
             roots: self.bundle.roots().iter().map(|r| Der(r.to_vec())).collect(),
+            issued_by: Some(Der(self.issued_by.to_vec())),
         };
         let mut text = Zeroizing::new(Vec::with_capacity(usize::try_from(FILE_MAX).unwrap_or(0)));
         serde_json::to_writer_pretty(&mut *text, &file).map_err(|e| damaged(path, &e))?;
@@ -243,10 +296,14 @@ impl Member {
             trust_domain: file.trust_domain.clone(),
             intermediate: std::mem::take(&mut file.intermediate).into(),
             node_svid: std::mem::take(&mut file.node_svid).into(),
-            roots: std::mem::take(&mut file.roots).into_iter().map(|r| r.0.into()).collect(),
+            roots: Vec::new(),
+            sequence: file.sequence,
             mesh: MeshState::default(),
         };
-        Self::check(configured, keys, issued, file.sequence).map(Some).map_err(|e| damaged(path, &e))
+        let certificates = std::mem::take(&mut file.roots).into_iter().map(|r| r.0.into()).collect();
+        let (roots, issued_by) = (Roots { sequence: file.sequence, certificates }, file.issued_by.take());
+        let member = Self::check(configured, keys, issued, roots, issued_by.map(|root| root.0.into()));
+        member.map(Some).map_err(|e| damaged(path, &e))
     }
 }
 
@@ -292,6 +349,9 @@ struct MemberFile {
     #[serde(with = "base64_bytes")]
     node_svid: Vec<u8>,
     roots: Vec<Der>,
+    /// Absent: an earlier version wrote this, and it is one of the roots.
+    #[serde(default)]
+    issued_by: Option<Der>,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -30,6 +30,8 @@ pub struct Held {
     pub told: u64,
     /// The number that the node goes by: a later one if its authority was restored from a backup.
     pub holds: u64,
+    /// The number of the roots that are in force there; said at the beginning.
+    pub roots: u64,
 }
 
 impl Held {
@@ -68,7 +70,7 @@ impl From<&MeshState> for wire::MeshState {
     fn from(state: &MeshState) -> Self {
         let quarantine = state.quarantine.iter().map(|digest| digest.0.to_vec()).collect();
         let revoked = Some((&state.revoked).into());
-        Self { sequence: state.sequence, quarantine, revoked, restored: state.restored }
+        Self { sequence: state.sequence, quarantine, revoked, restored: state.restored, roots: None }
     }
 }
 
@@ -113,9 +115,9 @@ mod tests {
 
     #[test]
     fn a_node_that_knows_more_than_its_authority_has_lifted_nothing() {
-        let even = Held { told: 5, holds: 5 };
+        let even = Held { told: 5, holds: 5, roots: 1 };
         assert!(even.has(5, true) && even.has(4, false) && !even.has(6, true) && !even.has(6, false));
-        let ahead = Held { told: 5, holds: 9 };
+        let ahead = Held { told: 5, holds: 9, roots: 1 };
         assert!(ahead.has(5, true) && !ahead.has(5, false) && !ahead.has(6, true));
     }
 

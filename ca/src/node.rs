@@ -1,8 +1,8 @@
 //! The node role: holds this node's intermediate and issues leaves, also while the authority is away.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Fingerprint;
@@ -25,12 +25,13 @@ use crate::kept_policy::KeptPolicy;
 pub use crate::kept_policy::{InForce, Kept};
 use crate::key::KeyError;
 use crate::known::{Known, KnownError};
-use crate::link::{AuthorityLink, LinkError, SignedPolicies};
+use crate::link::{AuthorityLink, LinkError, SignedPolicies, Told};
 use crate::machine::Machine;
 use crate::member::{Candidate, Member, MemberError};
 use crate::mesh::{Held, MeshState};
 use crate::order::{Holder, Order};
 use crate::policies::PolicyHeld;
+use crate::roots::Roots;
 use crate::state::{self, StateError};
 use crate::store::{By, Event, Store, StoreError};
 use bonafide_proto::token::JoinToken;
@@ -136,6 +137,15 @@ pub enum Due {
     NothingFor(i64),
 }
 
+/// What a membership is to the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    /// An operator's proof brought the node here, whatever it knew before.
+    First,
+    /// It continues.
+    Renewal,
+}
+
 /// The CA of one node.
 #[derive(Debug)]
 pub struct NodeCa {
@@ -154,6 +164,9 @@ pub struct NodeCa {
     policy: KeptPolicy,
     contact: watch::Sender<Contact>,
     issued: AtomicU64,
+    /// The membership changes one change after the other.
+    changing: Mutex<()>,
+    roots_refused: watch::Sender<Option<String>>,
 }
 
 impl NodeCa {
@@ -177,6 +190,8 @@ impl NodeCa {
             policy: KeptPolicy::load(setup.state.join(POLICY_FILE), bundle.as_ref()),
             contact: watch::Sender::new(Contact::None),
             issued: AtomicU64::new(0),
+            changing: Mutex::default(),
+            roots_refused: watch::Sender::default(),
             setup,
         })
     }
@@ -279,6 +294,11 @@ impl NodeCa {
     fn try_issue(&self, workload: &WorkloadName, fingerprint: &Fingerprint, csr: &[u8]) -> Result<Leaf, AttestRefusal> {
         let no_intermediate = |why: &str| AttestRefusal::new(AttestReason::NoIntermediate, why);
         let member = self.member().ok_or_else(|| no_intermediate("this node has not joined the trust domain yet"))?;
+        if member.is_of_retired_root() {
+            return Err(no_intermediate(
+                "the root that certified this node was retired; it must join with a new token",
+            ));
+        }
         self.not_quarantined(fingerprint)?;
         granted(&member, workload)?;
         self.not_revoked(&member, workload)?;
@@ -303,8 +323,9 @@ impl NodeCa {
         let now = self.clock.unix();
         match self.member() {
             None => Due::Join,
-            Some(member) if now > member.not_after() => Due::Join,
+            Some(member) if now > member.not_after() || member.is_of_retired_root() => Due::Join,
             Some(member) if now >= member.renew_at() || self.is_revoked(&member) => Due::Renew,
+            Some(member) if member.is_of_older_root() => Due::Renew,
             Some(member) => Due::NothingFor(member.renew_at() - now),
         }
     }
@@ -370,7 +391,7 @@ impl NodeCa {
         if !issued.roots.contains(root) {
             return Err(MembershipError::PinMissing);
         }
-        self.take(candidate, issued, &expected)
+        self.take(candidate, issued, &expected, Takes::First)
     }
 
     /// Renews both certificates, with new keys.
@@ -397,15 +418,18 @@ impl NodeCa {
 
     async fn try_follow(&self, link: &dyn AuthorityLink) -> Result<(), MembershipError> {
         let Some(member) = self.member() else { return Ok(()) };
-        let (held, says) = watch::channel(Held { told: 0, holds: self.known.now().sequence });
+        let roots = member.sequence();
+        let (held, says) = watch::channel(Held { told: 0, holds: self.known.now().sequence, roots });
         let mut states = link.follow(&member, &self.machine, says).await?;
         self.note(&Ok(()));
         let policy = self.follow_policy(link, &member);
         let states = async {
             while let Some(state) = states.next().await {
-                let state = state?;
-                self.known.told(member.bundle().trust_domain(), &state);
-                held.send_replace(Held { told: state.sequence, holds: self.known.now().sequence });
+                let Told { mesh, roots: told } = state?;
+                self.known.told(member.bundle().trust_domain(), &mesh);
+                held.send_replace(Held { told: mesh.sequence, holds: self.known.now().sequence, roots });
+                // Whoever takes others follows anew, and says then that they are in force.
+                told.iter().for_each(|told| self.take_roots(told));
             }
             Ok(())
         };
@@ -413,6 +437,34 @@ impl NodeCa {
             ended = states => ended,
             never = policy => match never {},
         }
+    }
+
+    /// The authority says these are the roots.
+    fn take_roots(&self, told: &Roots) {
+        let _one_by_one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(member) = self.member() else { return };
+        let member = match member.under(told) {
+            Ok(None) => return drop(self.roots_refused.send_replace(None)),
+            Ok(Some(member)) => member,
+            Err(refusal) => {
+                tracing::error!(%refusal, "the roots that the authority told are refused; those that were known stay");
+                self.roots_refused.send_replace(Some(refusal.to_string()));
+                return;
+            }
+        };
+        // In force even if they cannot be kept: what is on disk would only be older.
+        if let Err(e) = member.save(&self.setup.state.join(MEMBER_FILE)) {
+            tracing::error!(error = %e, "the roots cannot be kept for a restart");
+        }
+        tracing::warn!(sequence = told.sequence, roots = told.certificates.len(), "the roots have changed");
+        self.roots_refused.send_replace(None);
+        self.member.send_replace(Some(Arc::new(member)));
+    }
+
+    /// Why the roots that the authority told last were not taken.
+    #[must_use]
+    pub fn roots_refused(&self) -> Option<String> {
+        self.roots_refused.borrow().clone()
     }
 
     /// Beside all else that the authority tells: without a policy from it, nothing else is missed.
@@ -530,7 +582,8 @@ impl NodeCa {
         let candidate = Candidate::generate()?;
         let (signing_csr, authentication_csr) = candidate.requests()?;
         let issued = link.renew(&member, &self.machine, signing_csr, authentication_csr).await?;
-        self.take(candidate, issued, member.bundle().trust_domain())
+        let expected = member.bundle().trust_domain().clone();
+        self.take(candidate, issued, &expected, Takes::Renewal)
     }
 
     /// Checked, kept on disk, and only then used.
@@ -539,8 +592,12 @@ impl NodeCa {
         candidate: Candidate,
         issued: crate::authority::Membership,
         expected: &TrustDomain,
+        takes: Takes,
     ) -> Result<(), MembershipError> {
-        let (before, mesh) = (self.member(), issued.mesh.clone());
+        let _one_by_one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mesh = issued.mesh.clone();
+        // Inside: what was told while this was asked counts.
+        let before = self.member().filter(|_| takes == Takes::Renewal);
         let member = Member::take(&self.setup.name, candidate, issued, expected, before.as_deref())?;
         self.known.told_earlier(expected, &mesh);
         member.save(&self.setup.state.join(MEMBER_FILE))?;
@@ -596,7 +653,9 @@ fn refusal(e: IssueError) -> AttestRefusal {
         IssueError::IssuerExpired(_) => AttestReason::NoIntermediate,
         IssueError::Check(CheckError::NotGranted(_)) => AttestReason::NotGranted,
         IssueError::Check(_) => AttestReason::CheckerRefused,
-        IssueError::Mint(_) | IssueError::Store(_) => AttestReason::Unavailable,
+        IssueError::Mint(_) | IssueError::Store(_) | IssueError::KeyAway(_) | IssueError::Roots(_) => {
+            AttestReason::Unavailable
+        }
     };
     tracing::warn!(error = %e, %reason, "no leaf issued");
     AttestRefusal::new(reason, e.to_string())

@@ -15,6 +15,7 @@ use bonafide_proto::name::NodeName;
 use bonafide_proto::signed_policy::{AUTHOR_MAX, PolicyRefusal, SignedPolicy, TEXT_MAX};
 use bonafide_proto::svid::TrustBundle;
 use bonafide_proto::wire::authority as wire;
+use prost::Message as _;
 use tokio::sync::watch;
 
 use crate::authority::Authority;
@@ -148,6 +149,12 @@ impl From<wire::PolicyHeld> for PolicyHeld {
             refused: (!wire.refused.is_empty()).then(|| brief(wire.refused)),
         }
     }
+}
+
+/// The text of a policy that was verified when it was published.
+pub(crate) fn policy_text(signed: &[u8]) -> Result<String, PolicyRefusal> {
+    let unread = |_| PolicyRefusal::Malformed("it cannot be read".to_owned());
+    bonafide_proto::wire::policy::SignedPolicy::decode(signed).map(|policy| policy.text).map_err(unread)
 }
 
 /// As much of a reason as is told on.

@@ -68,6 +68,9 @@ pub enum MembershipRefusal {
     /// Somebody joined under the name later.
     #[error("another machine joined as {0} later; this one must join with a new token")]
     Replaced(NodeName),
+    /// It was away for too long.
+    #[error("the root that certified node {0} was retired; it must join with a new token")]
+    RootRetired(NodeName),
     /// It was sent away.
     #[error("node {0} was evicted; it must join with a new token")]
     Evicted(NodeName),
@@ -117,6 +120,7 @@ impl MembershipRefusal {
             Self::CertificateRevoked => "certificate-revoked",
             Self::CertificateForAnotherNode(_) => "certificate-for-another-node",
             Self::WrongProof => "wrong-proof",
+            Self::RootRetired(_) => "root-retired",
             Self::Evicted(_) => "evicted",
             Self::Banned(..) => "banned",
             Self::NotGranted(..) => "not-granted",
@@ -143,6 +147,7 @@ impl MembershipRefusal {
             | Self::Superseded(_)
             | Self::NotAMember(_)
             | Self::Replaced(_)
+            | Self::RootRetired(_)
             | Self::Evicted(_)
             | Self::Banned(..)
             | Self::NotGranted(..)

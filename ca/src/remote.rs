@@ -30,12 +30,13 @@ use crate::attestor::{self, Prover, SESSION_LABEL, Session};
 use crate::authority::{Application, Membership};
 use crate::checker;
 use crate::jwt::JwtOrder;
-use crate::link::{AuthorityLink, Halves, LinkError, MeshStates, SignedPolicies};
+use crate::link::{AuthorityLink, Halves, LinkError, MeshStates, SignedPolicies, Told};
 use crate::listener::ALPN;
 use crate::machine::Machine;
 use crate::member::Member;
 use crate::mesh::{Held, MalformedState, MeshState};
 use crate::policies::PolicyHeld;
+use crate::roots::Roots;
 use crate::sharing::Half;
 use bonafide_proto::token::JoinToken;
 
@@ -379,9 +380,9 @@ impl Door {
     ) -> Result<MeshStates, LinkError> {
         let mut client = self.client(member.bundle().clone(), Some(member)).await?;
         let Machine { bios_uuid, machine_id } = machine.clone();
-        let Held { told, holds } = *held.borrow();
-        let first = wire::Held { told, holds, bios_uuid, machine_id };
-        let then = |Held { told, holds }| wire::Held { told, holds, ..wire::Held::default() };
+        let Held { told, holds, roots } = *held.borrow();
+        let first = wire::Held { told, holds, roots, bios_uuid, machine_id };
+        let then = |Held { told, holds, roots }| wire::Held { told, holds, roots, ..wire::Held::default() };
         let held = tokio_stream::once(first).chain(WatchStream::from_changes(held).map(then));
         let opened = match tokio::time::timeout(ANSWER, client.follow(held)).await {
             Ok(opened) => opened.map_err(|status| self.refused(&status))?,
@@ -392,7 +393,7 @@ impl Door {
         Ok(Box::pin(opened.into_inner().map(move |state| {
             // The connection lives as long as the client does.
             let _connection = &client;
-            state.map_err(|status| remote.refused(&status)).and_then(mesh_state)
+            state.map_err(|status| remote.refused(&status)).and_then(all_told)
         })))
     }
 
@@ -480,6 +481,11 @@ fn half_of(wire: wire::FlowHalf) -> Result<Half, LinkError> {
     Ok(Half { node, flow: wire.flow })
 }
 
+fn all_told(mut wire: wire::MeshState) -> Result<Told, LinkError> {
+    let roots = wire.roots.take().map(Roots::from);
+    Ok(Told { mesh: mesh_state(wire)?, roots })
+}
+
 fn mesh_state(wire: wire::MeshState) -> Result<MeshState, LinkError> {
     wire.try_into().map_err(|e: MalformedState| LinkError::Malformed(e.to_string()))
 }
@@ -491,6 +497,8 @@ fn membership(wire: wire::Membered) -> Result<Membership, LinkError> {
         intermediate: wire.intermediate.into(),
         node_svid: wire.node_svid.into(),
         roots: wire.roots.into_iter().map(Into::into).collect(),
+        // An authority of an earlier version has but one.
+        sequence: wire.roots_sequence.max(1),
         mesh: mesh_state(wire.mesh.unwrap_or_default())?,
     })
 }

@@ -4,6 +4,7 @@ pub mod admission;
 pub mod issuance;
 pub mod membership;
 mod policies;
+mod roots;
 
 use crate::store::{Store, StoreError};
 

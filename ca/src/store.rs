@@ -12,6 +12,7 @@ mod embedded;
 pub mod engine;
 mod etcd;
 mod policies;
+mod roots;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,7 @@ pub use embedded::Embedded;
 use engine::{Condition, Engine, Key, Tree, Write};
 pub use etcd::{Etcd, EtcdPlace, EtcdTls, PlaceError};
 pub use policies::PolicyRecord;
+pub use roots::{RootRecord, RootsRecord, Stage};
 
 /// Why the store did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -156,6 +158,9 @@ pub struct NodeRecord {
     /// When it showed its certificate last, unix seconds, give or take a minute.
     #[serde(default)]
     pub last_seen: i64,
+    /// The number of the roots that it said to have in force.
+    #[serde(default)]
+    pub roots: u64,
 }
 
 /// One certificate, written down before it is handed out.
@@ -176,6 +181,9 @@ pub struct LedgerEntry {
     /// For node certificates: which of the name's it is.
     #[serde(default)]
     pub number: Option<u64>,
+    /// For node certificates: the number of the root that signed it; `None`: the first.
+    #[serde(default)]
+    pub root: Option<u64>,
     /// For workloads: the executable's digest.
     pub exe: Option<String>,
     /// For workloads: the digest of the script, or of the code in the command line.

@@ -107,9 +107,10 @@ pub async fn keep(
     tokens: &TokenSource,
 ) -> Result<std::convert::Infallible, UpkeepError> {
     let mut pause = PAUSE_MIN;
-    let mut told = node.mesh();
+    let (mut told, mut member) = (node.mesh(), node.watch());
     loop {
         told.mark_unchanged();
+        member.mark_unchanged();
         let wait = match step(node, link, tokens).await {
             Ok(wait) => {
                 pause = PAUSE_MIN;
@@ -127,6 +128,8 @@ pub async fn keep(
             () = tokio::time::sleep(wait) => {}
             // Its own certificates may be revoked by it. The sender is the node's, and lives as long as this.
             _ = told.changed() => {}
+            // Another root may certify nodes now: all of them hear of it in the same moment.
+            _ = member.changed() => tokio::time::sleep(jittered(PAUSE_MIN)).await,
         }
     }
 }
@@ -171,7 +174,11 @@ pub async fn jwt_keys(node: &NodeCa, link: &dyn AuthorityLink) -> std::convert::
                 AWAY_MAX
             }
         };
-        tokio::time::sleep(jittered(pause)).await;
+        tokio::select! {
+            () = tokio::time::sleep(jittered(pause)) => {}
+            // Each root has keys of its own.
+            _ = member.changed() => {}
+        }
     }
 }
 
@@ -200,8 +207,12 @@ pub async fn step(node: &NodeCa, link: &dyn AuthorityLink, tokens: &TokenSource)
 
 /// The authority does not take this node for a member any more.
 fn is_sent_away(e: &MembershipError) -> bool {
-    let MembershipError::Link(LinkError::Refused { reason, .. }) = e else { return false };
-    matches!(reason.as_str(), "evicted" | "banned" | "not-a-member" | "membership-replaced" | "superseded")
+    let MembershipError::Link(e) = e else { return false };
+    let LinkError::Refused { reason, .. } = e else { return matches!(e, LinkError::Distrust { .. }) };
+    matches!(
+        reason.as_str(),
+        "evicted" | "banned" | "not-a-member" | "membership-replaced" | "superseded" | "root-retired"
+    )
 }
 
 async fn join(node: &NodeCa, link: &dyn AuthorityLink, tokens: &TokenSource) -> Result<(), UpkeepError> {

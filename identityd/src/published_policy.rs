@@ -64,6 +64,8 @@ struct Known {
 enum Refusal {
     #[error("{0}")]
     Policy(#[from] PolicyRefusal),
+    #[error("{0}; if the root was replaced while this node was away, remove {1}")]
+    Rooted(PolicyRefusal, String),
     #[error("{0}; if this node has come from {1}, remove {2}")]
     Moved(PolicyRefusal, TrustDomain, String),
     #[error("unreadable-policy: version {0}: {1}")]
@@ -188,6 +190,9 @@ impl Keeper {
 
     fn explained(&self, refusal: PolicyRefusal) -> Refusal {
         match refusal {
+            PolicyRefusal::Signer(_) if self.known.is_some() => {
+                Refusal::Rooted(refusal, self.file.display().to_string())
+            }
             PolicyRefusal::Foreign { ref expected, .. } if self.known.is_some() => {
                 let (expected, file) = (expected.clone(), self.file.display().to_string());
                 Refusal::Moved(refusal, expected, file)

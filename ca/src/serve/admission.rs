@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 
 use crate::authority::{Authority, EvictError, Granted, TokenCreationError, TokenTerms};
 use crate::quarantine::QuarantineError;
-use crate::serve::{MESSAGE_MAX, audit_page, blocking, policies};
+use crate::serve::{MESSAGE_MAX, audit_page, blocking, policies, roots};
 use crate::store::{By, NodeRecord, QuarantineRecord, Quarantined};
 
 /// How long nodes may take to say that a change is in force: one whose connection is just being made again, too.
@@ -236,6 +236,22 @@ impl wire::admission_server::Admission for AdmissionService {
     ) -> Result<Response<wire::PublishedPolicyResponse>, Status> {
         policies::published(&self.0, request.into_inner()).await.map(Response::new)
     }
+
+    async fn rotate_root(
+        &self,
+        request: Request<wire::RotateRootRequest>,
+    ) -> Result<Response<wire::RootsShown>, Status> {
+        let by = caller(&request)?;
+        roots::rotate(&self.0, by, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn show_roots(
+        &self,
+        _request: Request<wire::ShowRootsRequest>,
+    ) -> Result<Response<wire::RootsShown>, Status> {
+        let authority = self.0.clone();
+        blocking(move || roots::shown(&authority, false)).await.map(Response::new)
+    }
 }
 
 /// Who asks, by the kernel's word.
@@ -359,7 +375,9 @@ fn evict_status(e: EvictError) -> Status {
 fn token_status(e: TokenCreationError) -> Status {
     match e {
         TokenCreationError::Ttl(_) => Status::invalid_argument(e.to_string()),
-        TokenCreationError::Token(_) | TokenCreationError::Store(_) => Status::internal(e.to_string()),
+        TokenCreationError::Token(_) | TokenCreationError::Root(_) | TokenCreationError::Store(_) => {
+            Status::internal(e.to_string())
+        }
     }
 }
 

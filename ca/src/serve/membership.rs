@@ -15,12 +15,13 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::attestor::{Answer, Claim, Evidence, Proof, ROUNDS_MAX, Step};
 use crate::authority::{Application, Authority, Membership};
 use crate::daemon::ended;
-use crate::followers::{Follower, Place};
+use crate::followers::{CameBy, Follower, Place};
 use crate::jwt::JwtOrder;
 use crate::listener::{FOLLOWING, Peer};
 use crate::machine::Machine;
 use crate::mesh::{Held, MeshState};
 use crate::refusal::MembershipRefusal;
+use crate::roots::Roots;
 use crate::serve::{MESSAGE_MAX, blocking, policies};
 use crate::sharing::{Half, Seat};
 use crate::store::By;
@@ -124,7 +125,7 @@ impl wire::membership_server::Membership for MembershipService {
         let (machine, held) = first_word(&mut says).await?;
         let address = peer.address.to_string();
         let followed = blocking(move || {
-            let followed = following_at.follow(&svid, &machine);
+            let followed = following_at.follow(&svid, &machine, held);
             followed
                 .inspect_err(|refusal| {
                     let (who, reason) = (svid.id().path(), refusal.as_str());
@@ -134,16 +135,15 @@ impl wire::membership_server::Membership for MembershipService {
                 })
                 .map_err(Status::from)
         });
-        let Follower { states, place, node, number } = while_able(&self.0, followed).await?;
-        place.holds(held);
+        let Follower { states, roots, place, node, came_by } = while_able(&self.0, followed).await?;
         let (to, told) = mpsc::channel(1);
         tokio::spawn(async move {
             let _following = following;
             tokio::select! {
-                () = tell(states, &to) => {}
+                () = tell(states, roots, &to) => {}
                 () = hear(says, place) => {}
                 () = to.closed() => {}
-                () = sent_away(&expelling, node, number) => {}
+                () = sent_away(&expelling, node, came_by) => {}
                 () = over(left, stopped) => {}
                 () = authority.unable() => {}
             }
@@ -203,7 +203,7 @@ impl wire::membership_server::Membership for MembershipService {
         let left = svid.not_after().saturating_sub(authority.clock().unix());
         let (expelling, followed) = (authority.clone(), authority.clone());
         let node = svid.id().node_name().ok_or(MembershipRefusal::NoSvid)?;
-        let (follower, number) = blocking(move || Ok(followed.follow_policy(&svid)?)).await?;
+        let (follower, came_by) = blocking(move || Ok(followed.follow_policy(&svid)?)).await?;
         let (to, told) = mpsc::channel(1);
         let says = request.into_inner();
         tokio::spawn(async move {
@@ -211,7 +211,7 @@ impl wire::membership_server::Membership for MembershipService {
             tokio::select! {
                 () = policies::follow(follower, says, &to) => {}
                 () = to.closed() => {}
-                () = expelling.out(node, number) => {}
+                () = expelling.out(node, came_by) => {}
                 () = over(left, stopped) => {}
                 () = authority.unable() => {}
             }
@@ -232,7 +232,7 @@ impl wire::membership_server::Membership for MembershipService {
         let left = svid.not_after().saturating_sub(authority.clock().unix());
         let (expelling, seated_at) = (authority.clone(), authority.clone());
         let node = svid.id().node_name().ok_or(MembershipRefusal::NoSvid)?;
-        let (seat, number) = blocking(move || Ok(seated_at.share_flows(&svid)?)).await?;
+        let (seat, came_by) = blocking(move || Ok(seated_at.share_flows(&svid)?)).await?;
         let (to, given) = mpsc::channel(1);
         let mut offered = request.into_inner();
         tokio::spawn(async move {
@@ -244,7 +244,7 @@ impl wire::membership_server::Membership for MembershipService {
                     }
                 }
                 () = to.closed() => {}
-                () = expelling.out(node, number) => {}
+                () = expelling.out(node, came_by) => {}
                 () = over(left, stopped) => {}
                 () = authority.unable() => {}
             }
@@ -375,8 +375,8 @@ async fn exchange(
 /// Which machine it says it is, and what it has in force.
 async fn first_word(says: &mut Streaming<wire::Held>) -> Result<(Machine, Held), Status> {
     match tokio::time::timeout(FIRST_WORD, says.message()).await {
-        Ok(Ok(Some(wire::Held { told, holds, bios_uuid, machine_id }))) => {
-            Ok((Machine { bios_uuid, machine_id }, Held { told, holds }))
+        Ok(Ok(Some(wire::Held { told, holds, roots, bios_uuid, machine_id }))) => {
+            Ok((Machine { bios_uuid, machine_id }, Held { told, holds, roots }))
         }
         Ok(Err(status)) => Err(status),
         Ok(Ok(None)) | Err(_) => {
@@ -387,25 +387,33 @@ async fn first_word(says: &mut Streaming<wire::Held>) -> Result<(Machine, Held),
 
 /// What the node has in force, until it goes away.
 async fn hear(mut says: Streaming<wire::Held>, place: Place) {
-    while let Ok(Some(wire::Held { told, holds, .. })) = says.message().await {
-        place.holds(Held { told, holds });
+    while let Ok(Some(wire::Held { told, holds, roots, .. })) = says.message().await {
+        place.holds(Held { told, holds, roots });
     }
 }
 
 /// Every state, whole, until nobody listens.
-async fn tell(mut states: watch::Receiver<Arc<MeshState>>, to: &mpsc::Sender<wire::MeshState>) {
-    states.mark_changed();
-    while states.changed().await.is_ok() {
+async fn tell(
+    mut states: watch::Receiver<Arc<MeshState>>,
+    mut roots: watch::Receiver<Arc<Roots>>,
+    to: &mpsc::Sender<wire::MeshState>,
+) {
+    loop {
+        let trusted = wire::Roots::from(roots.borrow_and_update().as_ref());
         let state = wire::MeshState::from(states.borrow_and_update().as_ref());
-        if to.send(state).await.is_err() {
+        if to.send(wire::MeshState { roots: Some(trusted), ..state }).await.is_err() {
+            return;
+        }
+        let changed = tokio::select! { changed = states.changed() => changed, changed = roots.changed() => changed };
+        if changed.is_err() {
             return;
         }
     }
 }
 
 /// Done when the node is no member any more, and had a moment to be told so: an honest one ends its own flows by it.
-async fn sent_away(authority: &Authority, node: NodeName, number: u64) {
-    authority.out(node, number).await;
+async fn sent_away(authority: &Authority, node: NodeName, came_by: CameBy) {
+    authority.out(node, came_by).await;
     tokio::time::sleep(LAST_WORD).await;
 }
 
@@ -451,6 +459,7 @@ fn membered(issued: &Membership) -> wire::Membered {
         intermediate: issued.intermediate.to_vec(),
         node_svid: issued.node_svid.to_vec(),
         roots: issued.roots.iter().map(|r| r.to_vec()).collect(),
+        roots_sequence: issued.sequence,
         mesh: Some((&issued.mesh).into()),
     }
 }

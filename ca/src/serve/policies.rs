@@ -50,7 +50,7 @@ pub(super) async fn published(
     let members = blocking(move || members(&asking)).await?;
     let published = authority.policies().now();
     let text = match published.as_ref().filter(|_| request.with_text) {
-        Some(published) => text(published, authority.trust_bundle())?,
+        Some(published) => text(published, &authority.trust_bundle())?,
         None => String::new(),
     };
     let published = published.map(|published| told(&published.record));

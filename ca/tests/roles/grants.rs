@@ -4,7 +4,7 @@ use bonafide_ca::NodeCa;
 use bonafide_proto::endpoint;
 use bonafide_proto::grant::Grant;
 use bonafide_proto::refusal::AttestReason;
-use bonafide_proto::svid::{Expect, SvidError, TrustBundle};
+use bonafide_proto::svid::{Expect, SvidError};
 use bonafide_proto::wire::authority as wire;
 use bonafide_proto::wire::node as local;
 use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, KeyPair, SanType};
@@ -105,7 +105,7 @@ async fn verifiers_refuse_what_a_rogue_node_signs_beyond_its_grant() {
     let node = domain.stranger("a");
     node.join(&domain.link(), &domain.token_for(None, Some(grant("shop/web")))).await.unwrap();
     let honest = issue(&node, "shop/web").unwrap()[0].to_vec();
-    let bundle: &TrustBundle = domain.authority.trust_bundle();
+    let bundle = &domain.authority.trust_bundle();
     let verify = |chain: &[CertificateDer<'_>]| bundle.verify(chain, instant(&domain.clock), Expect::Workload);
     assert_eq!(verify(&forged(&domain, "a", &honest, "shop/web")).unwrap().node().unwrap().as_str(), "a");
     let refused = verify(&forged(&domain, "a", &honest, "shop/db")).unwrap_err();

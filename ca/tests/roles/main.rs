@@ -20,6 +20,7 @@ mod program;
 mod quarantine;
 mod renewing;
 mod revoking;
+mod rotating;
 mod state;
 mod strangers;
 mod tokens;

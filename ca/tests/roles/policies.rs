@@ -232,7 +232,7 @@ async fn an_older_an_unsigned_a_forged_and_a_foreign_one_replace_nothing_and_are
         tell.send_replace(bytes);
         let refused = || node.policy_held().refused.is_some_and(|why| why.starts_with(name));
         until(refused).await;
-        assert_eq!((version(&node), text(&node, domain.authority.trust_bundle()).as_str()), (2, ENFORCE), "{name}");
+        assert_eq!((version(&node), text(&node, &domain.authority.trust_bundle()).as_str()), (2, ENFORCE), "{name}");
         tell.send_replace(second.clone());
         until(|| node.policy_held().refused.is_none()).await;
     }
@@ -300,7 +300,7 @@ async fn another_policy_under_a_number_that_was_used_is_refused_by_its_own_name(
     until(|| node.policy_held().refused.is_some_and(|why| why.starts_with("changed-policy"))).await;
     let says = || authority.policies().followers().all().into_values().next().and_then(|held| held.refused);
     until(|| says().is_some_and(|why| why.starts_with("changed-policy"))).await;
-    assert_eq!(text(&node, authority.trust_bundle()), OBSERVE);
+    assert_eq!(text(&node, &authority.trust_bundle()), OBSERVE);
     // The next one is above all that is held.
     assert_eq!(publish(&authority, ENFORCE), 2);
     until(|| version(&node) == 2 && node.policy_held().refused.is_none()).await;

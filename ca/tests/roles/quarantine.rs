@@ -82,7 +82,7 @@ impl Deaf {
         let mut states = served.link().follow(&node.member().unwrap(), node.machine(), says).await.unwrap();
         tokio::spawn(async move {
             while states.next().await.is_some() {
-                held.send_replace(Held { told: self.0.told, holds: self.0.holds });
+                held.send_replace(self.0);
             }
         })
     }
@@ -93,7 +93,7 @@ async fn who_is_connected_and_does_not_say_that_it_is_in_force_is_named() {
     let served = Served::on("127.0.0.1").await;
     let (a, b) = (Arc::new(served.member("a").await), served.member("b").await);
     let following = follow(&a, served.link());
-    let deaf = Deaf(Held { told: 0, holds: 0 }).follow(&served, &b).await;
+    let deaf = Deaf(Held::default()).follow(&served, &b).await;
     let told = order(&served, BAD, false).await;
     assert_eq!((told.told, told.nodes, told.untold), (1, 2, vec!["b".to_owned()]));
     let listed = served.admin().list_nodes(wire::ListNodesRequest {}).await.unwrap().into_inner();
@@ -102,7 +102,7 @@ async fn who_is_connected_and_does_not_say_that_it_is_in_force_is_named() {
     let _ = deaf.await;
 
     // One whose authority was restored from a backup has it in force, and has lifted nothing.
-    let ahead = Deaf(Held { told: 1, holds: 9 }).follow(&served, &b).await;
+    let ahead = Deaf(Held { told: 1, holds: 9, roots: 1 }).follow(&served, &b).await;
     let again = order(&served, BAD, false).await;
     assert_eq!((again.changed, again.told, again.untold), (false, 2, vec![]));
     let lifted = order(&served, BAD, true).await;

@@ -237,7 +237,7 @@ async fn a_node_that_was_away_learns_it_before_it_issues_by_its_old_word_and_kee
     let member = away.member().unwrap();
     let mut states = bonafide_ca::AuthorityLink::follow(&served.link(), &member, away.machine(), says).await.unwrap();
     let first = tokio_stream::StreamExt::next(&mut states).await.unwrap().unwrap();
-    assert!(first.revoked.nodes.contains_key(&"gone".parse().unwrap()), "{first:?}");
+    assert!(first.mesh.revoked.nodes.contains_key(&"gone".parse().unwrap()), "{first:?}");
 
     let away = Arc::new(away);
     let following = follow(&away, served.link());

@@ -159,7 +159,7 @@ async fn x_9_a_bundle_has_each_root_as_a_jwk_with_its_one_certificate_and_no_kid
     let issued = Issued::new().await;
     let trust = issued.domain.authority.trust_bundle();
     let tokens = bonafide_proto::jwt::JwtBundle::new(trust.trust_domain().clone(), Vec::new()).unwrap();
-    let document = bonafide_proto::spiffe_bundle::SpiffeBundle::of(trust, &tokens, None).unwrap().document();
+    let document = bonafide_proto::spiffe_bundle::SpiffeBundle::of(&trust, &tokens, None).unwrap().document();
     let keys = document["keys"].as_array().unwrap();
     assert_eq!(keys.len(), 1);
     assert_eq!((&keys[0]["use"], &keys[0]["kty"]), (&"x509-svid".into(), &"EC".into()));

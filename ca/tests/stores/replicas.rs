@@ -528,3 +528,37 @@ async fn an_authority_with_another_key_or_none_does_not_start() {
     assert!(text.contains("the root key is not that of the root certificate"), "{text}");
     drop(founder);
 }
+
+#[tokio::test]
+async fn the_next_root_is_active_where_its_key_was_brought_and_nodes_go_there() {
+    let cluster = Cluster::of(1);
+    let authorities = Authorities::on(&cluster.configured("rotation"), 2).await;
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(dir.path(), "a");
+    let token = wire::CreateTokenRequest { node: "a".into(), ttl_seconds: 600, grant: None, bios_uuid: String::new() };
+    let token = authorities.admin(0).create_token(token).await.unwrap().into_inner().token;
+    node.join(&authorities.link(), &token.parse().unwrap()).await.unwrap();
+
+    let order = async |n: usize, step: wire::RotationStep| {
+        let leave_behind = vec!["a".to_owned()];
+        authorities.admin(n).rotate_root(wire::RotateRootRequest { step: step.into(), leave_behind }).await
+    };
+    order(0, wire::RotationStep::Prepare).await.unwrap();
+    order(1, wire::RotationStep::Publish).await.unwrap();
+    let away = order(1, wire::RotationStep::Activate).await.unwrap_err();
+    assert!(away.message().contains("root-2.key"), "{away}");
+    order(0, wire::RotationStep::Activate).await.unwrap();
+    // The one without the key certifies nobody, and the node goes on to the other one.
+    let apart = Remote::new(authorities.addresses[1].clone(), clock());
+    let refused = node.renew(&apart).await.unwrap_err();
+    assert!(refused.to_string().contains("authority-failed"), "{refused}");
+    let turned = Remote::among(&[authorities.addresses[1].clone(), authorities.addresses[0].clone()], &clock());
+    node.renew(&turned).await.unwrap();
+    assert_eq!(node.trust_bundle().unwrap().roots().len(), 2);
+
+    let key = |n| authorities.state(n).join("authority/root-2.key");
+    std::fs::copy(key(0), key(1)).unwrap();
+    node.renew(&apart).await.unwrap();
+    let shown = authorities.admin(1).show_roots(wire::ShowRootsRequest {}).await.unwrap().into_inner();
+    assert!(shown.roots.iter().all(|root| root.key_here), "{shown:?}");
+}

@@ -40,6 +40,7 @@ mod protocols;
 mod published;
 mod quarantine;
 mod revoked;
+mod rotated;
 mod run;
 mod same_host;
 mod scripts;
