@@ -258,6 +258,7 @@ mod tests {
         for _ in 0..50 {
             Account::open(&records, End::Source, "enforce").refused(&Why::new(Reason::NoRule, "none"));
         }
+        drop(file);
         std::fs::remove_file(filling).unwrap();
         let after = live();
         let done = Account::open(&records, End::Source, "enforce");
