@@ -163,11 +163,7 @@ impl Engine for Etcd {
         let key = self.key(key);
         let request = wire::RangeRequest { key: key.clone(), range_end: Vec::new(), limit: 1 };
         let answer = self.answer(|cluster| async move { cluster.range(request, patience).await })?;
-        match <[wire::KeyValue; 1]>::try_from(answer.kvs) {
-            Ok([kv]) if kv.key == key => Ok(Some(kv.value)),
-            Err(none) if none.is_empty() => Ok(None),
-            _ => Err(self.unasked("one value")),
-        }
+        only(answer.kvs, &key).map_err(|Unasked| self.unasked("one value"))
     }
 
     fn page(&self, tree: Tree, after: Option<&[u8]>, most: usize) -> Result<Page, StoreError> {
@@ -182,10 +178,7 @@ impl Engine for Etcd {
         let limit = i64::try_from(most).unwrap_or(i64::MAX);
         let request = wire::RangeRequest { key: key.clone(), range_end: range_end.clone(), limit };
         let answer = self.answer(|cluster| async move { cluster.range(request, cluster::PATIENCE).await })?;
-        // Whoever reads on begins after the last name: names out of their order would have it read for ever.
-        let within = answer.kvs.iter().all(|kv| kv.key >= key && kv.key < range_end);
-        let ordered = answer.kvs.is_sorted_by(|one, next| one.key < next.key);
-        if answer.kvs.len() > most || !within || !ordered {
+        if !is_page(&answer.kvs, &key, &range_end, most) {
             return Err(self.unasked("a page of names in their order"));
         }
         let named = |kv: wire::KeyValue| Some((kv.key.strip_prefix(whole.as_slice())?.to_vec(), kv.value));
@@ -230,6 +223,52 @@ impl Drop for Etcd {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
+        }
+    }
+}
+
+/// An answer to another question.
+#[derive(Debug, PartialEq, Eq)]
+struct Unasked;
+
+/// The value under this key, if there is one.
+fn only(kvs: Vec<wire::KeyValue>, key: &[u8]) -> Result<Option<Vec<u8>>, Unasked> {
+    match <[wire::KeyValue; 1]>::try_from(kvs) {
+        Ok([kv]) if kv.key == key => Ok(Some(kv.value)),
+        Err(none) if none.is_empty() => Ok(None),
+        _ => Err(Unasked),
+    }
+}
+
+/// Whoever reads on begins after the last name: names out of their order would have it read for ever.
+fn is_page(kvs: &[wire::KeyValue], from: &[u8], end: &[u8], most: usize) -> bool {
+    let within = kvs.iter().all(|kv| kv.key.as_slice() >= from && kv.key.as_slice() < end);
+    kvs.len() <= most && within && kvs.is_sorted_by(|one, next| one.key < next.key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kvs(keys: &[&str]) -> Vec<wire::KeyValue> {
+        keys.iter().map(|key| wire::KeyValue { key: key.as_bytes().to_vec(), value: b"v".to_vec() }).collect()
+    }
+
+    #[test]
+    fn a_value_of_another_key_is_no_answer() {
+        assert_eq!(only(kvs(&[]), b"a"), Ok(None));
+        assert_eq!(only(kvs(&["a"]), b"a"), Ok(Some(b"v".to_vec())));
+        for wrong in [&["b"][..], &["a", "a"], &["a", "b"]] {
+            assert_eq!(only(kvs(wrong), b"a"), Err(Unasked));
+        }
+    }
+
+    #[test]
+    fn a_page_is_ordered_within_what_was_asked_for_and_no_longer() {
+        let is = |keys: &[&str]| is_page(&kvs(keys), b"b", b"d", 3);
+        assert!(is(&[]) && is(&["b", "c", "c1"]));
+        for wrong in [&["a"][..], &["d"], &["c", "b"], &["b", "b"], &["b", "b1", "b2", "c"]] {
+            assert!(!is(wrong), "{wrong:?}");
         }
     }
 }

@@ -38,6 +38,8 @@ struct Shape {
     /// Each member runs as a user of its own, from this uid on, and is reached at every address of its host.
     first_uid: Option<u32>,
     tls: bool,
+    /// The bytes that it may take.
+    quota: Option<u64>,
 }
 
 /// A port that nobody listens on at this moment.
@@ -54,6 +56,11 @@ impl Cluster {
     /// So many members that ask for certificates.
     pub(crate) fn with_tls(count: usize) -> Self {
         Self::like(&Shape { count, tls: true, ..Shape::default() })
+    }
+
+    /// One member that may take so many bytes.
+    pub(crate) fn of_room(quota: u64) -> Self {
+        Self::like(&Shape { count: 1, quota: Some(quota), ..Shape::default() })
     }
 
     /// So many members, of which each runs as a user of its own: from this uid on.
@@ -88,6 +95,7 @@ impl Cluster {
                 format!("--initial-cluster={}", all.join(",")),
                 "--logger=zap".to_owned(),
             ];
+            arguments.extend(shape.quota.map(|bytes| format!("--quota-backend-bytes={bytes}")));
             if let Some(pki) = &pki {
                 let Pair { cert, key } = pki.issue(&format!("m{n}"), 2090);
                 arguments.push("--client-cert-auth".to_owned());

@@ -14,6 +14,8 @@ use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Hos
 use bonafide_proto::grant::Grant;
 use bonafide_proto::refusal::AttestReason;
 
+use crate::cluster::Cluster;
+
 /// A file system of its own, and small.
 struct Small {
     _dir: tempfile::TempDir,
@@ -143,4 +145,25 @@ async fn a_node_whose_disk_is_full_issues_nothing_that_it_cannot_write_down_and_
     assert!(again.member().is_some());
     again.issue_leaf(&"shop/web".parse().unwrap(), &fingerprint(), &csr).unwrap();
     crate::audit::verify(again.store()).unwrap();
+}
+
+#[test]
+fn an_etcd_whose_room_is_used_up_says_what_helps_and_what_was_acknowledged_stays() {
+    let (cluster, dir) = (Cluster::of_room(4 << 20), tempfile::tempdir().unwrap());
+    let store = Store::open(cluster.engine("full"), &dir.path().join("mark"), Arc::new(SystemClock)).unwrap();
+    let mut acknowledged = 0;
+    let refused = loop {
+        // What takes room is what nobody reads: parts of a policy that is never published.
+        match note(&store, acknowledged)
+            .and_then(|()| store.lay_policy(&vec![u8::try_from(acknowledged).unwrap(); 400_000]))
+        {
+            Ok(()) => acknowledged += 1,
+            Err(e) => break e,
+        }
+        assert!(acknowledged < 100, "it was never full");
+    };
+    assert!(refused.to_string().contains("compact and defragment it, or raise its quota"), "{refused}");
+    note(&store, 0).unwrap_err();
+    let entries = crate::audit::verify(&store).unwrap();
+    assert!(entries.iter().filter(|entry| entry.act == "tested").count() >= acknowledged, "{acknowledged}");
 }

@@ -352,7 +352,7 @@ async fn members_of_the_store_and_authorities_die_and_are_restarted_and_nothing_
 }
 
 /// Puts a digest in quarantine at this authority; how long until the node knows.
-async fn told(authorities: &Authorities, at: usize, node: &NodeCa, digest: Digest) -> Duration {
+pub(crate) async fn told(authorities: &Authorities, at: usize, node: &NodeCa, digest: Digest) -> Duration {
     let (began, mut admin) = (Instant::now(), authorities.admin(at));
     let asking = tokio::spawn(async move {
         // While there is no leader nobody changes anything.
