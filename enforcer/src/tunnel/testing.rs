@@ -43,6 +43,8 @@ impl Clock for Hand {
     }
 }
 
+type NodeCertificate = (CertificateDer<'static>, Issuer<'static, KeyPair>);
+
 /// A trust domain with one node.
 pub(crate) struct Mesh {
     pub(crate) domain: String,
@@ -53,7 +55,7 @@ pub(crate) struct Mesh {
     node_key: PrivateKeyDer<'static>,
     grant: String,
     /// The node's certificate after it was renewed, and how often.
-    renewed: Mutex<(u8, Option<(CertificateDer<'static>, Issuer<'static, KeyPair>)>)>,
+    renewed: Mutex<(u8, Option<NodeCertificate>)>,
     pub(crate) hand: Arc<Hand>,
 }
 
