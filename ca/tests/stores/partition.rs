@@ -77,13 +77,11 @@ fn heal() {
     nft("delete table inet cut");
 }
 
+/// Which packets go nowhere when this authority is cut off, as nftables says it.
+type Packets = fn(usize) -> String;
+
 /// A way of the authority that the follower follows is cut: others admit a node, and revoke what the follower hears of.
-async fn cut_at_authority(
-    authorities: &Authorities,
-    follower: &NodeCa,
-    joining: &NodeCa,
-    packets: fn(usize) -> String,
-) {
+async fn cut_at_authority(authorities: &Authorities, follower: &NodeCa, joining: &NodeCa, packets: Packets) {
     let cut = authorities.followed_by(follower.name()).await;
     let others: Vec<usize> = (0..3).filter(|n| *n != cut).collect();
     drop_what(&packets(cut));
@@ -122,7 +120,7 @@ async fn inside() {
         heal();
     }
     // It cannot know any more what others know; and it is silent.
-    let ways: [(&str, fn(usize) -> String); 2] = [
+    let ways: [(&str, Packets); 2] = [
         ("cut-from-the-store", |cut| format!("ip daddr {}", store_at(cut))),
         ("cut-from-the-nodes", |cut| format!("ip daddr {0} drop; add rule inet cut out ip saddr {0}", reached_at(cut))),
     ];
