@@ -2,7 +2,7 @@
 //! attested; what is no longer so ends the stream.
 //!
 //! ```text
-//!          ┌───────────────────────── lapse, policy, bundle, half-life ◄──┐
+//!          ┌────────────── lapse, policy, bundle, revocation, half-life ◄──┐
 //!          ▼                                                              │
 //!   who is it? ──► certificate, if wanted ──► who is it still? ──► message ──► wait
 //!          │                  │                      │            (if new)
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Execution;
-use bonafide_proto::name::SpiffeId;
+use bonafide_proto::name::{SpiffeId, WorkloadName};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use bonafide_proto::wire::node as wire;
 use tokio::sync::broadcast::error::RecvError;
@@ -71,6 +71,16 @@ struct Shared {
     clock: SharedClock,
 }
 
+impl Shared {
+    /// Nobody is a revoked workload, whatever certificate is at hand.
+    fn not_revoked(&self, workload: &WorkloadName) -> Result<(), AttestRefusal> {
+        match self.authority.quarantine().borrow().revoked.workload(workload) {
+            Some((_, why)) => Err(AttestRefusal::new(AttestReason::WorkloadRevoked, why)),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Subscriptions {
     pub(super) fn new(
         attests: Arc<dyn Entitles>,
@@ -114,9 +124,15 @@ impl Subscriptions {
     pub(super) async fn told(&self, caller: &Caller, wants: Wants) -> Result<Told, AttestRefusal> {
         let shared = &self.0;
         let mut entitled = shared.attests.entitled(caller).await?;
+        shared.not_revoked(&entitled.workload)?;
         let trust = Trust::of(shared.authority.bundle().borrow().as_ref())?;
         let svid = match wants {
-            Wants::Svid => Some(shared.svids.get(&entitled, &trust).await?),
+            Wants::Svid => {
+                let svid = shared.svids.get(&entitled, &trust).await?;
+                // The CA took its time, too.
+                shared.not_revoked(&entitled.workload)?;
+                Some(svid)
+            }
             Wants::Bundle => None,
         };
         if svid.as_ref().is_some_and(|svid| svid.is_new) {

@@ -8,6 +8,7 @@ use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::{Digest, HashedFile, Script};
 use bonafide_proto::name::{SpiffeId, WorkloadName};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
+use bonafide_proto::revoked::Revoked;
 use bonafide_proto::svid::Expect;
 use bonafide_proto::taint::Taints;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
@@ -105,7 +106,8 @@ impl Svids {
         // Whoever comes meanwhile waits for what this one is given.
         let mut kept = slot.lock().await;
         let now = self.clock.unix();
-        let usable = kept.as_ref().filter(|kept| kept.svid.is_good(now, trust, &self.clock));
+        let barred = self.authority.quarantine().borrow().clone();
+        let usable = kept.as_ref().filter(|kept| kept.svid.is_good(now, trust, &self.clock, &barred.revoked));
         if let Some(Kept { svid, renew_at }) = usable.filter(|kept| now < kept.renew_at) {
             return Ok(Current { svid: Arc::clone(svid), renew_at: *renew_at, is_new: false });
         }
@@ -159,9 +161,11 @@ impl Svids {
 }
 
 impl Svid {
-    fn is_good(&self, now: i64, trust: &Trust, clock: &SharedClock) -> bool {
+    fn is_good(&self, now: i64, trust: &Trust, clock: &SharedClock, revoked: &Revoked) -> bool {
         let time = UnixTime::since_unix_epoch(clock.now());
-        now < self.not_after && trust.roots.verify(&self.chain, time, Expect::Workload).is_ok()
+        let Ok(proven) = trust.roots.verify(&self.chain, time, Expect::Workload) else { return false };
+        let by_issuer = proven.issuer().is_some_and(|issuer| revoked.issuer(issuer).is_some());
+        now < self.not_after && !by_issuer && revoked.serial(proven.serial()).is_none()
     }
 }
 

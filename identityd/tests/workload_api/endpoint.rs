@@ -9,6 +9,9 @@ use std::time::Duration;
 use bonafide_identityd::config::Config;
 use bonafide_proto::clock::{Clock, SharedClock, SystemClock};
 use bonafide_proto::endpoint;
+use bonafide_proto::wire::authority::RevokeRequest;
+use bonafide_proto::wire::authority::admission_client::AdmissionClient;
+use bonafide_proto::wire::authority::revoke_request::What;
 use bonafide_proto::wire::node as wire;
 use bonafide_proto::wire::node::issuance_client::IssuanceClient;
 use tempfile::TempDir;
@@ -144,6 +147,13 @@ impl Endpoint {
         let (new, file) = (self.dir.path().join("policy.new"), self.dir.path().join("policy.toml"));
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, file).unwrap();
+    }
+
+    /// Its authority takes something back, or lifts that.
+    pub(crate) async fn revoke(&self, what: What, lift: bool) {
+        let mut authority = AdmissionClient::new(endpoint::channel(self.dir.path().join("authority.sock")));
+        let request = RevokeRequest { what: Some(what), lift, reason: String::new() };
+        assert!(authority.revoke(request).await.unwrap().into_inner().changed);
     }
 
     /// How many certificates its CA has issued.

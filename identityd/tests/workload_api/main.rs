@@ -21,4 +21,5 @@ mod others;
 mod program;
 mod python;
 mod requests;
+mod revoked;
 mod x509;
