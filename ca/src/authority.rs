@@ -31,6 +31,7 @@ use crate::policies::{Policies, PolicyFollower, Publication, PublishError, polic
 use crate::quarantine::{Quarantine, QuarantineError, check_reason};
 use crate::refusal::MembershipRefusal;
 use crate::rotation::{Rotation, RotationError, Step, digests};
+use crate::retention;
 use crate::sharing::{Exchange, Seat};
 use crate::state;
 use crate::store::engine::Engine;
@@ -47,8 +48,6 @@ pub const TOKEN_TTL_MAX: u32 = 600;
 const HANDOVER: i64 = 60;
 /// How often it is written down that a node was seen, seconds.
 const SEEN_EVERY: i64 = 60;
-/// How long used and expired tokens and expired certificates are remembered, seconds.
-const REMEMBER: i64 = 90 * 86_400;
 
 /// What a node says about itself when it joins.
 #[derive(Debug, Clone)]
@@ -132,7 +131,7 @@ impl Authority {
         state::prepare(&charter.state)?;
         let store = Arc::new(open_store(charter, &clock)?);
         let rotation = Rotation::open(charter, store.clone(), clock.clone())?;
-        store.forget_before(clock.unix().saturating_sub(REMEMBER))?;
+        retention::clear(&store, clock.unix())?;
         let quarantine = Quarantine::open(store.clone(), clock.clone())?;
         if quarantine.now().restored {
             tracing::error!("the store is from a backup: nobody joins or renews before `bonafide-ca settle`");

@@ -22,6 +22,7 @@ use crate::listener::{self, TlsSetupError};
 use crate::node::{NodeCa, NodeOpenError};
 use crate::policies;
 use crate::remote::Remote;
+use crate::retention;
 use crate::serve::admission::{AdmissionService, Reach};
 use crate::serve::issuance::IssuanceService;
 use crate::serve::membership::MembershipService;
@@ -250,7 +251,8 @@ async fn serve_authority(mut doors: AuthorityDoors, stopped: watch::Receiver<()>
     let told = async {
         tokio::join!(
             keep_told(&doors.authority, told_until.clone()),
-            policies::keep_told(&doors.authority, told_until)
+            policies::keep_told(&doors.authority, told_until.clone()),
+            retention::keep(doors.authority.store().clone(), doors.authority.clock().clone(), told_until),
         );
         Ok(())
     };
@@ -309,7 +311,10 @@ async fn serve_node(mut door: NodeDoor, stopped: watch::Receiver<()>) -> Result<
     let issuance = Server::builder()
         .concurrency_limit_per_connection(CONCURRENCY)
         .add_service(IssuanceService::server(door.node.clone(), door.link.clone()));
+    let (store, clock) = (door.node.store().clone(), door.node.clock().clone());
+    let clearing = retention::keep(store, clock, stopped.clone());
     let serving = serve_unix(issuance, &mut door.socket, door.callers.clone(), stopped);
+    let serving = async { tokio::join!(serving, clearing).0 };
     tokio::select! {
         ended = serving => ended,
         kept = upkeep::keep(&door.node, door.link.as_ref(), &door.tokens) => match kept {

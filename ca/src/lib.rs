@@ -35,6 +35,7 @@ pub mod policies;
 pub mod quarantine;
 pub mod refusal;
 pub mod remote;
+mod retention;
 mod revocation;
 pub mod roots;
 pub mod rotation;

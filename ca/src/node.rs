@@ -32,12 +32,10 @@ use crate::mesh::{Held, MeshState};
 use crate::order::{Holder, Order};
 use crate::policies::PolicyHeld;
 use crate::roots::Roots;
+use crate::retention;
 use crate::state::{self, StateError};
 use crate::store::{By, Event, Store, StoreError};
 use bonafide_proto::token::JoinToken;
-
-/// How long expired leaves stay in the ledger, seconds.
-const REMEMBER: i64 = 90 * 86_400;
 
 /// Why the node role cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -177,7 +175,7 @@ impl NodeCa {
     pub fn open(setup: NodeSetup, clock: SharedClock) -> Result<Self, NodeOpenError> {
         state::prepare(&setup.state)?;
         let store = Store::embedded(&setup.state.join("store"), clock.clone())?;
-        store.forget_before(clock.unix().saturating_sub(REMEMBER))?;
+        retention::clear(&store, clock.unix())?;
         let member = Member::load(&setup.state.join(MEMBER_FILE), &setup.name)?;
         let bundle = member.as_ref().map(|member| member.bundle().clone());
         Ok(Self {
@@ -283,6 +281,12 @@ impl NodeCa {
             let event = Event::new("issuance-refused", &By::Daemon).with("workload", workload);
             self.store.refused(event.with("reason", refusal.reason).with("exe", fingerprint.exe.digest));
         })
+    }
+
+    /// The time by which it goes.
+    #[must_use]
+    pub fn clock(&self) -> &SharedClock {
+        &self.clock
     }
 
     /// The audit chain of what this node issued.

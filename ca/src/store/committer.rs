@@ -191,7 +191,8 @@ impl Committer {
         for act in batch.iter().map(|one| &one.act) {
             conditions.extend(act.conditions.iter().cloned());
             writes.extend(act.writes.iter().cloned());
-            if let Some((first, before)) = act.begins {
+            // Another daemon may have dropped more meanwhile.
+            if let Some((first, before)) = act.begins.filter(|(first, _)| *first > head.first) {
                 head = Head { first, before, ..head };
             }
         }

@@ -2,7 +2,7 @@
 
 use bonafide_ca::store::Store;
 use bonafide_ca::{Application, Authority};
-use bonafide_proto::audit::{Chain, Entry};
+use bonafide_proto::audit::{Chain, Entry, Head};
 use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::wire::authority as wire;
 
@@ -86,4 +86,22 @@ async fn the_application_that_a_token_admitted_is_answered_again_and_no_other_on
     assert_eq!(join(&first), Err("membership-replaced"), "another machine has the name since");
     domain.clock.forward(601);
     assert_eq!(join(&first), Err("token-expired"));
+}
+
+#[tokio::test]
+async fn what_is_older_than_is_kept_leaves_a_running_authority() {
+    let served = Served::on("127.0.0.1").await;
+    served.token("").await;
+    served.clock.forward(91 * 86_400);
+    let head = async || {
+        let page = served.admin().show_audit(wire::ShowAuditRequest { from: 0 }).await.unwrap().into_inner();
+        serde_json::from_slice::<Head>(&page.head).unwrap().first
+    };
+    let first = head().await;
+    let dropping = async {
+        while head().await == first {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), dropping).await.expect("it drops what is old");
 }
