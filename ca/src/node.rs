@@ -425,15 +425,20 @@ impl NodeCa {
         let roots = member.sequence();
         let (held, says) = watch::channel(Held { told: 0, holds: self.known.now().sequence, roots });
         let mut states = link.follow(&member, &self.machine, says).await?;
+        let take = |Told { mesh, roots: told }| {
+            self.known.told(member.bundle().trust_domain(), &mesh);
+            held.send_replace(Held { told: mesh.sequence, holds: self.known.now().sequence, roots });
+            // Whoever takes others follows anew, and says then that they are in force.
+            told.iter().for_each(|told| self.take_roots(told));
+        };
+        // What was taken back while this node was away is in force before anything else is learned or said.
+        let Some(first) = states.next().await else { return Ok(()) };
+        take(first?);
         self.note(&Ok(()));
         let policy = self.follow_policy(link, &member);
         let states = async {
             while let Some(state) = states.next().await {
-                let Told { mesh, roots: told } = state?;
-                self.known.told(member.bundle().trust_domain(), &mesh);
-                held.send_replace(Held { told: mesh.sequence, holds: self.known.now().sequence, roots });
-                // Whoever takes others follows anew, and says then that they are in force.
-                told.iter().for_each(|told| self.take_roots(told));
+                take(state?);
             }
             Ok(())
         };

@@ -12,9 +12,10 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::watch::Sender;
 use tonic::{Status, Streaming};
 
-use super::NodeTrust;
 use super::ask::Daemon;
+use super::lapses::Heard;
 use super::memory::Memory;
+use super::{NodeTrust, Quarantine};
 use crate::tunnel::Trust;
 
 /// The pause after the first failure; each further one doubles it.
@@ -29,8 +30,14 @@ pub(super) async fn policy(daemon: Daemon, memory: Arc<Memory>, into: Sender<Opt
 }
 
 /// Follows the trust, for ever.
-pub(super) async fn trust(daemon: Daemon, clock: SharedClock, into: Sender<Option<Arc<NodeTrust>>>) {
-    follow("trust bundle", || daemon.clone().watch_bundle(), |bundle| take_trust(bundle, &clock, &into), || ()).await;
+pub(super) async fn trust(
+    daemon: Daemon,
+    clock: SharedClock,
+    barred: Arc<Heard>,
+    into: Sender<Option<Arc<NodeTrust>>>,
+) {
+    let take = |bundle| take_trust(bundle, &clock, &barred, &into);
+    follow("trust bundle", || daemon.clone().watch_bundle(), take, || ()).await;
 }
 
 /// Takes every message of a stream, and opens the stream again whenever it ends.
@@ -79,9 +86,14 @@ fn take_policy(update: &wire::PolicyUpdate, memory: &Memory, into: &Sender<Optio
     }
 }
 
-fn take_trust(bundle: wire::Bundle, clock: &SharedClock, into: &Sender<Option<Arc<NodeTrust>>>) {
-    match node_trust(bundle, clock) {
-        Ok(new) => {
+fn take_trust(mut bundle: wire::Bundle, clock: &SharedClock, barred: &Heard, into: &Sender<Option<Arc<NodeTrust>>>) {
+    let quarantine =
+        wire::Quarantine { sha256: std::mem::take(&mut bundle.quarantine), revoked: bundle.revoked.take() };
+    let revoked = Quarantine::try_from(quarantine).map_err(|e| e.to_string());
+    match revoked.and_then(|revoked| Ok((revoked, node_trust(bundle, clock)?))) {
+        Ok((revoked, new)) => {
+            // First of all.
+            barred.of_bundle(revoked);
             // The same roots again, as after a restart, must not make anybody renew anything.
             if into.borrow().as_ref().is_some_and(|now| same(now, &new)) {
                 return;

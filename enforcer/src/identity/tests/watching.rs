@@ -1,3 +1,4 @@
+use bonafide_proto::revoked::Revoked;
 use bonafide_proto::wire::node as wire;
 
 use super::fake::{Fake, bundle};
@@ -78,4 +79,46 @@ async fn the_watching_ends_with_the_last_client() {
     arrived(&mut policy, |p| p.digest() == Digest::of(OTHER.as_bytes())).await;
     drop(clone);
     assert!(timeout(LONG, policy.changed()).await.unwrap().is_err(), "the sender is gone");
+}
+
+#[tokio::test]
+async fn what_is_revoked_is_known_before_anybody_is_trusted() {
+    let fake = Fake::stopped();
+    let revoked = Revoked { workloads: ["shop/web".parse().unwrap()].into(), ..Revoked::default() };
+    // The stream that tells of changes says nothing yet.
+    fake.bundle.send_replace(Some(wire::Bundle { revoked: Some((&revoked).into()), ..bundle(&fake.mesh) }));
+    let mut fake = fake;
+    let identity = client(&fake);
+    fake.resume();
+    arrived(&mut identity.trust(), |_| true).await;
+    assert_eq!(identity.quarantined().revoked, revoked);
+
+    // What is told of changes counts from then on, whatever an older bundle says.
+    let told = |revoked: &Revoked| wire::Quarantine { sha256: Vec::new(), revoked: Some(revoked.into()) };
+    until("it listens", async || fake.lapses.receiver_count() > 0).await;
+    fake.lapse(wire::lapse::Of::Quarantine(told(&Revoked::default())));
+    until("it is lifted", async || identity.quarantined().revoked.is_empty()).await;
+    let mut more = bundle(&fake.mesh);
+    more.roots.push(Mesh::new("example.org").root.to_vec());
+    more.revoked = Some((&revoked).into());
+    fake.bundle.send_replace(Some(more));
+    arrived(&mut identity.trust(), |trust| trust.trust.bundle.roots().len() == 2).await;
+    assert!(identity.quarantined().revoked.is_empty());
+}
+
+#[tokio::test]
+async fn an_identityd_that_was_told_nothing_yet_lifts_nothing() {
+    let mut fake = Fake::start();
+    let identity = client(&fake);
+    until("it listens", async || fake.lapses.receiver_count() > 0).await;
+    let revoked = Revoked { workloads: ["shop/web".parse().unwrap()].into(), ..Revoked::default() };
+    let told = wire::Quarantine { sha256: Vec::new(), revoked: Some((&revoked).into()) };
+    fake.lapse(wire::lapse::Of::Quarantine(told));
+    until("it is known", async || !identity.quarantined().revoked.is_empty()).await;
+    fake.stop();
+    fake.resume();
+    until("it listens again", async || fake.lapses.receiver_count() > 0).await;
+    fake.lapse(wire::lapse::Of::Everything(true));
+    until("it hears", async || identity.memory().as_of() != Default::default()).await;
+    assert_eq!(identity.quarantined().revoked, revoked);
 }
