@@ -39,6 +39,7 @@ mod outside;
 mod protocols;
 mod published;
 mod quarantine;
+mod renewed;
 mod revoked;
 mod rotated;
 mod run;

@@ -41,7 +41,7 @@ fn world() -> (World, std::path::PathBuf) {
 }
 
 /// Whether this end ended it by that name; else the other end did, and told.
-fn ended_for(record: &FlowRecord, reason: Reason) -> bool {
+pub(crate) fn ended_for(record: &FlowRecord, reason: Reason) -> bool {
     assert_eq!(record.verdict, Outcome::Allowed, "{record:#?}");
     match (record.reason, record.ended_by) {
         (Some(said), EndedBy::Enforcer) if said == reason => true,
