@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::capture::Control;
 use crate::flow::{Node, named, unknown_address, why_denied, why_unattributed};
+use crate::identity::Quarantine;
 use crate::record::{Why, describe_attested, rfc3339_of};
 
 /// Workloads that an ambiguity names.
@@ -69,7 +70,7 @@ impl Observer {
             return;
         }
         let Ok(policy) = self.node.policy() else { return };
-        let record = self.record(&renamed(flow, &policy), &policy);
+        let record = self.record(&renamed(flow, &policy), &policy, &self.node.identity.quarantined());
         self.node.records.observed(&record);
     }
 
@@ -85,9 +86,9 @@ impl Observer {
         self.control.iter().any(|control| control.uid == uid && canonical(control.to) == flow.remote)
     }
 
-    fn record(&self, flow: &ObservedFlow, policy: &Policy) -> FlowRecord {
+    fn record(&self, flow: &ObservedFlow, policy: &Policy, barred: &Quarantine) -> FlowRecord {
         let (source, destination) = addresses(flow);
-        let Judged { outcome, rule, why } = judge(policy, flow);
+        let Judged { outcome, rule, why } = judge(policy, barred, flow);
         let (ended_by, came_to_nothing) = ended(flow);
         let mut record = FlowRecord {
             v: RECORD_VERSION,
@@ -181,7 +182,7 @@ struct Judged {
     why: Option<Why>,
 }
 
-fn judge(policy: &Policy, flow: &ObservedFlow) -> Judged {
+fn judge(policy: &Policy, barred: &Quarantine, flow: &ObservedFlow) -> Judged {
     let would_refuse = |why: Why| Judged { outcome: Outcome::WouldRefuse, rule: why.rule.clone(), why: Some(why) };
     let undecided = || Judged { outcome: Outcome::Undecided, rule: None, why: None };
     let at_the_other_end = |why: Why| Why { detail: format!("at the other end: {}", why.detail), ..why };
@@ -190,7 +191,7 @@ fn judge(policy: &Policy, flow: &ObservedFlow) -> Judged {
         let there = flow.there.as_ref().map(|there| workload(&there.attested));
         return there.and_then(Result::err).map_or_else(undecided, |why| would_refuse(at_the_other_end(why)));
     }
-    let here = match workload(&flow.here) {
+    let here = match workload(&flow.here).and_then(|here| unbarred(&flow.here, here, barred)) {
         Ok(here) => here,
         Err(why) => return would_refuse(why),
     };
@@ -198,7 +199,7 @@ fn judge(policy: &Policy, flow: &ObservedFlow) -> Judged {
         return undecided();
     }
     let there = match (&flow.there, policy.place(flow.remote.ip())) {
-        (Some(there), _) => match workload(&there.attested) {
+        (Some(there), _) => match workload(&there.attested).and_then(|name| unbarred(&there.attested, name, barred)) {
             Ok(there) => Subject::Workload(there),
             Err(why) => return would_refuse(at_the_other_end(why)),
         },
@@ -224,6 +225,21 @@ fn is_nobody(flow: &ObservedFlow, attested: &Attested) -> bool {
 
 fn workload(attested: &Attested) -> Result<&WorkloadName, Why> {
     attested.as_ref().map_err(why_unattributed).and_then(named)
+}
+
+/// What is in quarantine or revoked when the flow is over: enforce mode would have refused or ended it. Observed flows have no
+/// certificates, so nothing is said of the serial numbers and nodes that are revoked.
+fn unbarred<'a>(attested: &Attested, name: &'a WorkloadName, barred: &Quarantine) -> Result<&'a WorkloadName, Why> {
+    let would = |detail: String| format!("{detail}: enforce mode would have refused it, or ended it then");
+    if let Some((reason, detail)) = barred.revoked.workload(name) {
+        return Err(Why::new(reason, would(detail)));
+    }
+    let fingerprint = attested.as_ref().ok().map(|attestation| &attestation.fingerprint);
+    let found = fingerprint.and_then(|f| f.digests().find(|digest| barred.digests.contains(digest)));
+    match found {
+        Some(digest) => Err(Why::new(Reason::Quarantined, would(format!("{digest} is in quarantine")))),
+        None => Ok(name),
+    }
 }
 
 fn outside<'a>(policy: &'a Policy, flow: &ObservedFlow) -> Option<&'a str> {
@@ -305,7 +321,7 @@ mod tests {
     }
 
     fn outcome(policy: &Policy, flow: ObservedFlow) -> Outcome {
-        judge(policy, &renamed(flow, policy)).outcome
+        judge(policy, &Quarantine::default(), &renamed(flow, policy)).outcome
     }
 
     #[test]
@@ -328,12 +344,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_revoked_or_in_quarantine_at_either_end_would_have_ended_it() {
+        let policy = policy("shop", "web");
+        let seen = || flow(attested("/web", "web", "a"), attested("/shop", "shop", "b"), "b");
+        let judged = |barred: &Quarantine| judge(&policy, barred, &seen());
+        assert_eq!(judged(&Quarantine::default()).outcome, Outcome::Allowed);
+        for (name, begins) in
+            [("web", "workload web is revoked"), ("shop", "at the other end: workload shop is revoked")]
+        {
+            let mut barred = Quarantine::default();
+            barred.revoked.workloads.insert(name.parse().unwrap());
+            let Judged { outcome, why, .. } = judged(&barred);
+            let why = why.unwrap();
+            assert_eq!((outcome, why.reason), (Outcome::WouldRefuse, Reason::WorkloadRevoked));
+            assert!(why.detail.starts_with(begins) && why.detail.contains("or ended it"), "{}", why.detail);
+        }
+        assert_eq!(judged(&[Digest::of(b"a")].into()).why.unwrap().reason, Reason::Quarantined);
+    }
+
+    #[test]
     fn where_nobody_listens_only_whoever_knocked_is_judged() {
         let policy = policy("shop", "web");
         let nobody = || Err(AttestRefusal::new(AttestReason::NoSocket, "nobody"));
         let refused = |source, here, there| {
             let flow = flow(here, there, "b");
-            judge(&policy, &ObservedFlow { ending: Ending::Refused, source, ..flow }).outcome
+            judge(&policy, &Quarantine::default(), &ObservedFlow { ending: Ending::Refused, source, ..flow }).outcome
         };
         let shop = || attested("/shop", "shop", "a");
         let stranger = || attested("/x", "x", "a").map(|here| Attestation { workload: None, ..here });
@@ -342,7 +377,7 @@ mod tests {
         assert_eq!(refused(false, nobody(), stranger()), Outcome::WouldRefuse);
         assert_eq!(refused(true, stranger(), nobody()), Outcome::WouldRefuse);
         // A connection has somebody at both ends.
-        assert_eq!(judge(&policy, &flow(nobody(), shop(), "b")).outcome, Outcome::WouldRefuse);
+        assert_eq!(judge(&policy, &Quarantine::default(), &flow(nobody(), shop(), "b")).outcome, Outcome::WouldRefuse);
     }
 
     #[test]
