@@ -252,7 +252,8 @@ async fn serve_authority(mut doors: AuthorityDoors, stopped: watch::Receiver<()>
         tokio::join!(
             keep_told(&doors.authority, told_until.clone()),
             policies::keep_told(&doors.authority, told_until.clone()),
-            retention::keep(doors.authority.store().clone(), doors.authority.clock().clone(), told_until),
+            retention::keep(doors.authority.store().clone(), doors.authority.clock().clone(), told_until.clone()),
+            retention::keep_revoked(doors.authority.clone(), told_until),
         );
         Ok(())
     };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bonafide_proto::clock::SharedClock;
 use tokio::sync::watch;
 
+use crate::authority::Authority;
 use crate::daemon::ended;
 use crate::store::{Store, StoreError};
 
@@ -13,6 +14,8 @@ use crate::store::{Store, StoreError};
 const REMEMBER: i64 = 90 * 86_400;
 /// How much time passes between two clearings, seconds.
 const PERIOD: i64 = 6 * 3600;
+/// How much time passes between two looks for revocations of what has expired, seconds.
+const EXPIRY: i64 = 60;
 /// The clock is looked at this often: hosts sleep, and clocks are set.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -24,14 +27,34 @@ pub(crate) fn clear(store: &Store, now: i64) -> Result<(), StoreError> {
     store.forget_before(now.saturating_sub(REMEMBER))
 }
 
+/// Takes from what every node is told the revocations of certificates that have expired, until the daemon stops.
+pub(crate) async fn keep_revoked(authority: Arc<Authority>, stopped: watch::Receiver<()>) {
+    let mut last = authority.clock().unix();
+    while looked(&stopped).await {
+        let now = authority.clock().unix();
+        if (last..last.saturating_add(EXPIRY)).contains(&now) {
+            continue;
+        }
+        last = now;
+        let of = authority.clone();
+        if let Ok(Err(e)) = tokio::task::spawn_blocking(move || of.quarantine().expire()).await {
+            tracing::error!(error = %e, "revocations of what has expired could not be dropped; tried again later");
+        }
+    }
+}
+
+/// False when the daemon stops.
+async fn looked(stopped: &watch::Receiver<()>) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(LOOK) => true,
+        () = ended(stopped.clone()) => false,
+    }
+}
+
 /// Clears this store whenever it is time, until the daemon stops.
 pub(crate) async fn keep(store: Arc<Store>, clock: SharedClock, stopped: watch::Receiver<()>) {
     let mut last = clock.unix();
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
-            () = ended(stopped.clone()) => return,
-        }
+    while looked(&stopped).await {
         let now = clock.unix();
         // A clock that was set back begins anew.
         if (last..last.saturating_add(PERIOD)).contains(&now) {

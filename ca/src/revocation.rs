@@ -140,6 +140,20 @@ impl Quarantine {
         Ok(record)
     }
 
+    /// Entries go that name only what has expired; false if there is none.
+    ///
+    /// # Errors
+    /// [`QuarantineError::Store`].
+    pub(crate) fn expire(&self) -> Result<bool, QuarantineError> {
+        let now = self.now_unix();
+        let entries = |list: &QuarantineRecord| list.nodes.len() + list.serials.len();
+        self.change(&Event::new("revocations-expired", &By::Daemon), |list| {
+            let before = entries(list);
+            forget_expired(list, now);
+            Ok(entries(list) < before)
+        })
+    }
+
     /// A change that makes room first.
     fn revoke(
         &self,

@@ -220,6 +220,28 @@ async fn entries_go_when_what_they_name_has_expired() {
     assert_eq!((known.nodes.len(), known.serials.len(), known.workloads.len()), (0, 0, 2));
 }
 
+#[tokio::test]
+async fn who_follows_is_told_no_longer_of_what_has_expired() {
+    let served = Served::on("127.0.0.1").await;
+    let (a, b) = (Arc::new(served.member("a").await), served.member("b").await);
+    let following = follow(&a, served.link());
+    revoke(&served, What::Node("b".into()), false).await;
+    revoke(&served, What::Workload("w".into()), false).await;
+    drop(b);
+    let known = || a.mesh().borrow().revoked.clone();
+    until(|| known().len() == 2).await;
+    for _ in 0..2 {
+        served.clock.forward(i64::from(INTERMEDIATE_TTL) / 2 + 1);
+        // It may be written down at this very moment that it was seen.
+        while a.renew(&served.link()).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+    until(|| known().nodes.is_empty()).await;
+    assert_eq!(known().workloads.len(), 1, "that stays until it is lifted");
+    following.abort();
+}
+
 fn hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
