@@ -178,6 +178,7 @@ pub fn knock(netns: &Netns, to: SocketAddr, oddity: Oddity) -> io::Result<Vec<u8
 /// # Errors
 /// How the other side ended it: the expected outcome.
 pub fn knock_with(netns: &Netns, to: SocketAddr, shown: Option<Shown>) -> io::Result<Vec<u8>> {
+    #[allow(clippy::disallowed_methods, reason = "a stranger goes by the machine's clock")]
     let builder = ClientConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider speaks TLS 1.3")
@@ -236,6 +237,7 @@ pub fn serve_once(netns: &Netns, at: SocketAddr, oddity: Oddity) -> JoinHandle<i
 #[must_use]
 pub fn serve_once_with(netns: &Netns, at: SocketAddr, (chain, key): Shown) -> JoinHandle<io::Result<Vec<u8>>> {
     let listener = netns.within(|| TcpListener::bind(at)).expect("the address is free");
+    #[allow(clippy::disallowed_methods, reason = "a stranger goes by the machine's clock")]
     let mut config = ServerConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider speaks TLS 1.3")
