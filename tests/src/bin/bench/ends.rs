@@ -15,6 +15,7 @@ use bonafide_tests::operator::bonafide;
 use bonafide_tests::policy::Policy;
 use bonafide_tests::process::{must_run, must_write};
 use bonafide_tests::programs::python;
+use bonafide_tests::rpc::issuance_status;
 use bonafide_tests::topology::{Family, Site};
 use bonafide_tests::unit::UnitCgroups;
 use bonafide_tests::wait::wait_until;
@@ -46,10 +47,13 @@ enum Cause {
     User,
     Cgroup,
     Quarantine,
+    Workload,
+    Serial,
+    Node,
 }
 
 impl Cause {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 12] = [
         Self::Exec,
         Self::ScriptModified,
         Self::ScriptReplaced,
@@ -59,6 +63,9 @@ impl Cause {
         Self::User,
         Self::Cgroup,
         Self::Quarantine,
+        Self::Workload,
+        Self::Serial,
+        Self::Node,
     ];
 
     fn name(self) -> &'static str {
@@ -72,6 +79,9 @@ impl Cause {
             Self::User => "it becomes another user",
             Self::Cgroup => "it is moved out of its unit's cgroup",
             Self::Quarantine => "`bonafide quarantine` at the authority",
+            Self::Workload => "`bonafide revoke workload` at the authority",
+            Self::Serial => "`bonafide revoke serial` at the authority",
+            Self::Node => "`bonafide revoke node` at the authority",
         }
     }
 
@@ -83,14 +93,26 @@ impl Cause {
             Self::Tracer => ("native", ["nothing", ""]),
             Self::User => ("native", ["user", "65534"]),
             Self::ScriptModified | Self::ScriptReplaced => ("script.py", ["nothing", ""]),
-            Self::ExecutableReplaced | Self::Quarantine => ("fresh", ["nothing", ""]),
+            Self::ExecutableReplaced | Self::Quarantine | Self::Workload | Self::Serial | Self::Node => {
+                ("fresh", ["nothing", ""])
+            }
             Self::Cgroup => ("unit", ["nothing", ""]),
         }
     }
 
     /// In milliseconds. What goes over the network has longer.
     fn claim(self) -> Claim {
-        Claim::AtMost(if self == Self::Quarantine { 1_000.0 } else { 100.0 })
+        Claim::AtMost(if self.is_told() { 1_000.0 } else { 100.0 })
+    }
+
+    /// By the authority, over the network.
+    fn is_told(self) -> bool {
+        matches!(self, Self::Quarantine | Self::Workload | Self::Serial | Self::Node)
+    }
+
+    /// A node comes back by renewing, which takes seconds.
+    fn rounds(self, rounds: usize) -> usize {
+        if self == Self::Node { rounds.min(10) } else { rounds }
     }
 }
 
@@ -103,7 +125,7 @@ pub(crate) fn measure(quick: bool, report: &mut Report) -> Result<(), String> {
             "From the cause to the reset, at the {end}'s end, {rounds} rounds by IPv4 and IPv6 in turns"
         ));
         for cause in Cause::ALL {
-            let families = Family::BOTH.into_iter().cycle().take(rounds);
+            let families = Family::BOTH.into_iter().cycle().take(cause.rounds(rounds));
             let took: Vec<f64> = families.map(|family| stage.round(cause, site, family)).collect::<Result<_, _>>()?;
             report.add(format!("{}, p50", cause.name()), percentile(took.clone(), 50), "ms", cause.claim());
             report.add(format!("{}, p99", cause.name()), percentile(took, 99), "ms", cause.claim());
@@ -174,9 +196,15 @@ impl Stage {
         server.wait("open")?;
         std::thread::sleep(IDLE);
         let subject = if site == Site::A { &mut client } else { &mut server };
+        let takes_back = self.takes_back(cause, site)?;
         let began = Instant::now();
-        let _tracer = self.happens(cause, subject)?;
-        Ok(subject.reset()?.unwrap_or(began + LIMIT).saturating_duration_since(began).as_secs_f64() * 1e3)
+        let _tracer = match &takes_back {
+            Some(args) => self.revoke(args),
+            None => self.happens(cause, subject)?,
+        };
+        let reset = subject.reset()?;
+        self.lift(takes_back.as_deref(), site)?;
+        Ok(reset.unwrap_or(began + LIMIT).saturating_duration_since(began).as_secs_f64() * 1e3)
     }
 
     /// Puts back what the last round changed.
@@ -228,8 +256,60 @@ impl Stage {
                 let digest = Digest::of(&distinct(&self.native, self.round));
                 self.quarantine(&digest);
             }
+            Cause::Workload | Cause::Serial | Cause::Node => {}
         }
         Ok(None)
+    }
+
+    /// What is given to `bonafide revoke`, where it is that which happens.
+    fn takes_back(&self, cause: Cause, site: Site) -> Result<Option<Vec<String>>, String> {
+        let what = match cause {
+            Cause::Workload => ["workload".to_owned(), "bench/fresh".to_owned()],
+            Cause::Serial => ["serial".to_owned(), self.serial(site)?],
+            Cause::Node => ["node".to_owned(), site.label().to_owned()],
+            _ => return Ok(None),
+        };
+        Ok(Some(what.to_vec()))
+    }
+
+    /// The certificate that is shown at this site, as the other one's enforcer wrote it down last.
+    fn serial(&self, site: Site) -> Result<String, String> {
+        let other = if site == Site::A { self.world.b() } else { self.world.a() };
+        let live = other.dir().join("state/enforcer/live.jsonl");
+        let text = std::fs::read_to_string(&live).map_err(|e| format!("{}: {e}", live.display()))?;
+        let last = text.rsplit_once("\"peer_serial\":\"").and_then(|(_, rest)| rest.split_once('"'));
+        last.map(|(serial, _)| serial.to_owned()).ok_or_else(|| format!("{} names no certificate", live.display()))
+    }
+
+    fn revoke(&mut self, args: &[String]) -> Option<Idle> {
+        let dir = self.world.authority().dir().to_owned();
+        let args: Vec<&str> = std::iter::once("revoke").chain(args.iter().map(String::as_str)).collect();
+        let _said = bonafide(&dir, &args).success();
+        None
+    }
+
+    /// Lifts it, and waits until both nodes are what they were.
+    fn lift(&mut self, taken_back: Option<&[String]>, site: Site) -> Result<(), String> {
+        let Some(args) = taken_back else { return Ok(()) };
+        let socket = self.host(site).join("run/ca/ca.sock");
+        let until = || issuance_status(&socket).map(|status| status.intermediate_not_after);
+        let (before, of_node) = (until()?, args.first().is_some_and(|kind| kind == "node"));
+        if of_node {
+            // Two certificates of one second could not be told apart.
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        self.revoke(&[args, &["--lift".to_owned()]].concat());
+        if of_node {
+            wait_until("the node to renew", READY, || until().is_ok_and(|now| now > before));
+        }
+        wait_until("the nodes to be told", READY, || self.quarantine(&Digest([1; 32])).ends_with("2 of 2 nodes\n"));
+        // Their daemons hear it from their CA.
+        std::thread::sleep(IDLE);
+        Ok(())
+    }
+
+    fn host(&self, site: Site) -> PathBuf {
+        if site == Site::A { self.world.a().dir().to_owned() } else { self.world.b().dir().to_owned() }
     }
 
     fn quarantine(&mut self, digest: &Digest) -> String {
