@@ -619,6 +619,21 @@ impl Authority {
         Ok(self.quarantine.unban(by, node)?)
     }
 
+    /// An operator has looked at a suspect node, and says that it is what it should be; why it was suspect, if it was. What was
+    /// revoked meanwhile stays so.
+    ///
+    /// # Errors
+    /// [`EvictError`].
+    pub fn clear_suspicion(&self, by: &By, node: &NodeName, reason: &str) -> Result<Option<String>, EvictError> {
+        check_reason(reason)?;
+        let record = self.store.node(node)?.ok_or_else(|| EvictError::Unknown(node.clone()))?;
+        let Some(why) = record.suspect else { return Ok(None) };
+        let event = Event::new("suspicion-cleared", by).with("node", node).with("why", &why).with("reason", reason);
+        self.change_node(node, Some(event), |record| record.suspect = None)?;
+        tracing::warn!(%node, why, reason, "suspect no longer");
+        Ok(Some(why))
+    }
+
     /// The leaf of this serial number is worth nothing any more; false if so before.
     ///
     /// # Errors
@@ -834,6 +849,10 @@ impl Authority {
     }
 
     fn suspect(&self, node: &NodeName, why: &str) -> Result<(), MembershipRefusal> {
+        // Whoever has a copy can come as often as he likes; it is written down once.
+        if self.store.node(node)?.is_some_and(|record| record.suspect.as_deref() == Some(why)) {
+            return Ok(());
+        }
         tracing::warn!(%node, why, "suspect");
         let event = Event::new("suspect", &By::Daemon).with("node", node).with("why", why);
         self.change_node(node, Some(event), |record| record.suspect = Some(why.to_owned()))?;

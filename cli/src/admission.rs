@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use bonafide_proto::grant::Grant;
 use bonafide_proto::name::NodeName;
-use bonafide_proto::wire::authority::{self, CreateTokenRequest, GrantNodeRequest, ListNodesRequest, Node};
+use bonafide_proto::wire::authority::{
+    self, ClearSuspicionRequest, CreateTokenRequest, GrantNodeRequest, ListNodesRequest, Node,
+};
 use comfy_table::{Table, presets};
 
 use crate::ask::{self, NoAnswer};
@@ -62,6 +64,20 @@ pub enum NodeCommand {
     Ban(AwayArgs),
     /// Lets a banned node join again, with a new token
     Unban(UnbanArgs),
+    /// Says that a suspect node is what it should be
+    #[command(
+        after_help = "`bonafide node list` calls a node suspect when somebody showed certificates of it that it had replaced, so that
+two have its keys, or when it came as another machine than the one that joined. Those that showed it were refused, and
+what superseded keys issued is revoked; the node itself goes on.
+
+Look at the machine first. If its keys may have been copied, `bonafide node evict` it and let it join anew with a new
+token: a new admission makes it unsuspected by itself. Clear it if the cause is known, such as a state that was restored
+from a backup. It is suspect again as soon as it happens again. Both are in the audit chain (`bonafide audit show`).
+
+Example:
+  bonafide node clear web1 --reason 'restored from backup, ticket 4711'"
+    )]
+    Clear(AwayArgs),
     /// Says which workloads a node may issue
     #[command(
         after_help = "Every node refuses a program whose certificate was issued by a node that was not granted that workload. A grant that
@@ -103,6 +119,20 @@ pub(crate) fn grant(args: &GrantArgs, layout: &Layout, screen: &mut Screen) -> R
         (true, Some(revoked)) => format!("and what it issued before is revoked; {}", in_force(revoked)),
     };
     screen.line(&printable(&format!("node {} may issue {may}, {since}", args.node)))?;
+    Ok(Exit::Done)
+}
+
+/// Tells the authority that a node is suspect no longer.
+pub(crate) fn clear(args: AwayArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
+    let AwayArgs { node, reason, socket } = args;
+    let socket = socket.unwrap_or_else(|| layout.authority_socket());
+    let request = ClearSuspicionRequest { node: node.to_string(), reason: reason.unwrap_or_default() };
+    let answer = ask::block_on(async { ask::ask(&socket, ask::admission(&socket).clear_suspicion(request)).await })??;
+    let said = match answer.was.as_str() {
+        "" => format!("node {node} was not suspect"),
+        was => format!("node {node} is suspect no longer; it was, since {was}"),
+    };
+    screen.line(&printable(&said))?;
     Ok(Exit::Done)
 }
 

@@ -83,6 +83,7 @@ fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
         Verb::Node(NodeCommand::Evict(args)) => revoke::evict(args, &layout, screen),
         Verb::Node(NodeCommand::Ban(args)) => revoke::ban(args, &layout, screen),
         Verb::Node(NodeCommand::Unban(args)) => revoke::unban(args, &layout, screen),
+        Verb::Node(NodeCommand::Clear(args)) => admission::clear(args, &layout, screen),
         Verb::Revoke(command) => revoke::revoke(command, &layout, screen),
         Verb::Node(NodeCommand::List) => admission::list_nodes(&layout, screen),
         Verb::Quarantine(args) => quarantine::quarantine(&args, &layout, screen),

@@ -161,6 +161,17 @@ impl wire::admission_server::Admission for AdmissionService {
         .await
     }
 
+    async fn clear_suspicion(
+        &self,
+        request: Request<wire::ClearSuspicionRequest>,
+    ) -> Result<Response<wire::ClearSuspicionResponse>, Status> {
+        let by = caller(&request)?;
+        let wire::ClearSuspicionRequest { node, reason } = request.into_inner();
+        let (node, authority) = (named(&node)?, self.0.clone());
+        let was = blocking(move || authority.clear_suspicion(&by, &node, &reason).map_err(evict_status)).await?;
+        Ok(Response::new(wire::ClearSuspicionResponse { was: was.unwrap_or_default() }))
+    }
+
     async fn list_revoked(
         &self,
         _request: Request<wire::ListRevokedRequest>,

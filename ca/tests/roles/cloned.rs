@@ -143,3 +143,38 @@ async fn a_token_may_be_for_one_machine_alone() {
     }
     domain.authority.join(token.secret(), &apply("4c4c4544-0042")).unwrap();
 }
+
+#[tokio::test]
+async fn an_operator_clears_a_suspicion_and_both_are_written_down_once() {
+    let served = Served::on("127.0.0.1").await;
+    let node = served.member("a").await;
+    let stolen = Machine { bios_uuid: "stolen".into(), machine_id: "stolen".into() };
+    let comes = async || {
+        let renewed = served.link().renew(&node.member().unwrap(), &stolen, csr(&[]), csr(&[])).await;
+        assert_eq!(refusal(&renewed.map(drop).unwrap_err().into()), "machine-changed");
+    };
+    let clear = async |node: &str, reason: &str| {
+        let request = wire::ClearSuspicionRequest { node: node.into(), reason: reason.into() };
+        served.admin().clear_suspicion(request).await.map(|answer| answer.into_inner().was)
+    };
+    assert_eq!(clear("a", "").await.unwrap(), "", "it is not suspect");
+    for _ in 0..3 {
+        comes().await;
+    }
+    let why = suspicion(&served, "a").await;
+    assert_eq!(clear("a", "a restored disk").await.unwrap(), why);
+    assert_eq!(suspicion(&served, "a").await, "");
+    comes().await;
+    assert_eq!(suspicion(&served, "a").await, why, "it happened again");
+    assert_eq!(clear("nobody", "").await.unwrap_err().code(), tonic::Code::NotFound);
+    assert_eq!(clear("a", "two\nlines").await.unwrap_err().code(), tonic::Code::InvalidArgument);
+
+    let page = served.admin().show_audit(wire::ShowAuditRequest { from: 0 }).await.unwrap().into_inner();
+    let entries: Vec<bonafide_proto::audit::Entry> =
+        page.entries.iter().map(|entry| serde_json::from_slice(entry).unwrap()).collect();
+    let about: Vec<&str> =
+        entries.iter().map(|entry| entry.act.as_str()).filter(|act| act.starts_with("susp")).collect();
+    assert_eq!(about, ["suspect", "suspicion-cleared", "suspect"]);
+    let cleared = entries.iter().find(|entry| entry.act == "suspicion-cleared").unwrap();
+    assert_eq!((&cleared.about["why"], cleared.about["reason"].as_str()), (&why, "a restored disk"));
+}
