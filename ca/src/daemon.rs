@@ -10,6 +10,7 @@ use bonafide_proto::clock::SharedClock;
 use bonafide_proto::endpoint;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
+use tokio::task::JoinError;
 use tokio::time::Instant;
 use tonic::transport::server::{Router, Server};
 
@@ -49,6 +50,9 @@ pub enum DaemonError {
     /// The directory.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The state was not read to its end.
+    #[error("opening the state failed: {0}")]
+    Opening(#[from] JoinError),
     /// The root role.
     #[error(transparent)]
     Authority(#[from] OpenError),
@@ -140,14 +144,14 @@ impl Daemon {
             }
             Role::Node(node, Joining { authorities, by }) => {
                 let link = Arc::new(Remote::among(authorities, &clock));
-                let node = bind_node(node, link, tokens(by)?, clock)?;
+                let node = bind_node(node, link, tokens(by)?, clock).await?;
                 Ok(Self { authority: None, node: Some(node) })
             }
             Role::Local(root, node) => {
                 let doors = bind_authority(root, clock.clone()).await?;
                 let authority = doors.authority.clone();
                 let link = Arc::new(Embedded(authority.clone()));
-                let node = bind_node(node, link, TokenSource::Own(authority), clock)?;
+                let node = bind_node(node, link, TokenSource::Own(authority), clock).await?;
                 Ok(Self { authority: Some(doors), node: Some(node) })
             }
         }
@@ -205,7 +209,8 @@ fn tokens(by: &Admittance) -> Result<TokenSource, DaemonError> {
 }
 
 async fn bind_authority(root: &RootConfig, clock: SharedClock) -> Result<AuthorityDoors, DaemonError> {
-    let mut authority = Authority::open(&root.charter, clock)?;
+    let charter = root.charter.clone();
+    let mut authority = tokio::task::spawn_blocking(move || Authority::open(&charter, clock)).await??;
     if let Some(RootX509Pop { ca_files, crl_files, name, workloads }) = &root.x509pop {
         authority = authority.accepting(X509Pop::open(ca_files, crl_files, *name, workloads.clone())?);
     }
@@ -219,13 +224,14 @@ async fn bind_authority(root: &RootConfig, clock: SharedClock) -> Result<Authori
     Ok(AuthorityDoors { authority, tcp, admin })
 }
 
-fn bind_node(
+async fn bind_node(
     node: &NodeConfig,
     link: Arc<dyn AuthorityLink>,
     tokens: TokenSource,
     clock: SharedClock,
 ) -> Result<NodeDoor, DaemonError> {
-    let ca = Arc::new(NodeCa::open(node.setup.clone(), clock)?);
+    let setup = node.setup.clone();
+    let ca = Arc::new(tokio::task::spawn_blocking(|| NodeCa::open(setup, clock)).await??);
     let socket = UnixDoor::bind(&node.socket)?;
     let mut callers = node.callers.clone();
     callers.push(0);

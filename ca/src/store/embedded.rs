@@ -11,6 +11,7 @@ use std::ops::Bound;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use sled::Transactional as _;
 use sled::transaction::{ConflictableTransactionError, TransactionError, TransactionalTree};
@@ -23,6 +24,9 @@ use super::engine::{Condition, Engine, Key, Page, Tree, Write};
 const CACHE: u64 = 16 * 1024 * 1024;
 /// Conditions and writes in one commit: as many as are quickly done.
 const ROOM: usize = 4096;
+/// How long the one that has the store may take to let it go, and how often it is looked for.
+const HANDOVER: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// An [`Engine`] on sled, locked to one daemon.
 #[derive(Debug)]
@@ -38,13 +42,20 @@ pub struct Embedded {
 const CHANGES_KEY: &[u8] = b"changes";
 
 impl Embedded {
-    /// Opens or creates the store in this directory.
+    /// Opens or creates the store in this directory. Blocks for up to a second if another has it: a daemon that ends holds its
+    /// store until its last conversation is over.
     ///
     /// # Errors
     /// [`StoreError::InUse`] for a second daemon, [`StoreError::Damaged`] for files that cannot be read.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |e| convert(path, e);
-        let db = sled::Config::new().path(path).cache_capacity(CACHE).open().map_err(failed)?;
+        let began = Instant::now();
+        let db = loop {
+            match sled::Config::new().path(path).cache_capacity(CACHE).open().map_err(failed) {
+                Err(StoreError::InUse(_)) if began.elapsed() < HANDOVER => std::thread::sleep(AGAIN),
+                opened => break opened?,
+            }
+        };
         let trees = Tree::ALL.iter().map(|tree| db.open_tree(tree.name()).map_err(failed)).collect::<Result<_, _>>()?;
         let mark = Mark::open(&path.with_extension("changes")).map_err(|e| io_error(path, &e))?;
         let engine = Self { path: path.to_owned(), db, trees, mark: Mutex::new(mark), watched: Mutex::default() };
