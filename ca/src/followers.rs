@@ -1,7 +1,7 @@
 //! Which members follow what they are told, and what each says it has in force. Nobody is counted on trust in a
 //! connection: one that was cut off looks open for a while, and a state on its way is not in force.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,7 +108,15 @@ impl<H: Default + Clone> Followers<H> {
     ) -> BTreeSet<NodeName> {
         let lacks = |places: &Places<H>, node: &NodeName| !places.nodes.get(node).is_some_and(|(_, held)| holds(held));
         let mut places = self.0.subscribe();
-        let all = places.wait_for(|places| !nodes.iter().any(|node| lacks(places, node)));
+        // The one that lacked it last comes first: to look at all of them at each word of each would take their square.
+        let mut order: VecDeque<_> = nodes.iter().collect();
+        let all = places.wait_for(|places| match order.iter().position(|node| lacks(places, node)) {
+            Some(lacking) => {
+                order.rotate_left(lacking);
+                false
+            }
+            None => true,
+        });
         if tokio::time::timeout(patience, all).await.is_ok() {
             return BTreeSet::new();
         }
