@@ -1,15 +1,15 @@
 //! Commits acts together with their entries in the audit chain.
 //!
-//! Whoever comes while a commit is under way waits, and all who waited go into the next one: a disk or a cluster is
-//! asked once for many. The chain's head is one of the conditions of each commit, so daemons that share an engine take
-//! turns, and none of them writes into the middle.
+//! Whoever comes while a commit is under way waits, and all who waited go into the next one, which the first of them
+//! makes: a disk or a cluster is asked once for many, and who is done waits for nobody else. The chain's head is one of
+//! the conditions of each commit, so daemons that share an engine take turns, and none of them writes into the middle.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bonafide_proto::audit::{Entry, Head};
 use bonafide_proto::clock::SharedClock;
@@ -54,7 +54,7 @@ pub(super) struct Committer {
     engine: Arc<dyn Engine>,
     clock: SharedClock,
     writer: String,
-    queue: Mutex<Vec<Arc<Waiting>>>,
+    queue: Mutex<Queue>,
     /// Held by who commits.
     end: Mutex<End>,
 }
@@ -70,15 +70,70 @@ struct End {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Known(Head, Option<Vec<u8>>);
 
+/// Those whose acts are in no commit yet.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<Arc<Waiting>>,
+    /// Somebody commits, and wakes the first that waits when that is done.
+    led: bool,
+}
+
 #[derive(Debug)]
 struct Waiting {
     act: Act,
-    outcome: Mutex<Option<Result<bool, StoreError>>>,
+    turn: Mutex<Turn>,
+    changed: Condvar,
+}
+
+/// ```text
+/// Waits ─┬─► Leads ─┐
+///        └──────────┴─► Ended
+/// ```
+#[derive(Debug)]
+enum Turn {
+    /// Somebody else commits.
+    Waits,
+    /// It is to commit for all that wait.
+    Leads,
+    Ended(Result<bool, StoreError>),
 }
 
 impl Waiting {
+    fn of(act: Act) -> Arc<Self> {
+        Arc::new(Self { act, turn: Mutex::new(Turn::Waits), changed: Condvar::new() })
+    }
+
+    fn leads(&self) {
+        *lock(&self.turn) = Turn::Leads;
+        self.changed.notify_one();
+    }
+
     fn ends(&self, outcome: Result<bool, StoreError>) {
-        *lock(&self.outcome) = Some(outcome);
+        *lock(&self.turn) = Turn::Ended(outcome);
+        self.changed.notify_one();
+    }
+
+    /// Until it does not wait any more: its outcome, or `None` if it leads.
+    fn wait(&self) -> Option<Result<bool, StoreError>> {
+        let waits = |turn: &mut Turn| matches!(turn, Turn::Waits);
+        let turn = self.changed.wait_while(lock(&self.turn), waits).unwrap_or_else(PoisonError::into_inner);
+        match &*turn {
+            Turn::Ended(outcome) => Some(outcome.clone()),
+            Turn::Waits | Turn::Leads => None,
+        }
+    }
+}
+
+/// The right to commit; dropped, it passes to the first that waits.
+struct Lead<'a>(&'a Mutex<Queue>);
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        let mut queue = lock(self.0);
+        match queue.waiting.first() {
+            Some(next) => next.leads(),
+            None => queue.led = false,
+        }
     }
 }
 
@@ -99,16 +154,25 @@ impl Committer {
 
     /// Done, or false if a condition of it did not hold.
     pub(super) fn commit(&self, act: Act) -> Result<bool, StoreError> {
-        let waiting = Arc::new(Waiting { act, outcome: Mutex::default() });
-        lock(&self.queue).push(waiting.clone());
-        let mut end = lock(&self.end);
-        if let Some(outcome) = lock(&waiting.outcome).take() {
+        let waiting = Waiting::of(act);
+        {
+            let mut queue = lock(&self.queue);
+            queue.waiting.push(waiting.clone());
+            if !std::mem::replace(&mut queue.led, true) {
+                waiting.leads();
+            }
+        }
+        if let Some(outcome) = waiting.wait() {
             return outcome;
         }
-        let all = std::mem::take(&mut *lock(&self.queue));
-        self.settle(all, &mut end);
+        {
+            let _lead = Lead(&self.queue);
+            let mut end = lock(&self.end);
+            let all = std::mem::take(&mut lock(&self.queue).waiting);
+            self.settle(all, &mut end);
+        }
         // Its own act was among them.
-        lock(&waiting.outcome).take().unwrap_or(Ok(false))
+        waiting.wait().unwrap_or(Ok(false))
     }
 
     /// Where the chain ends now.
