@@ -218,7 +218,7 @@ async fn bind_authority(root: &RootConfig, clock: SharedClock) -> Result<Authori
     let admin = UnixDoor::bind(&root.admin_socket)?;
     let mut tcp = Vec::new();
     for address in &root.listen {
-        let bound = TcpListener::bind(address).await;
+        let bound = listener::bind(*address);
         tcp.push(bound.map_err(|source| DaemonError::Bind { at: address.to_string(), source })?);
     }
     Ok(AuthorityDoors { authority, tcp, admin })

@@ -21,7 +21,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
@@ -40,6 +40,8 @@ const LIFETIME: Duration = Duration::from_secs(30);
 pub(crate) const FOLLOWING: Duration = Duration::from_secs(600);
 /// How long one without a certificate may live, but for the time in which a request of it is answered.
 const ANONYMOUS: Duration = Duration::from_secs(5);
+/// Connections that may wait to be accepted, as far as the system lets them (`net.core.somaxconn`).
+const BACKLOG: u32 = 8192;
 /// HTTP/2 (RFC 9113 §3.2): gRPC's transport.
 pub(crate) const ALPN: &[u8] = b"h2";
 
@@ -92,6 +94,17 @@ impl Drop for Answering {
 #[derive(Debug, thiserror::Error)]
 #[error("TLS cannot be set up: {0}")]
 pub struct TlsSetupError(#[from] rustls::Error);
+
+/// A listener on this address, at which a whole mesh may come at once.
+///
+/// # Errors
+/// As of the system.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// Accepts from these listeners until the stream is dropped.
 ///
@@ -225,7 +238,7 @@ impl Door {
             Err(e) => return tracing::warn!(%address, error = %e, "peer refused"),
         };
         let node = svid.as_ref().and_then(|svid| svid.id().node_name());
-        let Some(place) = self.places.seat(greeted, node) else {
+        let Some(place) = self.places.seat(greeted, node).await else {
             return tracing::info!(%address, member = svid.is_some(), "closed: all places of its kind are taken");
         };
         let session = match tls.get_ref().1.export_keying_material(Session::default(), SESSION_LABEL, None) {

@@ -1,13 +1,16 @@
 //! Room for so many connections, so that strangers can hold no place that a node needs. Performs no I/O.
 //!
 //! ```text
-//! accepted ─► a handshake's place ─┬─ showed a node SVID ─► a member's place (few per node)
-//!      (few per source, seconds)   └─ showed nothing ─────► a stranger's place (few per source)
+//! accepted ─► a handshake's place ─┬─ showed a node SVID ─────────────────► a member's place (few per node)
+//!      (few per source, seconds)   └─ showed nothing ─► waits (seconds) ─► a stranger's place (few per source)
 //! ```
+//!
+//! Who showed nothing waits in turn: when a mesh is started, all of its nodes join at once.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bonafide_proto::name::NodeName;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
@@ -16,6 +19,10 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 const HANDSHAKES: usize = 256;
 /// Connections at once that showed no certificate: each is a node that joins, or nobody.
 const STRANGERS: usize = 64;
+/// Connections at once that wait for a stranger's place.
+const WAITING: usize = 8192;
+/// How long they wait: less than a node waits for its answer.
+const TURN: Duration = Duration::from_secs(15);
 /// Connections at once that showed a node SVID: two by which each node follows and shares, and those that renew.
 const MEMBERS: usize = 8192;
 /// Connections at once from one source that showed no certificate yet. A node needs one.
@@ -28,6 +35,7 @@ const PER_NODE: usize = 6;
 pub(crate) struct Places {
     handshakes: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
     members: Arc<Semaphore>,
     sources: Arc<Shares<IpAddr>>,
     nodes: Arc<Shares<NodeName>>,
@@ -37,7 +45,7 @@ pub(crate) struct Places {
 #[derive(Debug)]
 pub(crate) struct Greeted {
     source: Share<IpAddr>,
-    _handshake: OwnedSemaphorePermit,
+    handshake: OwnedSemaphorePermit,
 }
 
 /// A place for a connection; free again when dropped.
@@ -59,6 +67,7 @@ impl Places {
         Self {
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
             strangers: Arc::new(Semaphore::new(STRANGERS)),
+            waiting: Arc::new(Semaphore::new(WAITING)),
             members: Arc::new(Semaphore::new(MEMBERS)),
             sources: Arc::new(Shares::of(PER_SOURCE)),
             nodes: Arc::new(Shares::of(PER_NODE)),
@@ -72,17 +81,29 @@ impl Places {
 
     /// The place of a handshake with this peer; none if its source has as many as it gets.
     pub(crate) fn greet(&self, from: IpAddr, handshake: OwnedSemaphorePermit) -> Option<Greeted> {
-        Some(Greeted { source: self.sources.take(source(from))?, _handshake: handshake })
+        Some(Greeted { source: self.sources.take(source(from))?, handshake })
     }
 
-    /// The place after the handshake; none if all of its kind are taken. A member's source is free again: hundreds
-    /// of nodes may come from one.
-    pub(crate) fn seat(&self, greeted: Greeted, member: Option<NodeName>) -> Option<Place> {
-        let (share, rooms) = match member {
-            Some(node) => (Whose::Member(self.nodes.take(node)?), &self.members),
-            None => (Whose::Stranger(greeted.source), &self.strangers),
-        };
-        Some(Place { _share: share, _room: rooms.clone().try_acquire_owned().ok()? })
+    /// The place after the handshake; none if all of its kind are taken, for a stranger: for too long. A member's source
+    /// is free again: hundreds of nodes may come from one.
+    pub(crate) async fn seat(&self, greeted: Greeted, member: Option<NodeName>) -> Option<Place> {
+        match member {
+            Some(node) => {
+                let share = Whose::Member(self.nodes.take(node)?);
+                Some(Place { _share: share, _room: self.members.clone().try_acquire_owned().ok()? })
+            }
+            None => {
+                let room = self.stranger(greeted.handshake).await?;
+                Some(Place { _share: Whose::Stranger(greeted.source), _room: room })
+            }
+        }
+    }
+
+    /// While it waits, others shake hands.
+    async fn stranger(&self, handshake: OwnedSemaphorePermit) -> Option<OwnedSemaphorePermit> {
+        let _waits = self.waiting.try_acquire().ok()?;
+        drop(handshake);
+        tokio::time::timeout(TURN, self.strangers.clone().acquire_owned()).await.ok()?.ok()
     }
 }
 
@@ -152,16 +173,16 @@ mod tests {
         let mut held = Vec::new();
         for n in 0..4 * PER_SOURCE {
             let greeted = greet(&places, "2001:db8::1").await.unwrap();
-            held.push(places.seat(greeted, node(&format!("n{n}"))).unwrap());
+            held.push(places.seat(greeted, node(&format!("n{n}"))).await.unwrap());
         }
         for _ in 0..PER_NODE {
             let greeted = greet(&places, "10.0.0.1").await.unwrap();
-            held.push(places.seat(greeted, node("a")).unwrap());
+            held.push(places.seat(greeted, node("a")).await.unwrap());
         }
         let more = greet(&places, "10.0.0.2").await.unwrap();
-        assert!(places.seat(more, node("a")).is_none());
+        assert!(places.seat(more, node("a")).await.is_none());
         let other = greet(&places, "10.0.0.2").await.unwrap();
-        assert!(places.seat(other, node("b")).is_some());
+        assert!(places.seat(other, node("b")).await.is_some());
         drop(held);
         assert!(places.nodes.taken.lock().unwrap().is_empty());
     }
@@ -185,18 +206,43 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn strangers_leave_room_for_members() {
-        let places = Places::new();
+    async fn full_of_strangers(places: &Places) -> Vec<Place> {
         let mut held = Vec::new();
         for n in 0..STRANGERS {
-            let greeted = greet(&places, &format!("10.0.0.{n}")).await.unwrap();
-            held.push(places.seat(greeted, None).unwrap());
+            let greeted = greet(places, &format!("10.0.0.{n}")).await.unwrap();
+            held.push(places.seat(greeted, None).await.unwrap());
         }
+        held
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn strangers_leave_room_for_members() {
+        let places = Places::new();
+        let _held = full_of_strangers(&places).await;
         let late = greet(&places, "10.0.1.1").await.unwrap();
-        assert!(places.seat(late, None).is_none());
+        assert!(places.seat(late, None).await.is_none());
         let member = greet(&places, "10.0.1.1").await.unwrap();
-        assert!(places.seat(member, node("a")).is_some());
+        assert!(places.seat(member, node("a")).await.is_some());
         assert_eq!(places.handshakes.available_permits(), HANDSHAKES, "a seated one still holds its first place");
+    }
+
+    #[tokio::test]
+    async fn strangers_wait_in_turn_and_keep_nobody_from_a_handshake() {
+        let places = Places::new();
+        let mut held = full_of_strangers(&places).await;
+        let mut waiting = Vec::new();
+        for n in 0..3 * HANDSHAKES {
+            let greeted = greet(&places, &format!("10.1.{}.{}", n / 256, n % 256)).await.unwrap();
+            let mut seat = Box::pin(places.seat(greeted, None));
+            assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(seat.as_mut().poll(cx).is_pending())).await);
+            waiting.push(seat);
+        }
+        assert_eq!(places.handshakes.available_permits(), HANDSHAKES);
+        for seat in waiting {
+            held.pop();
+            held.push(seat.await.unwrap());
+        }
+        drop(held);
+        assert_eq!((places.waiting.available_permits(), places.strangers.available_permits()), (WAITING, STRANGERS));
     }
 }
