@@ -5,6 +5,8 @@
 
 pub mod attestor;
 pub mod authority;
+#[doc(hidden)]
+pub mod bench;
 mod certify;
 mod checker;
 pub mod cli;

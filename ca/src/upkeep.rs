@@ -19,13 +19,13 @@ use bonafide_proto::grant::Grant;
 use bonafide_proto::token::{JoinToken, TOKEN_TEXT_MAX, TokenError};
 
 /// The first pause after a failure.
-const PAUSE_MIN: Duration = Duration::from_secs(1);
+pub(crate) const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// The longest pause after failures.
-const PAUSE_MAX: Duration = Duration::from_secs(60);
+pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The first pause before a node that heard its authority go away comes again.
-const AWAY_MIN: Duration = Duration::from_millis(100);
+pub(crate) const AWAY_MIN: Duration = Duration::from_millis(100);
 /// The longest of those pauses.
-const AWAY_MAX: Duration = Duration::from_secs(5);
+pub(crate) const AWAY_MAX: Duration = Duration::from_secs(5);
 /// The clock is looked at this often at least: hosts sleep, and clocks are set.
 const LOOK: Duration = Duration::from_secs(5);
 /// Life of the token an embedded authority gives its own node, seconds.
@@ -262,7 +262,7 @@ fn read_token(path: &Path) -> Result<JoinToken, UpkeepError> {
 }
 
 /// Up to a quarter more or less, so that nodes do not ask in step.
-fn jittered(pause: Duration) -> Duration {
+pub(crate) fn jittered(pause: Duration) -> Duration {
     let mut byte = [0u8; 1];
     let chance = SystemRandom::new().fill(&mut byte).map_or(128, |()| u32::from(byte[0]));
     pause * (384 + chance) / 512

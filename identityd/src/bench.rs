@@ -1,6 +1,7 @@
 //! What `bonafide-bench` measures of this crate: parts of the daemon as they are, without its doors.
 
 mod hearing;
+mod issuing;
 mod maps;
 
 use std::fs::File;
@@ -13,6 +14,7 @@ use bonafide_proto::fingerprint::Digest;
 use crate::hash::Digests;
 
 pub use hearing::Hearing;
+pub use issuing::Issuing;
 pub use maps::Maps;
 
 /// Digests of files, none known at first.

@@ -21,6 +21,7 @@ macro_rules! on_each_backend {
 }
 
 mod bare;
+mod benchmarks;
 mod changes;
 mod cloned;
 mod demo;

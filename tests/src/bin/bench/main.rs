@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "figures are printed")]
 
 mod attribution;
+mod burden;
 mod churn;
 mod connect;
 mod counted;
@@ -11,7 +12,9 @@ mod crowd;
 mod day;
 mod ends;
 mod hash;
+mod issuance;
 mod loss;
+mod nodes;
 mod report;
 mod soak;
 mod station;
@@ -33,6 +36,9 @@ struct Arguments {
     /// Fewer rounds and smaller files: enough to see whether something is broken.
     #[arg(long)]
     quick: bool,
+    /// Measures with this number of nodes only, where there are nodes.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..))]
+    nodes: Option<u16>,
     /// Writes the figures to this file, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -55,10 +61,14 @@ enum What {
     Soak,
     /// What ends live connections, at either end.
     Ends,
+    /// Leaves, as identityd asks for them.
+    Issuance,
+    /// Many nodes of one authority: joining, revocations, policies, coming again.
+    Nodes,
 }
 
 impl What {
-    fn measure(self, quick: bool, report: &mut Report) -> Result<(), String> {
+    fn measure(self, quick: bool, nodes: Option<usize>, report: &mut Report) -> Result<(), String> {
         match self {
             Self::Hash => hash::measure(quick, report),
             Self::Attribution => attribution::measure(quick, report),
@@ -66,6 +76,8 @@ impl What {
             Self::Churn => churn::measure(quick, report),
             Self::Soak => soak::measure(quick, report),
             Self::Ends => ends::measure(quick, report),
+            Self::Issuance => issuance::measure(quick, report),
+            Self::Nodes => nodes::measure(quick, nodes, report),
         }
     }
 }
@@ -77,7 +89,8 @@ fn main() -> ExitCode {
     }
     let what = if arguments.what.is_empty() { What::value_variants() } else { &arguments.what };
     let mut report = Report::default();
-    let measured = what.iter().try_for_each(|what| what.measure(arguments.quick, &mut report));
+    let measured =
+        what.iter().try_for_each(|what| what.measure(arguments.quick, arguments.nodes.map(usize::from), &mut report));
     report.print();
     let written = arguments.json.map_or(Ok(()), |file| report.write(&file));
     match measured.and(written) {
