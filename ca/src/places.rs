@@ -24,7 +24,7 @@ const WAITING: usize = 8192;
 /// How long they wait: less than a node waits for its answer.
 const TURN: Duration = Duration::from_secs(15);
 /// Connections at once that showed a node SVID: two by which each node follows and shares, and those that renew.
-const MEMBERS: usize = 8192;
+const MEMBERS: usize = 16_384;
 /// Connections at once from one source that showed no certificate yet. A node needs one.
 const PER_SOURCE: usize = 8;
 /// Connections at once of one node. It needs three, and as many again while the other end of an old one is not gone.
