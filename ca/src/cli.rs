@@ -8,11 +8,11 @@ use std::sync::Arc;
 use bonafide_proto::clock::{SharedClock, SystemClock};
 use bonafide_proto::endpoint;
 use bonafide_proto::grant::Grant;
+use bonafide_proto::harden::harden;
 use bonafide_proto::name::NodeName;
 use bonafide_proto::wire::authority as wire;
 use bonafide_proto::wire::authority::admission_client::AdmissionClient;
 use clap::{Parser, Subcommand};
-use rustix::process::{Resource, Rlimit};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::signal::unix::{SignalKind, signal};
@@ -189,6 +189,10 @@ impl From<DaemonError> for Trouble {
 
 /// Runs the program; its exit codes are in its help.
 pub fn main() -> ExitCode {
+    // Whatever is asked, a key may be read for it.
+    if let Err(e) = harden() {
+        return failed(1, &format!("keys could not be kept from core files: {e}"));
+    }
     match Arguments::parse() {
         Arguments { ask: Some(ask), .. } => in_runtime(answer(ask)),
         Arguments { config: Some(path), .. } => daemon(&path),
@@ -213,22 +217,12 @@ async fn serve(config: Config) -> Result<(), Trouble> {
     // Before the doors are bound: a signal during the start stops cleanly too.
     let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     let (mut terminate, mut interrupt) = (terminate.map_err(|e| e.to_string())?, interrupt.map_err(|e| e.to_string())?);
-    raise_descriptors();
     let daemon = Daemon::bind(&config, Arc::new(SystemClock)).await?;
     tracing::info!(addresses = ?daemon.addresses(), "serving");
     let stop = async {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     };
     Ok(Box::pin(daemon.run(stop)).await?)
-}
-
-/// Each node that follows the authority costs a descriptor.
-fn raise_descriptors() {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let most = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(e) = rustix::process::setrlimit(Resource::Nofile, most) {
-        tracing::warn!(error = %e, "the limit of open files stays at {:?}", limit.current);
-    }
 }
 
 async fn answer(ask: Ask) -> Result<(), Trouble> {

@@ -10,6 +10,7 @@ use bonafide_policy::{Mode, Policy};
 use bonafide_proto::clock::{SharedClock, SystemClock};
 use bonafide_proto::endpoint;
 use bonafide_proto::flow::canonical;
+use bonafide_proto::harden::harden;
 use bonafide_proto::record::{End, Reason};
 use bonafide_proto::wire::node::enforcement_server::EnforcementServer;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -66,7 +67,7 @@ fn os(what: impl Into<String>) -> impl FnOnce(io::Error) -> DaemonError {
 /// # Errors
 /// What kept it from starting or going on.
 pub async fn run(config: Config) -> Result<(), DaemonError> {
-    let descriptors = sys::harden().map_err(os("the limit of open files"))?;
+    let descriptors = harden().map_err(os("the limit of open files"))?;
     let mut stop = Stop::new()?;
     let exempt = Exemption::of_this_process()?;
     let clock: SharedClock = Arc::new(SystemClock);

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use bonafide_proto::clock::{SharedClock, SystemClock};
 use bonafide_proto::endpoint;
+use bonafide_proto::harden::harden;
 use bonafide_proto::wire::node::attestation_server::AttestationServer;
 use clap::Parser;
-use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -71,7 +71,7 @@ pub enum RunError {
     /// The kernel programs, where the configuration demands them.
     #[error("{0}; source = \"kernel\" demands the kernel programs, \"auto\" does not")]
     Source(String),
-    /// sock_diag, `/proc`, or a signal.
+    /// sock_diag, `/proc`, a signal, or what it asks for itself.
     #[error("the kernel: {0}")]
     Kernel(#[from] io::Error),
     /// The server ended by itself.
@@ -111,7 +111,7 @@ fn log_to_stderr(level: LevelFilter) {
 }
 
 fn start(config: Config) -> Result<(), RunError> {
-    harden();
+    harden()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -120,19 +120,6 @@ fn start(config: Config) -> Result<(), RunError> {
         };
         run(config, Arc::new(SystemClock), stop).await
     })
-}
-
-/// What makes the process safer or sturdier, but need not succeed.
-fn harden() {
-    if let Err(e) = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        tracing::warn!(error = %e, "core dumps and tracing stay possible");
-    }
-    // Each process that is looked at costs two descriptors.
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let most = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(e) = rustix::process::setrlimit(Resource::Nofile, most) {
-        tracing::warn!(error = %e, "the limit of open files stays at {:?}", limit.current);
-    }
 }
 
 /// Serves until `stop` is done; then the socket file is gone.

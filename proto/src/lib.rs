@@ -12,6 +12,7 @@ pub mod fetched;
 pub mod fingerprint;
 pub mod flow;
 pub mod grant;
+pub mod harden;
 mod json;
 pub mod jwt;
 pub mod kernel;

@@ -1,5 +1,6 @@
 //! The program itself: a whole node on its unix sockets, exit codes, and nothing left behind.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -82,6 +83,21 @@ async fn the_local_role_serves_a_whole_node_and_leaves_no_socket() {
         assert_eq!(end(child, signal).await, 0);
         assert!(!dir.path().join("ca.sock").exists() && !dir.path().join("authority.sock").exists());
     }
+}
+
+/// The kernel gives root the files of a process that leaves no core file (proc(5), `/proc/PID`).
+#[tokio::test]
+async fn its_keys_are_in_no_core_file_and_for_no_other_process_of_its_user() {
+    const UID: u32 = 64_790;
+    let dir = tempfile::tempdir().unwrap();
+    let config = local(dir.path());
+    std::os::unix::fs::chown(dir.path(), Some(UID), Some(UID)).unwrap();
+    let child = program().arg("--config").arg(&config).uid(UID).gid(UID).spawn().unwrap();
+    ask(dir.path()).await;
+    let process = PathBuf::from(format!("/proc/{}", child.id().unwrap()));
+    assert!(std::fs::read_to_string(process.join("status")).unwrap().contains(&format!("Uid:\t{UID}")));
+    assert_eq!(std::fs::metadata(process.join("mem")).unwrap().uid(), 0, "readable for its user");
+    assert_eq!(end(child, rustix::process::Signal::TERM).await, 0);
 }
 
 #[tokio::test]

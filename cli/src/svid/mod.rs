@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bonafide_proto::clock::SystemClock;
 use bonafide_proto::fetched::{FetchedSvid, concatenated};
+use bonafide_proto::harden::harden;
 use bonafide_proto::jwt::TOKEN_MAX;
 use bonafide_proto::pem::pem;
 use bonafide_proto::wire::workload_endpoint as wire;
@@ -119,6 +120,8 @@ pub struct BundleArgs {
 pub(crate) fn svid(command: SvidCommand, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
     let asks =
         |endpoint: Option<Endpoint>| Asks { socket: endpoint.map_or(layout.workload_socket(), Endpoint::socket) };
+    // Keys and tokens come by here.
+    harden().map_err(|e| Failure::Failed(format!("keys could not be kept from core files: {e}")))?;
     match command {
         SvidCommand::X509(X509Args { endpoint, write, watch }) => {
             let files = write.map(Files::below).transpose()?;

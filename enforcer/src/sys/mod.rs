@@ -4,7 +4,6 @@ pub mod captured;
 pub(crate) mod connections;
 pub(crate) mod conntrack;
 pub mod dial;
-mod harden;
 pub mod listen;
 mod liveness;
 pub mod locality;
@@ -13,5 +12,3 @@ pub mod netns;
 mod nfnetlink;
 pub(crate) mod nftables;
 pub mod reset;
-
-pub use harden::harden;

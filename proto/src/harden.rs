@@ -1,11 +1,12 @@
-//! What this process asks of the kernel for itself, once, before it opens anything.
+//! What a process asks of the kernel for itself, once, before it opens anything.
 
 use std::io;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
-/// Leaves no core file and no memory to read for others of the same user, and takes as many file descriptors as the
-/// service manager allows: a relayed connection holds several. Returns how many; `u64::MAX` is no limit.
+/// Leaves no core file and no memory to read for others of the same user (prctl(2), `PR_SET_DUMPABLE`): whoever calls it
+/// holds private keys. Takes as many file descriptors as the service manager allows: a relayed connection, a node that follows and
+/// a process that is looked at hold several. Returns how many; `u64::MAX` is no limit.
 ///
 /// # Errors
 /// What the kernel says.
