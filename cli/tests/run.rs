@@ -9,6 +9,7 @@ use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bonafide_cli::node::InstanceCgroup;
@@ -16,6 +17,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Held while a program is written and while one is started: a child between fork and exec would hold another test's file
+/// open for writing, and nobody could execute that (execve(2), `ETXTBSY`).
+static PROGRAMS: Mutex<()> = Mutex::new(());
 
 /// `bonafide` with scripts beside it.
 struct Stage {
@@ -26,6 +31,7 @@ struct Stage {
 
 impl Stage {
     fn new(test: &str, ca: &str) -> Self {
+        let _one = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
         let bin = tempfile::Builder::new().permissions(PermissionsExt::from_mode(0o755)).tempdir().unwrap();
         fs::copy(env!("CARGO_BIN_EXE_bonafide"), bin.path().join("bonafide")).unwrap();
         for (daemon, script) in [("ca", ca), ("identityd", "exit 9"), ("enforcer", "exit 0")] {
@@ -43,6 +49,7 @@ impl Stage {
     }
 
     fn run(&self, more: &[&str]) -> Child {
+        let _one = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
         Command::new("unshare")
             .args(["--net", "--"])
             .arg(self.bin.path().join("bonafide"))
