@@ -249,7 +249,10 @@ impl Authority {
             self.not_banned(application)?;
             let seen = self.store.node(&application.node)?;
             if let Some(admitted) = &token.admitted {
-                return self.admitted_before(application, admitted, seen, &keys, now);
+                match self.admitted_before(application, admitted, seen, &keys, now)? {
+                    Some(membership) => return Ok(membership),
+                    None => continue,
+                }
             }
             // Only the operator, by a token bound to the name, lets a machine take over a name in use.
             if seen.is_some() && token.node.is_none() {
@@ -336,7 +339,8 @@ impl Authority {
         issuers.presiding(self.clock.unix()).certificate.clone()
     }
 
-    /// Certificates for keys that were admitted, unless another machine has taken the name since.
+    /// Certificates for keys that were admitted, unless another machine has taken the name since; `None` if something
+    /// changed at this moment.
     fn admitted_before(
         &self,
         application: &Application,
@@ -344,7 +348,7 @@ impl Authority {
         seen: Option<NodeRecord>,
         keys: &NodeKeys,
         now: i64,
-    ) -> Result<Membership, MembershipRefusal> {
+    ) -> Result<Option<Membership>, MembershipRefusal> {
         let record = seen.filter(|record| record.membership == admitted.membership);
         let record = record.ok_or_else(|| MembershipRefusal::Replaced(application.node.clone()))?;
         self.not_banned(application)?;
@@ -354,14 +358,14 @@ impl Authority {
         self.recertify(&application.node, keys, &record, now)
     }
 
-    /// The next certificates of a member.
+    /// The next certificates of a member; `None` if its record is another one by now.
     fn recertify(
         &self,
         node: &NodeName,
         keys: &NodeKeys,
         record: &NodeRecord,
         now: i64,
-    ) -> Result<Membership, MembershipRefusal> {
+    ) -> Result<Option<Membership>, MembershipRefusal> {
         let not_after = self.node_validity(now).until.max(record.not_after);
         let number = record.number.saturating_add(1);
         let renewed = NodeRecord { last_renewed: now, last_seen: now, not_after, number, ..record.clone() };
@@ -369,11 +373,7 @@ impl Authority {
         change.node(node, Some(record), &renewed)?;
         change.note(Event::new("renewed", &By::Node(node.clone())).with("number", number));
         let certified = self.certify(node, keys, &renewed, &mut change, now)?;
-        match change.commit()? {
-            Some(done) => Ok(self.membership(certified, &done)),
-            // It joined or renewed at the same moment elsewhere; the node asks again.
-            None => Err(MembershipRefusal::BadRequest("the node is being changed at this moment; try again".into())),
-        }
+        Ok(change.commit()?.map(|done| self.membership(certified, &done)))
     }
 
     /// Renews a member's certificates. `peer` is what its connection proved. The new ones are pending until the member
@@ -388,12 +388,17 @@ impl Authority {
         signing_csr: &[u8],
         authentication_csr: &[u8],
     ) -> Result<Membership, MembershipRefusal> {
-        let now = self.clock.unix();
-        let (node, record) = self.current(peer, now)?;
-        self.same_machine(&node, &record, machine)?;
-        self.check_settled()?;
         let keys = NodeKeys::of(signing_csr, authentication_csr)?;
-        self.recertify(&node, &keys, &record, now)
+        loop {
+            let now = self.clock.unix();
+            let (node, record) = self.current(peer, now)?;
+            self.same_machine(&node, &record, machine)?;
+            self.check_settled()?;
+            // It joined, renewed, or said what it holds at this very moment: it is judged by that.
+            if let Some(membership) = self.recertify(&node, &keys, &record, now)? {
+                return Ok(membership);
+            }
+        }
     }
 
     /// Writes down whom it refused, and why.
