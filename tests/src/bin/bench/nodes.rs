@@ -83,7 +83,9 @@ async fn join(seat: &Seat, fleet: &mut Fleet, report: &mut Report) -> Result<(),
     report.add("all join at once: until the last is a member", joined.last(), "s", Claim::Nothing);
     report.add("all join at once: until the last is told what is revoked", follow.last(), "s", Claim::Nothing);
     report.count("all join at once: refused, or failed for good", fleet.refused(), Claim::AtMost(0.0));
-    report.count("all join at once: had to ask again", fleet.repeated(), Claim::AtMost(0.0));
+    // More than are claimed may take two processors longer than a node waits for its answer.
+    let once = if fleet.size() <= CLAIMED { Claim::AtMost(0.0) } else { Claim::Nothing };
+    report.count("all join at once: had to ask again", fleet.repeated(), once);
     let theirs = (seat.burden()?.cpu - theirs.cpu) / nodes;
     report.add("processor time of the authority for each that joined", theirs * 1e3, "ms", Claim::Nothing);
     let ours = (Burden::ours()?.cpu - ours.cpu) / nodes;
