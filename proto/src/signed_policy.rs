@@ -12,7 +12,8 @@
 //! u8 number of roots, SHA-256 of each
 //! SHA-256 of the signer's certificate
 //! ```
-//! The signer is a certificate that a root issued only for this: its SPIFFE ID has no path, its one extended key usage is
+//! The signer is a certificate that the authority issued only for this, by a root or by the issuing certificate that goes with
+//! the policy: its SPIFFE ID has no path, its one extended key usage is
 //! [`POLICY_SIGNER_OID`], and so it is nobody's identity; no other certificate of the trust domain has that usage. Its
 //! time is held against the policy's own, not against the clock: what is in force does not expire, and a node that was
 //! switched off for a year keeps to it.
@@ -25,7 +26,7 @@ use x509_parser::prelude::*;
 
 use crate::fingerprint::Digest;
 use crate::name::TrustDomain;
-use crate::svid::{CERTIFICATE_MAX, TrustBundle};
+use crate::svid::{CERTIFICATE_MAX, TrustBundle, is_issuing};
 use crate::wire::policy as wire;
 
 /// The longest text of a policy, in bytes. A little less than the 4 MiB that a gRPC client accepts in one message.
@@ -132,6 +133,7 @@ impl SignedPolicy {
         let wire =
             wire::SignedPolicy::decode(bytes).map_err(|_| PolicyRefusal::Malformed("it cannot be read".into()))?;
         let (signer, signature) = (CertificateDer::from(wire.signer.clone()), wire.signature.clone());
+        let issuing = CertificateDer::from(wire.issuing.clone());
         let policy = Self::within_bounds(wire)?;
         if &policy.mark.trust_domain != bundle.trust_domain() {
             let (seen, expected) = (policy.mark.trust_domain, bundle.trust_domain().clone());
@@ -140,10 +142,11 @@ impl SignedPolicy {
         if signature.is_empty() || signer.is_empty() {
             return Err(PolicyRefusal::Unsigned);
         }
-        if signature.len() > SIGNATURE_MAX || signer.len() > CERTIFICATE_MAX {
-            return Err(PolicyRefusal::Malformed("its signature or its signer's certificate is too long".into()));
+        if signature.len() > SIGNATURE_MAX || signer.len() > CERTIFICATE_MAX || issuing.len() > CERTIFICATE_MAX {
+            return Err(PolicyRefusal::Malformed("its signature or a certificate of its signer is too long".into()));
         }
-        let key = signing_key(&signer, bundle, policy.created).map_err(PolicyRefusal::Signer)?;
+        let issuing = Some(issuing).filter(|issuing| !issuing.is_empty());
+        let key = signing_key(&signer, issuing.as_ref(), bundle, policy.created).map_err(PolicyRefusal::Signer)?;
         let signed = policy.signed_by(&signer);
         let verified = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key).verify(&signed, &signature);
         verified.map_err(|_| PolicyRefusal::Signature)?;
@@ -249,17 +252,37 @@ fn said(trust_domain: &TrustDomain, version: u64, created: i64, author: &str, te
     said
 }
 
-/// The key of a certificate that one of the roots issued for signing policies, and that was valid at this second.
-fn signing_key(der: &CertificateDer<'_>, bundle: &TrustBundle, at: i64) -> Result<Vec<u8>, String> {
+/// The key of a certificate that was issued for signing policies, by one of the roots or what one of them issued for that, and
+/// that was valid at this second.
+fn signing_key(
+    der: &CertificateDer<'_>,
+    issuing: Option<&CertificateDer<'_>>,
+    bundle: &TrustBundle,
+    at: i64,
+) -> Result<Vec<u8>, String> {
     let signer = parse(der)?;
     no_identity(&signer, bundle.trust_domain())?;
     only_for_policies(&signer)?;
     if !covers(&signer, at) {
         return Err("its certificate was not valid when the policy was published".to_owned());
     }
-    let issued = bundle.roots().iter().any(|root| parse(root).is_ok_and(|root| issued_by(&signer, &root, at)));
-    if !issued {
-        return Err("its certificate was not issued by a root of this trust domain".to_owned());
+    let by_root = |certificate: &X509Certificate<'_>| {
+        bundle.roots().iter().any(|root| parse(root).is_ok_and(|root| issued_by(certificate, &root, at)))
+    };
+    match issuing {
+        None if by_root(&signer) => {}
+        None => return Err("its certificate was not issued by a root of this trust domain".to_owned()),
+        Some(issuing) => {
+            let issuing = parse(issuing)?;
+            is_issuing(&issuing, bundle.trust_domain())
+                .map_err(|why| format!("the authority's issuing certificate {why}"))?;
+            if !by_root(&issuing) {
+                return Err("the authority's issuing certificate is not of a root of this trust domain".to_owned());
+            }
+            if !issued_by(&signer, &issuing, at) {
+                return Err("its certificate was not issued by the issuing certificate shown with it".to_owned());
+            }
+        }
     }
     point(&signer)
 }

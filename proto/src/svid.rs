@@ -16,8 +16,9 @@ pub use crate::program::{CertifiedProgram, FINGERPRINT_OID, FINGERPRINT_OID_TEXT
 
 /// The largest certificate that is parsed, in bytes.
 pub const CERTIFICATE_MAX: usize = 8 * 1024;
-/// The longest chain that is looked at: leaf and intermediate.
-pub const CHAIN_MAX: usize = 2;
+/// The longest chain that is looked at: leaf, the node's intermediate, and the authority's issuing certificate, if its root
+/// is offline.
+pub const CHAIN_MAX: usize = 3;
 
 /// Why a certificate or its chain was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +26,7 @@ pub enum SvidError {
     /// No certificate at all.
     #[error("no certificate was shown")]
     Missing,
-    /// More certificates than a leaf and its intermediate, or one too large.
+    /// More certificates than can stand between a leaf and its root, or one too large.
     #[error("the chain is too long or too large")]
     TooLarge,
     /// Not DER X.509.
@@ -60,6 +61,9 @@ pub enum SvidError {
     /// The intermediate shown is not the leaf's issuer.
     #[error("the leaf was not issued by the intermediate shown with it")]
     Issuer,
+    /// What stands between the root and what the authority issues is no issuing certificate of this trust domain.
+    #[error("the authority's issuing certificate {0}")]
+    Issuing(&'static str),
     /// The identity is valid but not of the kind expected here.
     #[error("{0} is not {1}")]
     WrongKind(SpiffeId, &'static str),
@@ -125,12 +129,12 @@ impl PeerSvid {
     pub fn program(&self) -> Option<&CertifiedProgram> {
         self.program.as_ref()
     }
-    /// The node whose intermediate issued it; `None` for certificates that the root issued itself.
+    /// The node whose intermediate issued it; `None` for certificates that the authority issued itself.
     #[must_use]
     pub fn node(&self) -> Option<&NodeName> {
         self.issuer.as_ref().map(|issuer| &issuer.node)
     }
-    /// The node's intermediate that issued it; `None` for certificates that the root issued itself.
+    /// The node's intermediate that issued it; `None` for certificates that the authority issued itself.
     #[must_use]
     pub fn issuer(&self) -> Option<&Issuer> {
         self.issuer.as_ref()
@@ -142,9 +146,9 @@ impl PeerSvid {
 pub enum Expect {
     /// A workload: issued by a node's intermediate, with a fingerprint.
     Workload,
-    /// A node: issued by the root.
+    /// A node: issued by the authority, by its root or its issuing certificate.
     Node,
-    /// The authority: issued by the root.
+    /// The authority: issued by itself, by its root or its issuing certificate.
     Authority,
 }
 
@@ -225,7 +229,7 @@ impl TrustBundle {
         )
         .map_err(|e| SvidError::Path(e.to_string()))?;
 
-        let issuer = rest.first().map(|intermediate| issuer(intermediate, &cert, &id)).transpose()?;
+        let issuer = self.between(rest, &cert, &id)?;
         let program = fingerprint(&cert)?;
         let right_kind = match expect {
             Expect::Workload => id.workload_name().is_some() && issuer.is_some() && program.is_some(),
@@ -235,13 +239,77 @@ impl TrustBundle {
         if !right_kind {
             let wanted = match expect {
                 Expect::Workload => "a workload's leaf, issued by a node for a fingerprint",
-                Expect::Node => "a node's SVID, issued by the root",
-                Expect::Authority => "the authority's SVID, issued by the root",
+                Expect::Node => "a node's SVID, issued by the authority",
+                Expect::Authority => "the authority's SVID, issued by itself",
             };
             return Err(SvidError::WrongKind(id, wanted));
         }
         Ok(PeerSvid { id, serial: hex::encode(cert.raw_serial()), not_after: until, program, issuer })
     }
+
+    /// Judges what was shown beside a leaf, which leads to a root: the node that issued it, if one did.
+    ///
+    /// A path goes by names first. Those of the two kinds are never the same, so each step is the one that webpki took.
+    fn between(
+        &self,
+        rest: &[CertificateDer<'_>],
+        leaf: &X509Certificate<'_>,
+        id: &SpiffeId,
+    ) -> Result<Option<Issuer>, SvidError> {
+        match rest {
+            [] => Ok(None),
+            [one] => {
+                let shown = parse(one)?;
+                match is_of_node(&shown) || constraint(&shown) != Some(1) {
+                    true => issuer(&shown, leaf, id).map(Some),
+                    false => self.issuing(&shown, leaf).map(|()| None),
+                }
+            }
+            [of_node, of_authority, ..] => {
+                let (of_node, of_authority) = (parse(of_node)?, parse(of_authority)?);
+                self.issuing(&of_authority, &of_node)?;
+                if of_node.subject().as_raw() == of_authority.subject().as_raw() {
+                    return Err(SvidError::Issuer);
+                }
+                issuer(&of_node, leaf, id).map(Some)
+            }
+        }
+    }
+
+    fn issuing(&self, shown: &X509Certificate<'_>, below: &X509Certificate<'_>) -> Result<(), SvidError> {
+        is_issuing(shown, &self.trust_domain).map_err(SvidError::Issuing)?;
+        match shown.subject().as_raw() == below.issuer().as_raw() {
+            true => Ok(()),
+            false => Err(SvidError::Issuer),
+        }
+    }
+}
+
+/// Whether this is the certificate by which an authority issues whose root is offline; who signed it is not looked at. No
+/// node's is: those have a mandate, and no path below them.
+pub(crate) fn is_issuing(shown: &X509Certificate<'_>, trust_domain: &TrustDomain) -> Result<(), &'static str> {
+    if is_of_node(shown) {
+        return Err("is a node's");
+    }
+    if constraint(shown) != Some(1) {
+        return Err("has not a path length of 1");
+    }
+    may_sign(shown).map_err(|_| "may not sign certificates, by its key usage")?;
+    let names = shown.subject_alternative_name().ok().flatten();
+    match names.as_ref().map_or(&[][..], |names| &names.value.general_names) {
+        [GeneralName::URI(uri)] if uri.strip_prefix("spiffe://") == Some(trust_domain.as_str()) => Ok(()),
+        _ => Err("is not named by this trust domain, and nothing else"),
+    }
+}
+
+/// How many certificates of issuers may stand below a CA's, if it says so.
+fn constraint(shown: &X509Certificate<'_>) -> Option<u32> {
+    let constraints = shown.basic_constraints().ok().flatten()?;
+    constraints.value.path_len_constraint.filter(|_| constraints.critical && constraints.value.ca)
+}
+
+fn is_of_node(shown: &X509Certificate<'_>) -> bool {
+    shown.extensions().iter().any(|e| e.oid.to_id_string() == MANDATE_OID_TEXT)
 }
 
 /// What stands before the point of a P-256 key in its SubjectPublicKeyInfo (RFC 5480 §2), in DER.
@@ -316,14 +384,13 @@ fn check_leaf(cert: &X509Certificate<'_>) -> Result<(), SvidError> {
 }
 
 /// The intermediate shown with a leaf, if it is the leaf's issuer and may have issued it.
-fn issuer(shown: &CertificateDer<'_>, leaf: &X509Certificate<'_>, id: &SpiffeId) -> Result<Issuer, SvidError> {
-    let intermediate = parse(shown)?;
-    may_sign(&intermediate)?;
+fn issuer(intermediate: &X509Certificate<'_>, leaf: &X509Certificate<'_>, id: &SpiffeId) -> Result<Issuer, SvidError> {
+    may_sign(intermediate)?;
     if intermediate.subject().as_raw() != leaf.issuer().as_raw() {
         return Err(SvidError::Issuer);
     }
-    let node = node_of(&intermediate)?;
-    let Mandate { number, grant } = mandate(&intermediate)?;
+    let node = node_of(intermediate)?;
+    let Mandate { number, grant } = mandate(intermediate)?;
     match id.workload_name() {
         Some(workload) if !grant.allows(&workload) => Err(SvidError::NotGranted { node, workload }),
         _ => Ok(Issuer { node, number }),

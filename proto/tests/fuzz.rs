@@ -539,6 +539,7 @@ fn signed_policies() {
             roots: vec![vec![1; 32]],
             signer,
             signature: Vec::new(),
+            issuing: Vec::new(),
         };
         policy.signature = key.sign(&to_sign(&policy)).unwrap();
         (TrustBundle::new("example.org".parse().unwrap(), vec![der]).unwrap(), key, policy)

@@ -286,3 +286,49 @@ fn versions_count_up_and_one_number_is_one_policy() {
     let again = sign(unsigned(), &root.issues(&signer(), &root.key), &root.key);
     assert_eq!(verify(&root, &again).unwrap().succeeds(Some(policy.mark())), Ok(false));
 }
+
+/// The root's certificate for the authority that works while its key is away; and a policy by that authority.
+fn published_below(change: impl FnOnce(&mut CertificateParams)) -> (Root, wire::SignedPolicy) {
+    let (root, key) = (Root::named("root"), KeyPair::generate().unwrap());
+    let mut issuing = Root::named("issuing");
+    issuing.params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    issuing.params.subject_alt_names = vec![uri("spiffe://example.org")];
+    change(&mut issuing.params);
+    issuing.der = root.issues(&issuing.params, &issuing.key);
+    let signed = sign(unsigned(), &issuing.issues(&signer(), &key), &key);
+    (root, wire::SignedPolicy { issuing: issuing.der.to_vec(), ..signed })
+}
+
+#[test]
+fn below_a_root_that_is_offline_a_policy_brings_the_issuing_certificate() {
+    let (root, signed) = published_below(|_| {});
+    assert_eq!(verify(&root, &signed).unwrap().version(), 7);
+    let refused = |root: &Root, policy: &wire::SignedPolicy| match verify(root, policy) {
+        Err(PolicyRefusal::Signer(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    let without = wire::SignedPolicy { issuing: Vec::new(), ..signed.clone() };
+    assert!(refused(&root, &without).contains("not issued by a root"));
+    assert!(refused(&Root::named("root"), &signed).contains("is not of a root"));
+    let (_, other) = published_below(|_| {});
+    let mixed = wire::SignedPolicy { issuing: other.issuing, ..signed.clone() };
+    assert!(refused(&root, &mixed).contains("is not of a root"));
+    let (direct, by_root) = published(unsigned());
+    let beside = wire::SignedPolicy { issuing: signed.issuing.clone(), ..by_root };
+    assert!(refused(&direct, &beside).contains("is not of a root"), "one that needs none, beside a stranger's");
+    let long = wire::SignedPolicy { issuing: vec![0; 8193], ..signed };
+    assert!(matches!(verify(&root, &long), Err(PolicyRefusal::Malformed(_))));
+
+    let node: &[u64] = &bonafide_proto::grant::MANDATE_OID;
+    let mandate = || CustomExtension::from_oid_content(node, vec![0x30, 0]);
+    let (root, of_node) = published_below(|issuing| issuing.custom_extensions.push(mandate()));
+    assert!(refused(&root, &of_node).contains("is a node's"));
+    let (root, zero) = published_below(|issuing| issuing.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)));
+    assert!(refused(&root, &zero).contains("path length"));
+    let elsewhere = vec![uri("spiffe://other.org")];
+    let (root, foreign) = published_below(|issuing| issuing.subject_alt_names = elsewhere);
+    assert!(refused(&root, &foreign).contains("trust domain"));
+    let before = time::OffsetDateTime::from_unix_timestamp(CREATED - 1).unwrap();
+    let (root, expired) = published_below(|issuing| issuing.not_after = before);
+    assert!(refused(&root, &expired).contains("not issued by the issuing certificate"));
+}

@@ -249,3 +249,128 @@ fn long_and_large_chains_are_refused_by_their_size_before_anything_is_parsed() {
     assert_eq!(mesh.verify(&vec![junk(1); 1000]), Err(SvidError::TooLarge));
     assert_eq!(mesh.verify(&[]), Err(SvidError::Missing));
 }
+
+/// The certificate by which an authority issues whose root is offline.
+fn issuing() -> CertificateParams {
+    let mut params = signing("issuing");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    params
+}
+
+fn but(mut params: CertificateParams, change: impl FnOnce(&mut CertificateParams)) -> CertificateParams {
+    change(&mut params);
+    params
+}
+
+/// A root that is offline, an issuing certificate, and a node below it.
+struct Deep {
+    mesh: Mesh,
+    issuing: CertificateDer<'static>,
+    authority: Issuer<'static, KeyPair>,
+}
+
+impl Deep {
+    fn with(above: &CertificateParams, node: &CertificateParams) -> Self {
+        let [root_key, authority_key, node_key] = [(); 3].map(|()| KeyPair::generate().unwrap());
+        let root = signing("root").self_signed(&root_key).unwrap().der().clone();
+        let issuing = above.signed_by(&authority_key, &Issuer::new(signing("root"), root_key)).unwrap().der().clone();
+        let authority = Issuer::new(above.clone(), authority_key);
+        let intermediate = node.signed_by(&node_key, &authority).unwrap().der().clone();
+        let trust = TrustBundle::new("example.org".parse().unwrap(), vec![root.clone()]).unwrap();
+        let mesh = Mesh { trust, root, intermediate, node: Issuer::new(node.clone(), node_key) };
+        Self { mesh, issuing, authority }
+    }
+
+    fn below(above: &CertificateParams) -> Self {
+        Self::with(above, &node())
+    }
+
+    fn chain(&self) -> [CertificateDer<'static>; 3] {
+        [self.mesh.sign(&leaf()), self.mesh.intermediate.clone(), self.issuing.clone()]
+    }
+
+    /// What is said of whoever the authority certified by this.
+    fn issued(&self, id: &str, expect: Expect) -> Result<PeerSvid, SvidError> {
+        let mut params = leaf();
+        params.custom_extensions.clear();
+        params.subject_alt_names = vec![uri(id)];
+        let own = params.signed_by(&KeyPair::generate().unwrap(), &self.authority).unwrap().der().clone();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(NOW));
+        self.mesh.trust.verify(&[own, self.issuing.clone()], now, expect)
+    }
+}
+
+const NODE: &str = "spiffe://example.org/bonafide/node/a";
+const AUTHORITY: &str = "spiffe://example.org/bonafide/authority";
+
+#[test]
+fn below_a_root_that_is_offline_everybody_shows_the_issuing_certificate_too() {
+    let deep = Deep::below(&issuing());
+    let proven = deep.mesh.verify(&deep.chain()).unwrap();
+    assert_eq!(proven.id().to_string(), "spiffe://example.org/web/api");
+    assert_eq!(proven.issuer().map(|issuer| (issuer.node.as_str(), issuer.number)), Some(("node-a", 7)));
+    assert!(deep.issued(NODE, Expect::Node).is_ok() && deep.issued(AUTHORITY, Expect::Authority).is_ok());
+    assert!(matches!(deep.issued(NODE, Expect::Authority), Err(SvidError::WrongKind(..))));
+
+    let [own, of_node, above] = deep.chain();
+    assert!(matches!(deep.mesh.verify(&[own.clone(), of_node.clone()]), Err(SvidError::Path(_))), "it is missing");
+    let swapped = deep.mesh.verify(&[own.clone(), above.clone(), of_node.clone()]);
+    assert!(swapped.is_err(), "the chain is in order: {swapped:?}");
+    let longer = [own, of_node, above.clone(), above];
+    assert_eq!(deep.mesh.verify(&longer), Err(SvidError::TooLarge));
+    let stranger = Deep::below(&issuing());
+    assert!(matches!(deep.mesh.verify(&stranger.chain()), Err(SvidError::Path(_))), "of another root");
+    let [own, of_node, _] = deep.chain();
+    let mixed = [own, of_node, stranger.issuing.clone()];
+    assert!(matches!(deep.mesh.verify(&mixed), Err(SvidError::Path(_))), "with that of another root");
+}
+
+#[test]
+fn an_issuing_certificate_is_no_nodes_and_no_nodes_is_one() {
+    let at = |unix: i64| time::OffsetDateTime::from_unix_timestamp(unix).unwrap();
+    let long = |length| IsCa::Ca(BasicConstraints::Constrained(length));
+    let wrong: [(&str, CertificateParams, fn(&SvidError) -> bool); 7] = [
+        ("a node's", but(issuing(), |above| above.custom_extensions = node().custom_extensions), |e| {
+            matches!(e, SvidError::Issuing("is a node's"))
+        }),
+        ("of any length", but(issuing(), |above| above.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), |e| {
+            matches!(e, SvidError::Issuing("has not a path length of 1"))
+        }),
+        ("too short", but(issuing(), |above| above.is_ca = long(0)), |e| matches!(e, SvidError::Path(_))),
+        ("too long", but(issuing(), |above| above.is_ca = long(2)), |e| {
+            matches!(e, SvidError::Issuing("has not a path length of 1"))
+        }),
+        (
+            "for lists",
+            but(issuing(), |above| above.key_usages = vec![KeyUsagePurpose::CrlSign]),
+            |e| matches!(e, SvidError::Issuing(why) if why.contains("key usage")),
+        ),
+        (
+            "of another trust domain",
+            but(issuing(), |above| above.subject_alt_names = vec![uri("spiffe://other.org")]),
+            |e| matches!(e, SvidError::Issuing(why) if why.contains("trust domain")),
+        ),
+        ("expired", but(issuing(), |above| above.not_after = at(1_799_999_999)), |e| matches!(e, SvidError::Path(_))),
+    ];
+    for (what, above, expected) in wrong {
+        let deep = Deep::below(&above);
+        let refused = deep.mesh.verify(&deep.chain()).unwrap_err();
+        assert!(expected(&refused), "{what}: {refused:?}");
+        if what != "too short" {
+            let own = deep.issued(NODE, Expect::Node);
+            assert!(own.is_err(), "{what}: {own:?}");
+        }
+    }
+    // A node that certifies nodes, or leaves without the mandate of one.
+    let zero = but(node(), |node| node.is_ca = long(0));
+    let of_node = Deep::below(&zero);
+    assert!(of_node.issued(NODE, Expect::Node).is_err());
+    let unmandated = Deep::with(&issuing(), &but(zero, |node| node.custom_extensions.clear()));
+    assert!(matches!(unmandated.mesh.verify(&unmandated.chain()), Err(SvidError::Mandate(_))));
+    // The authority's key certifies a program as if it were a node's, by a name that both have.
+    let named = but(node(), |node| node.distinguished_name = issuing().distinguished_name);
+    let namesakes = Deep::with(&issuing(), &named);
+    let own = leaf().signed_by(&KeyPair::generate().unwrap(), &namesakes.authority).unwrap().der().clone();
+    let [_, of_node, above] = namesakes.chain();
+    assert_eq!(namesakes.mesh.verify(&[own, of_node, above]), Err(SvidError::Issuer));
+}

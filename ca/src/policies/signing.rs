@@ -50,6 +50,7 @@ pub(super) fn sign(
         roots,
         signer: signer.der().to_vec(),
         signature: signature.map_err(crate::certify::IssueError::from)?,
+        issuing: Vec::new(),
     };
     Ok(policy.encode_to_vec())
 }

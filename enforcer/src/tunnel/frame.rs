@@ -14,7 +14,7 @@
 //! | 3 REFUSE | [`RefuseCode`] (1) |
 //! | 4 DATA | 1 to [`MAX_PAYLOAD`] bytes of the application |
 //! | 5 FIN | nothing |
-//! | 7 RENEW | a certificate's length (2) and the certificate, twice, leaf first; a signature ([`super::renewal`]) |
+//! | 7 RENEW | a certificate's length (2) and the certificate, two or three times, leaf first; a signature ([`super::renewal`]) |
 //! | 6 RESET | [`Cause`](super::ending::Cause) (1), the [`Kind`](super::ending::Kind) of evidence that changed (1), or 0 |
 //!
 //! An address is its family (4 or 6), 4 or 16 bytes, and the port (2); IPv4-mapped addresses and port 0 are
@@ -41,7 +41,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use bonafide_proto::flow::canonical;
 use bonafide_proto::record::Reason;
-use bonafide_proto::svid::CERTIFICATE_MAX;
+use bonafide_proto::svid::{CERTIFICATE_MAX, CHAIN_MAX};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use rustls::pki_types::CertificateDer;
 
@@ -417,7 +417,11 @@ fn put_renewal(out: &mut BytesMut, renewal: &Renewal) {
 }
 
 fn take_renewal(payload: &mut Bytes) -> Option<Renewal> {
-    let chain = [take_certificate(payload)?, take_certificate(payload)?];
+    let mut chain = vec![take_certificate(payload)?, take_certificate(payload)?];
+    // Every certificate is longer than the longest signature.
+    while payload.len() > SIGNATURE_MAX && chain.len() < CHAIN_MAX {
+        chain.push(take_certificate(payload)?);
+    }
     let signature = std::mem::take(payload);
     (1..=SIGNATURE_MAX).contains(&signature.len()).then_some(Renewal { chain, signature })
 }
@@ -482,9 +486,10 @@ mod tests {
 
     fn renewal() -> impl Strategy<Value = Renewal> {
         let some = |most| proptest::collection::vec(any::<u8>(), 1..=most);
-        (some(CERTIFICATE_MAX), some(300), some(SIGNATURE_MAX)).prop_map(|(leaf, issuer, signature)| Renewal {
-            chain: [leaf.into(), issuer.into()],
-            signature: signature.into(),
+        let longer = proptest::option::of(proptest::collection::vec(any::<u8>(), SIGNATURE_MAX..=300));
+        (some(CERTIFICATE_MAX), some(300), longer, some(SIGNATURE_MAX)).prop_map(|(leaf, issuer, above, signature)| {
+            let chain = [Some(leaf), Some(issuer), above].into_iter().flatten().map(Into::into).collect();
+            Renewal { chain, signature: signature.into() }
         })
     }
 

@@ -25,8 +25,8 @@ const PACE: u64 = 5;
 /// A later certificate, as it travels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Renewal {
-    /// Leaf first, and the node's intermediate.
-    pub chain: [CertificateDer<'static>; 2],
+    /// Leaf first, the node's intermediate, and what stands between that and the root, if something does.
+    pub chain: Vec<CertificateDer<'static>>,
     /// By the leaf's key.
     pub signature: Bytes,
 }
@@ -43,13 +43,13 @@ impl Binding {
     /// Shows `leaf` as this end.
     pub(super) fn show(&self, leaf: &Leaf) -> Result<Renewal, TunnelError> {
         let certified = leaf.certified();
-        let [first, issuer] = certified.cert.as_slice() else {
+        let [first, _, ..] = certified.cert.as_slice() else {
             return Err(TunnelError::Protocol("our renewed certificate is no leaf with its intermediate".into()));
         };
         let signer = certified.key.choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256]);
         let signature = signer.and_then(|signer| signer.sign(&self.message(first)).ok());
         let signature = signature.ok_or_else(|| TunnelError::Protocol("our renewed key does not sign".into()))?;
-        Ok(Renewal { chain: [first.clone(), issuer.clone()], signature: signature.into() })
+        Ok(Renewal { chain: certified.cert.clone(), signature: signature.into() })
     }
 }
 
@@ -68,7 +68,7 @@ impl Shown {
     pub fn prove(&self, trust: &Trust) -> Result<PeerSvid, SvidError> {
         let Renewal { chain, signature } = &self.renewal;
         let svid = trust.bundle.verify(chain, trust.now(), Expect::Workload)?;
-        let [leaf, _] = chain;
+        let leaf = chain.first().ok_or(SvidError::Missing)?;
         signed_by(leaf, &self.binding.message(leaf), signature)?;
         Ok(svid)
     }
