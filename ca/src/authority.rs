@@ -31,7 +31,8 @@ use crate::policies::{Policies, PolicyFollower, Publication, PublishError, polic
 use crate::quarantine::{Quarantine, QuarantineError, check_reason};
 use crate::refusal::MembershipRefusal;
 use crate::retention;
-use crate::rotation::{Rotation, RotationError, Step, digests};
+use crate::rotation::issuing::InstallError;
+use crate::rotation::{Presiding, Rotation, RotationError, Step, digests};
 use crate::sharing::{Exchange, Seat};
 use crate::state;
 use crate::store::engine::Engine;
@@ -88,6 +89,8 @@ pub struct Membership {
     pub intermediate: CertificateDer<'static>,
     /// Authenticates the node.
     pub node_svid: CertificateDer<'static>,
+    /// Stands between both and the root, where that is offline.
+    pub issuing: Option<CertificateDer<'static>>,
     /// The roots; the first is the one that certifies nodes.
     pub roots: Vec<CertificateDer<'static>>,
     /// Counts the changes of the roots.
@@ -180,6 +183,27 @@ impl Authority {
         Ok(made)
     }
 
+    /// Certifies by this certificate from now on, whose root is offline; false if it does.
+    ///
+    /// # Errors
+    /// Any [`InstallError`].
+    pub fn install_issuing(&self, by: &By, certificate: &CertificateDer<'static>) -> Result<bool, InstallError> {
+        if self.quarantine.now().restored {
+            return Err(InstallError::Restored);
+        }
+        let installed = self.rotation.install(by, certificate)?;
+        if installed {
+            tracing::warn!("this authority certifies by a later issuing certificate");
+        }
+        Ok(installed)
+    }
+
+    /// Which issuing certificates should be renewed by now, for a person.
+    #[must_use]
+    pub fn reminders(&self) -> Vec<String> {
+        self.rotation.due(self.clock.unix())
+    }
+
     /// A policy names the roots by which nodes shall verify the next one.
     fn name_roots_in_policy(&self, by: &By) -> Result<(), RotationError> {
         self.policies.look()?;
@@ -221,7 +245,7 @@ impl Authority {
         }
         let expires = self.clock.unix().saturating_add(i64::from(ttl));
         let secret = Secret::generate()?;
-        let root = self.rotation.presiding().map_err(TokenCreationError::Root)?.1.certificate.clone();
+        let root = self.rotation.presiding().map_err(TokenCreationError::Root)?.root;
         let record = TokenRecord { node, expires, used: None, admitted: None, bios_uuid, grant };
         let mut change = self.store.change();
         change.token(&secret.id(), None, &record)?;
@@ -471,6 +495,7 @@ impl Authority {
         {
             tracing::error!(error = %e, "the roots that the store has are not known");
         }
+        self.rotation.remind();
         if !matches!(looked, Err(StoreError::Unavailable { .. })) {
             self.is_able(looked.is_ok());
         }
@@ -529,8 +554,8 @@ impl Authority {
     /// Any [`PublishError`]; nobody is told anything then.
     pub fn publish(&self, by: &By, publication: &Publication) -> Result<PolicyRecord, PublishError> {
         // Who was away while the roots changed believes the oldest of them.
-        let (_, root) = self.rotation.presiding()?;
-        self.policies.publish(by, publication, &root, &self.trust_bundle())
+        let root = self.rotation.presiding()?;
+        self.policies.publish(by, publication, &root.signer, &self.trust_bundle())
     }
 
     /// The policy that was published last, now and after every publication; and the certificate by which the member
@@ -776,11 +801,12 @@ impl Authority {
     fn issue_own(&self, now: i64) -> Result<OwnSvid, OwnSvidError> {
         let key = Key::generate()?;
         let public = PublicKey::of_csr(&csr::request(&key)?)?;
-        let (root, signer) = self.rotation.presiding()?;
+        let Presiding { number: root, signer, .. } = self.rotation.presiding()?;
         let validity = signer.validity.within(now, OWN_TTL);
         let order = Order { trust_domain: self.trust_domain.clone(), holder: Holder::Authority, validity };
         let issued = signer.issue(&order, &public, None, self.store.as_ref(), now)?;
-        let certified = Arc::new(CertifiedKey::new(vec![issued.der().clone()], key.for_tls()?));
+        let chain = std::iter::once(issued.der().clone()).chain(signer.shown_with()).collect();
+        let certified = Arc::new(CertifiedKey::new(chain, key.for_tls()?));
         Ok(OwnSvid { certified, validity, root })
     }
 
@@ -892,7 +918,7 @@ impl Authority {
     }
 
     fn node_validity(&self, now: i64) -> Validity {
-        self.rotation.now().active().validity.within(now, self.intermediate_ttl)
+        self.rotation.now().active().certifies_within().within(now, self.intermediate_ttl)
     }
 
     fn certify(
@@ -902,7 +928,7 @@ impl Authority {
         record: &NodeRecord,
         change: &mut Change<'_>,
         now: i64,
-    ) -> Result<[Entered; 2], IssueError> {
+    ) -> Result<Certified, IssueError> {
         let (issuers, signer) = self.rotation.active()?;
         let validity = signer.validity.within(now, self.intermediate_ttl);
         let place = Place { membership: record.membership, number: record.number, root: issuers.active().number };
@@ -912,23 +938,33 @@ impl Authority {
             signer.enter(&order, key, Some(place), &by, change, now)
         };
         let mandate = Mandate { number: record.number, grant: record.grant.clone() };
-        Ok([
-            enter(Holder::Intermediate(node.clone(), mandate), &keys.signing)?,
-            enter(Holder::Node(node.clone()), &keys.authentication)?,
-        ])
+        Ok(Certified {
+            intermediate: enter(Holder::Intermediate(node.clone(), mandate), &keys.signing)?,
+            node_svid: enter(Holder::Node(node.clone()), &keys.authentication)?,
+            issuing: signer.shown_with().into_iter().next(),
+        })
     }
 
-    fn membership(&self, [intermediate, node_svid]: [Entered; 2], done: &Committed) -> Membership {
+    fn membership(&self, certified: Certified, done: &Committed) -> Membership {
+        let Certified { intermediate, node_svid, issuing } = certified;
         let roots = self.rotation.now().told();
         Membership {
             trust_domain: self.trust_domain.clone(),
             intermediate: intermediate.hand_out(done).der().clone(),
             node_svid: node_svid.hand_out(done).der().clone(),
+            issuing,
             roots: roots.certificates,
             sequence: roots.sequence,
             mesh: MeshState::clone(&self.quarantine.now()),
         }
     }
+}
+
+/// A node's certificates, which nobody may have yet, and what stands between them and the root.
+struct Certified {
+    intermediate: Entered,
+    node_svid: Entered,
+    issuing: Option<CertificateDer<'static>>,
 }
 
 /// What happened to a token, which is told from others by the beginning of its digest.

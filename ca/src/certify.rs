@@ -17,7 +17,7 @@ pub enum IssueError {
     #[error("the issuing certificate is not valid now (it ends at unix time {0})")]
     IssuerExpired(i64),
     /// Another authority made the root, and its key was not brought here.
-    #[error("the root key is not on this host: copy {} from the authority that made it", .0.display())]
+    #[error("the key by which this authority certifies is not on this host: copy {} from the authority that made it", .0.display())]
     KeyAway(std::path::PathBuf),
     /// What the store has of them does not fit what is here.
     #[error("the roots that the store has cannot be used: {0}")]
@@ -40,6 +40,16 @@ pub(crate) struct Signer<K = Key> {
     pub(crate) certificate: CertificateDer<'static>,
     pub(crate) holder: Holder,
     pub(crate) validity: Validity,
+    /// What stands between this certificate and its root; `None`: nothing, or it is the root.
+    pub(crate) above: Option<CertificateDer<'static>>,
+}
+
+impl<K> Signer<K> {
+    /// What is shown with whatever it issues, in this order: all up to the root, which everybody has.
+    pub(crate) fn shown_with(&self) -> Vec<CertificateDer<'static>> {
+        let own = (self.holder != Holder::Root).then_some(&self.certificate);
+        own.into_iter().chain(&self.above).cloned().collect()
+    }
 }
 
 impl<K: rcgen::SigningKey> Signer<K> {
@@ -102,6 +112,20 @@ pub(crate) struct Place {
     pub(crate) root: u64,
 }
 
+/// An issuing certificate, by the key of a root that is here for as long as this takes. Whoever takes it into use enters it in
+/// the ledger.
+pub(crate) fn issuing<K: rcgen::SigningKey>(
+    root: &Signer<K>,
+    order: &Order,
+    key: &PublicKey,
+) -> Result<Checked, IssueError> {
+    if order.validity.from >= order.validity.until {
+        return Err(IssueError::IssuerExpired(root.validity.until));
+    }
+    let draft = mint::sign(&template::template(order)?, key, &root.holder, &root.key)?;
+    Ok(checker::check(&draft, order, key.spki(), SignedBy::Issuer(&root.certificate))?)
+}
+
 /// A new root: its key certifies itself.
 pub(crate) fn found(order: &Order, key: &impl rcgen::SigningKey) -> Result<Checked, IssueError> {
     let draft = mint::self_sign(&template::template(order)?, key)?;
@@ -158,7 +182,7 @@ mod tests {
     fn signer() -> Signer {
         let (key, order) = (Key::generate().unwrap(), order(Holder::Root));
         let certificate = found(&order, &key).unwrap().der().clone();
-        Signer { key, certificate, holder: Holder::Root, validity: order.validity }
+        Signer { key, certificate, holder: Holder::Root, validity: order.validity, above: None }
     }
 
     fn requested() -> PublicKey {

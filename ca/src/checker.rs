@@ -195,6 +195,7 @@ fn subject(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckError
     let seen: Vec<(&str, &str)> = attributes.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let right = match holder {
         Holder::Root => seen == [("2.5.4.3", "Bonafide root"), ("2.5.4.10", "Bonafide")],
+        Holder::Issuing => seen == [("2.5.4.3", "Bonafide issuing"), ("2.5.4.10", "Bonafide")],
         Holder::Intermediate(node, _) => seen == [("2.5.4.3", node.as_str()), ("2.5.4.10", "Bonafide node")],
         Holder::Node(_) | Holder::Authority | Holder::PolicySigner | Holder::Workload(..) => seen.is_empty(),
     };
@@ -204,7 +205,9 @@ fn subject(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckError
 fn names(cert: &X509Certificate<'_>, order: &Order) -> Result<(), CheckError> {
     let domain = order.trust_domain.as_str();
     let ordered = match &order.holder {
-        Holder::Root | Holder::Intermediate(..) | Holder::PolicySigner => format!("spiffe://{domain}"),
+        Holder::Root | Holder::Issuing | Holder::Intermediate(..) | Holder::PolicySigner => {
+            format!("spiffe://{domain}")
+        }
         Holder::Node(node) => format!("spiffe://{domain}/bonafide/node/{node}"),
         Holder::Authority => format!("spiffe://{domain}/bonafide/authority"),
         Holder::Workload(workload, _) => format!("spiffe://{domain}/{workload}"),
@@ -228,7 +231,7 @@ fn extensions_present(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(),
     let (aki, ski, san) = ("2.5.29.35", "2.5.29.14", "2.5.29.17");
     let (constraints, usage, extended) = ("2.5.29.19", "2.5.29.15", "2.5.29.37");
     let mut allowed = BTreeSet::from([aki, ski, san, constraints, usage]);
-    if !matches!(holder, Holder::Root | Holder::Intermediate(..)) {
+    if !matches!(holder, Holder::Root | Holder::Issuing | Holder::Intermediate(..)) {
         allowed.insert(extended);
     }
     if matches!(holder, Holder::Workload(..)) {
@@ -260,6 +263,7 @@ fn basic_constraints(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), 
     // Compared as bytes: canonical DER leaves one spelling (X.690 §11.5 drops the default cA=false).
     let ordered: &[u8] = match holder {
         Holder::Root => &[0x30, 0x03, 0x01, 0x01, 0xff],
+        Holder::Issuing => &[0x30, 0x06, 0x01, 0x01, 0xff, 0x02, 0x01, 0x01],
         Holder::Intermediate(..) => &[0x30, 0x06, 0x01, 0x01, 0xff, 0x02, 0x01, 0x00],
         Holder::Node(_) | Holder::Authority | Holder::PolicySigner | Holder::Workload(..) => &[0x30, 0x00],
     };
@@ -275,7 +279,7 @@ fn key_usage(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckErr
     let mut flags = usage.value.flags;
     let ordered: &[u16] = match holder {
         // Bits of RFC 5280 §4.2.1.3: keyCertSign (5) and cRLSign (6).
-        Holder::Root | Holder::Intermediate(..) => &[5, 6],
+        Holder::Root | Holder::Issuing | Holder::Intermediate(..) => &[5, 6],
         // digitalSignature (0)
         Holder::Node(_) | Holder::Authority | Holder::PolicySigner | Holder::Workload(..) => &[0],
     };
@@ -291,7 +295,7 @@ fn key_usage(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckErr
 fn extended_key_usage(cert: &X509Certificate<'_>, holder: &Holder) -> Result<(), CheckError> {
     let unreadable = |_| CheckError::ExtendedKeyUsage("extended key usage cannot be read");
     let found = cert.extended_key_usage().map_err(unreadable)?;
-    if matches!(holder, Holder::Root | Holder::Intermediate(..)) {
+    if matches!(holder, Holder::Root | Holder::Issuing | Holder::Intermediate(..)) {
         return match found {
             None => Ok(()),
             Some(_) => Err(CheckError::ExtendedKeyUsage("a signing certificate has extended key usage")),
@@ -414,19 +418,58 @@ pub(crate) fn read_root(der: &[u8]) -> Result<ReadRoot, CheckError> {
     Ok(ReadRoot { trust_domain, validity, spki })
 }
 
-/// Checks a certificate received from the authority: as ordered, for our key, by one of these roots; and says by which.
+/// What an issuing certificate proves about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ReadIssuing {
+    /// Its own times.
+    pub(crate) validity: Validity,
+    /// Its SubjectPublicKeyInfo, DER.
+    pub(crate) spki: Vec<u8>,
+    /// Its serial number, lower-case hex.
+    pub(crate) serial: String,
+}
+
+/// Checks an issuing certificate that comes from a file: every rule of one, by its own key and times, and that this root
+/// issued it.
+pub(crate) fn read_issuing(
+    der: &[u8],
+    trust_domain: &TrustDomain,
+    root: &CertificateDer<'_>,
+) -> Result<ReadIssuing, CheckError> {
+    let cert = read(der)?;
+    let (validity, spki) = (times(&cert), cert.public_key().raw.to_vec());
+    let order = Order { trust_domain: trust_domain.clone(), holder: Holder::Issuing, validity };
+    let checked = check_der(der, &order, &spki, SignedBy::Issuer(root))?;
+    Ok(ReadIssuing { validity, spki, serial: checked.serial })
+}
+
+/// Who certified what was received: one of the roots, or what one of them issued for that.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Above<'a> {
+    pub(crate) roots: &'a [CertificateDer<'static>],
+    pub(crate) issuing: Option<&'a CertificateDer<'static>>,
+}
+
+/// Checks a certificate received from the authority: as ordered, for our key, below one of these roots; and says which.
 pub(crate) fn received<'a>(
     der: &[u8],
     trust_domain: &TrustDomain,
     holder: Holder,
     spki: &[u8],
-    roots: &'a [CertificateDer<'static>],
+    above: Above<'a>,
 ) -> Result<(Validity, &'a CertificateDer<'static>), CheckError> {
     let validity = times(&read(der)?);
     let order = Order { trust_domain: trust_domain.clone(), holder, validity };
+    let below = |root: &CertificateDer<'static>| match above.issuing {
+        None => check_der(der, &order, spki, SignedBy::Issuer(root)),
+        Some(issuing) => {
+            read_issuing(issuing, trust_domain, root)?;
+            check_der(der, &order, spki, SignedBy::Issuer(issuing))
+        }
+    };
     let mut outcome = Err(CheckError::Issuer("there is no root"));
-    for root in roots {
-        outcome = check_der(der, &order, spki, SignedBy::Issuer(root)).map(|_| (validity, root));
+    for root in above.roots {
+        outcome = below(root).map(|_| (validity, root));
         if outcome.is_ok() {
             break;
         }
@@ -440,14 +483,14 @@ pub(crate) fn received_intermediate<'a>(
     trust_domain: &TrustDomain,
     node: &NodeName,
     spki: &[u8],
-    roots: &'a [CertificateDer<'static>],
+    above: Above<'a>,
 ) -> Result<(Holder, Validity, &'a CertificateDer<'static>), CheckError> {
     let cert = read(der)?;
     let found = cert.extensions().iter().find(|e| e.oid.to_id_string() == "2.25.5178349013480112913.1");
     let found = found.ok_or(CheckError::Mandate("the extension is missing"))?;
     let mandate = Mandate::from_der(found.value).map_err(|_| CheckError::Mandate("it cannot be read"))?;
     let holder = Holder::Intermediate(node.clone(), mandate);
-    let (validity, root) = received(der, trust_domain, holder.clone(), spki, roots)?;
+    let (validity, root) = received(der, trust_domain, holder.clone(), spki, above)?;
     Ok((holder, validity, root))
 }
 

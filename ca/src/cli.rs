@@ -10,6 +10,7 @@ use bonafide_proto::endpoint;
 use bonafide_proto::grant::Grant;
 use bonafide_proto::harden::harden;
 use bonafide_proto::name::NodeName;
+use bonafide_proto::pem::pem;
 use bonafide_proto::wire::authority as wire;
 use bonafide_proto::wire::authority::admission_client::AdmissionClient;
 use clap::{Parser, Subcommand};
@@ -18,10 +19,14 @@ use time::format_description::well_known::Rfc3339;
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::Status;
 
-use crate::authority;
+use crate::attestor::x509pop::certificates;
+use crate::authority::{self, Authority};
 use crate::config::{Config, Role};
+use crate::csr;
 use crate::daemon::{Daemon, DaemonError};
 use crate::founding::Charter;
+use crate::key::PassphraseAt;
+use crate::offline::{self, DAYS, DAYS_USUAL, RootDir};
 use crate::state;
 use crate::store::backup::{Restored, Since};
 use crate::store::{By, Event, backup};
@@ -117,6 +122,29 @@ enum Ask {
         #[arg(long, value_name = "PATH")]
         socket: PathBuf,
     },
+    /// Found a trust domain. Without --offline-root an authority does so by itself when it first starts.
+    Init {
+        /// The authority's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Keep the root's key (root.key, root.pem) only in this directory, which is carried away: the authority certifies by a key
+        /// of its own, state/authority/issuing.key, that the root certifies.
+        #[arg(long, value_name = "DIR")]
+        offline_root: Option<PathBuf>,
+        /// Seal the root's key by the passphrase in this file.
+        #[arg(long, value_name = "FILE", requires = "offline_root")]
+        passphrase_file: Option<PathBuf>,
+        /// How long the authority's own certificate lasts.
+        #[arg(long, value_name = "DAYS", requires = "offline_root", default_value_t = DAYS_USUAL, value_parser = days())]
+        issuing_days: u32,
+    },
+    /// The certificate by which an authority certifies whose root is offline: request the next one, sign it where the root
+    /// is, install it.
+    Issuing {
+        /// The step.
+        #[command(subcommand)]
+        step: Issuing,
+    },
     /// Replace the root, step by step: prepare, publish, activate, retire. Each can be asked again; one that comes too
     /// early is refused, and names the nodes that it would cut off.
     Rotate {
@@ -130,6 +158,44 @@ enum Ask {
         #[arg(long, value_name = "PATH")]
         socket: PathBuf,
     },
+}
+
+#[derive(Subcommand, Debug)]
+enum Issuing {
+    /// Print a request (PKCS#10, PEM) for the authority's issuing key. Where authorities share a store, one of them asks for all.
+    Request {
+        /// The authority's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Where the root is: print the certificate for a request. What the request says of itself is ignored: make sure that it
+    /// is the authority's.
+    Sign {
+        /// The directory that `init --offline-root` made.
+        #[arg(long, value_name = "DIR")]
+        root_dir: PathBuf,
+        /// The file with the passphrase that its key is sealed by.
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+        /// How long it lasts.
+        #[arg(long, value_name = "DAYS", default_value_t = DAYS_USUAL, value_parser = days())]
+        days: u32,
+        /// The request.
+        request: PathBuf,
+    },
+    /// Certify by this certificate from now on.
+    Install {
+        #[command(flatten)]
+        admin: Admin,
+        /// What `sign` printed.
+        certificate: PathBuf,
+    },
+    /// Show until when the certificates last, and when the next one should be requested.
+    Status(Admin),
+}
+
+fn days() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(i64::from(*DAYS.start())..=i64::from(*DAYS.end()))
 }
 
 #[derive(Subcommand, Debug)]
@@ -236,6 +302,11 @@ async fn answer(ask: Ask) -> Result<(), Trouble> {
         Ask::Root { socket } => root(&socket).await?,
         Ask::Nodes { socket } => nodes(&socket).await?,
         Ask::Rotate { step } => rotate(step).await?,
+        Ask::Init { config, offline_root, passphrase_file, issuing_days } => {
+            let root = offline_root.map(|path| root_dir(path, passphrase_file));
+            moved(move || init(&config, root.as_ref(), issuing_days)).await?;
+        }
+        Ask::Issuing { step } => issuing(step).await?,
         Ask::Backup { config, file } => moved(move || back_up(&config, &file)).await?,
         Ask::Seal { config } => moved(move || seal(&config)).await?,
         Ask::Restore { config, newest, file } => moved(move || restore(&config, newest, &file)).await?,
@@ -332,11 +403,73 @@ async fn token(socket: &Path, request: wire::CreateTokenRequest) -> Result<(), S
 }
 
 async fn root(socket: &Path) -> Result<(), String> {
-    use base64::Engine as _;
     let told = admission(socket).trust_root(wire::TrustRootRequest {}).await.map_err(|s| said(socket, &s))?;
-    let text = base64::engine::general_purpose::STANDARD.encode(told.into_inner().root);
-    let lines: Vec<&str> = (0..text.len()).step_by(64).filter_map(|at| text.get(at..text.len().min(at + 64))).collect();
-    print(&format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n")))
+    print(&text("CERTIFICATE", &told.into_inner().root))
+}
+
+fn root_dir(path: PathBuf, passphrase: Option<PathBuf>) -> RootDir {
+    RootDir { path, passphrase: passphrase.map(PassphraseAt::File) }
+}
+
+fn init(config: &Path, root: Option<&RootDir>, days: u32) -> Result<String, Trouble> {
+    let (charter, failed) = (charter(config)?, |e: &dyn std::fmt::Display| e.to_string());
+    state::prepare(charter.state.parent().unwrap_or(&charter.state)).map_err(|e| failed(&e))?;
+    state::prepare(&charter.state).map_err(|e| failed(&e))?;
+    let Some(root) = root else {
+        Authority::open(&charter, clock()).map_err(|e| failed(&e))?;
+        return Ok(format!("{} is founded\n", charter.trust_domain));
+    };
+    let store = authority::open_store(&charter, &clock()).map_err(|e| failed(&e))?;
+    offline::found(&charter, &store, root, days, clock().unix()).map_err(|e| failed(&e))?;
+    Ok(format!(
+        "{} is founded. Its root is in {}: carry that away, and keep a copy.\n\
+         This authority certifies by {} for {days} days; where authorities share the store, copy that to each of them.\n",
+        charter.trust_domain,
+        root.path.display(),
+        charter.issuing_key_of(1).path.display(),
+    ))
+}
+
+async fn issuing(step: Issuing) -> Result<(), Trouble> {
+    match step {
+        Issuing::Request { config } => moved(move || request(&config)).await,
+        Issuing::Sign { root_dir: path, passphrase_file, days, request } => {
+            let root = root_dir(path, passphrase_file);
+            moved(move || sign(&root, days, &request)).await
+        }
+        Issuing::Install { admin: Admin { socket }, certificate } => {
+            let [certificate] = <[_; 1]>::try_from(certificates(&certificate).map_err(|e| e.to_string())?)
+                .map_err(|_| format!("{}: one certificate is expected", certificate.display()))?;
+            let request = wire::InstallIssuingRequest { certificate: certificate.to_vec() };
+            let shown = admission(&socket).install_issuing(request).await.map_err(|s| said(&socket, &s))?;
+            Ok(changed(&shown.into_inner())?)
+        }
+        Issuing::Status(Admin { socket }) => {
+            let shown =
+                admission(&socket).show_roots(wire::ShowRootsRequest {}).await.map_err(|s| said(&socket, &s))?;
+            Ok(print(&roots(&shown.into_inner()))?)
+        }
+    }
+}
+
+fn request(config: &Path) -> Result<String, Trouble> {
+    let charter = charter(config)?;
+    let home = charter
+        .issuing_key()
+        .ok_or_else(|| format!("{} has no issuing key: its root is not offline", charter.state.display()))?;
+    let request = offline::request(&home).map_err(|e| e.to_string())?;
+    Ok(text("CERTIFICATE REQUEST", &request))
+}
+
+fn sign(root: &RootDir, days: u32, request: &Path) -> Result<String, Trouble> {
+    let root = root.open().map_err(|e| e.to_string())?;
+    let request = csr::read(request).map_err(|e| e.to_string())?;
+    let certificate = root.sign(&request, days, clock().unix()).map_err(|e| e.to_string())?;
+    Ok(text("CERTIFICATE", &certificate))
+}
+
+fn text(label: &str, der: &[u8]) -> String {
+    String::from_utf8_lossy(&pem(label, &[der])).into_owned()
 }
 
 async fn rotate(step: Rotate) -> Result<(), String> {
@@ -355,8 +488,12 @@ async fn rotate(step: Rotate) -> Result<(), String> {
     let leave_behind = leave_behind.iter().map(ToString::to_string).collect();
     let request = wire::RotateRootRequest { step: step.into(), leave_behind };
     let shown = admission(&socket).rotate_root(request).await.map_err(|s| said(&socket, &s))?.into_inner();
+    changed(&shown)
+}
+
+fn changed(shown: &wire::RootsShown) -> Result<(), String> {
     let before = if shown.changed { "" } else { "It was so before.\n" };
-    print(&format!("{before}{}", roots(&shown)))
+    print(&format!("{before}{}", roots(shown)))
 }
 
 fn roots(shown: &wire::RootsShown) -> String {
@@ -366,6 +503,12 @@ fn roots(shown: &wire::RootsShown) -> String {
             (instant(root.since), instant(root.not_after), if root.key_here { "here" } else { "-" });
         let (number, stage, digest) = (root.number, &root.stage, hex::encode(&root.sha256));
         text.push_str(&format!("{number:<6} {stage:<10} {since:<20} {until:<20} {key:<5} {digest}\n"));
+    }
+    for (number, issuing) in shown.roots.iter().filter_map(|root| Some((root.number, root.issuing.as_ref()?))) {
+        let (until, due) = (instant(issuing.until), instant(issuing.due));
+        text.push_str(&format!(
+            "Root {number} is offline. The authority certifies in its name until {until}; renew that from {due} on\n"
+        ));
     }
     if !shown.awaited.is_empty() {
         text.push_str(&format!("Not yet said that they trust these: {}\n", shown.awaited.join(", ")));

@@ -1,9 +1,11 @@
 //! Certificate requests (PKCS#10): what is asked for is only that *this key* be certified; every name inside is ignored.
 
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::CertificateSigningRequestDer;
+use rustls::pki_types::pem::PemObject as _;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
-
-use crate::key::Key;
 
 /// The largest request that is parsed, in bytes.
 pub const CSR_MAX: usize = 4096;
@@ -32,6 +34,14 @@ pub enum CsrError {
     /// The requester does not hold the key.
     #[error("the certificate request is not signed by the key it names")]
     Signature,
+    /// There is none in a file.
+    #[error("{}: {why}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What was found.
+        why: String,
+    },
     /// The request could not be built.
     #[error("no certificate request could be built: {0}")]
     Build(String),
@@ -95,11 +105,25 @@ fn p256_point(csr: &X509CertificationRequest<'_>) -> Result<Vec<u8>, CsrError> {
     Ok(point.to_vec())
 }
 
+/// The request, DER, in a file that has one in PEM.
+///
+/// # Errors
+/// [`CsrError::File`], or it is too large.
+pub fn read(path: &Path) -> Result<Vec<u8>, CsrError> {
+    use std::io::Read as _;
+    let failed = |why: &dyn std::fmt::Display| CsrError::File { path: path.to_owned(), why: why.to_string() };
+    let mut text = Vec::new();
+    let file = std::fs::File::open(path).map_err(|e| failed(&e))?;
+    file.take(2 * CSR_MAX as u64).read_to_end(&mut text).map_err(|e| failed(&e))?;
+    let request = CertificateSigningRequestDer::from_pem_slice(&text);
+    request.map(|request| request.to_vec()).map_err(|_| failed(&"there is no certificate request in it, in PEM"))
+}
+
 /// A request for this key, without any name: the authority decides those.
 ///
 /// # Errors
 /// [`CsrError::Build`] if signing fails.
-pub fn request(key: &Key) -> Result<Vec<u8>, CsrError> {
+pub fn request(key: &impl rcgen::SigningKey) -> Result<Vec<u8>, CsrError> {
     let mut params = rcgen::CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     let csr = params.serialize_request(key).map_err(|e| CsrError::Build(e.to_string()))?;
@@ -124,6 +148,7 @@ impl std::fmt::Debug for PublicKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::Key;
 
     #[test]
     fn a_request_proves_its_key() {

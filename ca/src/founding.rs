@@ -9,11 +9,11 @@ use bonafide_proto::svid::SvidError;
 
 use crate::certify::{self, IssueError, Signer};
 use crate::checker::CheckError;
-use crate::issuers::Issuers;
+use crate::issuers::{Issuer, Issuers};
 use crate::key::{KeyError, KeyFile, PassphraseAt, RootKeyHome};
 use crate::order::{BACKDATE, Holder, Order, Validity};
 use crate::state::StateError;
-use crate::store::{By, EtcdPlace, Event, Meta, RootsRecord, Store, StoreError};
+use crate::store::{By, EtcdPlace, Event, Meta, RootRecord, RootsRecord, Store, StoreError};
 
 /// Lifetime of a root certificate, seconds: ten years.
 const ROOT_TTL: i64 = 10 * 365 * 86_400;
@@ -62,11 +62,17 @@ pub enum OpenError {
     /// Another authority made the active root, and its key was not brought here.
     #[error("the key of the active root is not here: copy {} from the authority that made it", .0.display())]
     KeyAway(PathBuf),
+    /// The key of a root that is offline.
+    #[error("the root is offline, but its key is here: take {} away, to where the root is kept", .0.display())]
+    RootKeyHere(PathBuf),
+    /// What the authority certifies by.
+    #[error("the stored issuing certificate is damaged: {0}")]
+    Issuing(#[source] CheckError),
     /// What is stored of the roots was not written by any authority.
     #[error("the store names no active root; restore it from a backup")]
     NoActiveRoot,
     /// Key and certificate are of different roots.
-    #[error("{}: the root key is not that of the root certificate", .0.display())]
+    #[error("{}: this key is not that of the certificate by which the authority certifies", .0.display())]
     Mismatch(PathBuf),
 }
 
@@ -99,6 +105,33 @@ impl Charter {
         KeyFile { path: self.state.join(name), passphrase: self.passphrase.clone() }
     }
 
+    /// Where the key lives by which the authority certifies in the name of the root of this number, if that root is offline.
+    #[must_use]
+    pub fn issuing_key_of(&self, number: u64) -> KeyFile {
+        let name = if number == 1 { "issuing.key".to_owned() } else { format!("issuing-{number}.key") };
+        KeyFile { path: self.state.join(name), passphrase: self.passphrase.clone() }
+    }
+
+    /// The newest of those keys, if there is one.
+    #[must_use]
+    pub fn issuing_key(&self) -> Option<KeyFile> {
+        let entries = std::fs::read_dir(&self.state).ok()?;
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let number = |name: String| match name.strip_prefix("issuing")?.strip_suffix(".key")? {
+            "" => Some(1),
+            text => text.strip_prefix('-')?.parse().ok(),
+        };
+        names.filter_map(number).max().map(|number| self.issuing_key_of(number))
+    }
+
+    /// Where the key lives by which the authority certifies in the name of this root.
+    pub(crate) fn home_of(&self, root: &RootRecord) -> KeyFile {
+        match root.issuing {
+            None => self.key_of(root.number),
+            Some(_) => self.issuing_key_of(root.number),
+        }
+    }
+
     /// Where this authority keeps how far the audit chain had come.
     pub(crate) fn audit_mark(&self) -> PathBuf {
         self.state.join("store.audit")
@@ -108,18 +141,21 @@ impl Charter {
 /// The roots of this charter: found again, or the first one founded in an empty state.
 pub(crate) fn issuers(charter: &Charter, store: &Store, now: i64) -> Result<Issuers, OpenError> {
     let home = charter.key_of(1);
-    let meta = match (store.meta()?, home.is_there()) {
-        (None, false) => return found(charter, &home, store, now),
-        (None, true) => return Err(half(charter, "a root key", "root certificate in its store")),
-        (Some(meta), _) => meta,
+    let meta = match store.meta()? {
+        None if home.is_there() => return Err(half(charter, "a root key", "root certificate in its store")),
+        None if charter.issuing_key_of(1).is_there() => {
+            return Err(half(charter, "an issuing key", "root certificate in its store"));
+        }
+        None => return found(charter, &home, store, now),
+        Some(meta) => meta,
     };
     let stored = store.roots()?;
     let record = stored.clone().unwrap_or_else(|| RootsRecord::first(&meta, now));
     let issuers = Issuers::open(charter, record, None)?;
-    match (issuers.active().signer.is_some(), issuers.active().number) {
-        (true, _) => {}
-        (false, 1) => return Err(half(charter, "a root certificate", "root.key")),
-        (false, number) => return Err(OpenError::KeyAway(charter.key_of(number).path)),
+    match issuers.active() {
+        Issuer { signer: Some(_), .. } => {}
+        Issuer { number: 1, issuing: None, .. } => return Err(half(charter, "a root certificate", "root.key")),
+        Issuer { home, .. } => return Err(OpenError::KeyAway(home.clone())),
     }
     if stored.is_none() {
         // An earlier version knew of one root. Another authority may be faster.
@@ -136,7 +172,7 @@ fn half(charter: &Charter, has: &'static str, lacks: &'static str) -> OpenError 
 
 fn found(charter: &Charter, home: &dyn RootKeyHome, store: &Store, now: i64) -> Result<Issuers, OpenError> {
     let key = home.create()?;
-    let order = root_order(charter, now);
+    let order = root_order(&charter.trust_domain, now);
     let root = certify::found(&order, &key)?;
     let meta = Meta { trust_domain: charter.trust_domain.clone(), root: root.der().to_vec() };
     let record = RootsRecord::first(&meta, now);
@@ -152,11 +188,11 @@ fn found(charter: &Charter, home: &dyn RootKeyHome, store: &Store, now: i64) -> 
     }
     tracing::info!(trust_domain = %charter.trust_domain, "founded a new trust domain");
     let (certificate, validity) = (root.der().clone(), order.validity);
-    Issuers::founded(charter, record, Signer { key, certificate, holder: Holder::Root, validity })
+    Issuers::founded(charter, record, Signer { key, certificate, holder: Holder::Root, validity, above: None })
 }
 
-/// What any root of this charter is ordered as.
-pub(crate) fn root_order(charter: &Charter, now: i64) -> Order {
+/// What any root of this trust domain is ordered as.
+pub(crate) fn root_order(trust_domain: &TrustDomain, now: i64) -> Order {
     let validity = Validity { from: now.saturating_sub(BACKDATE), until: now.saturating_add(ROOT_TTL) };
-    Order { trust_domain: charter.trust_domain.clone(), holder: Holder::Root, validity }
+    Order { trust_domain: trust_domain.clone(), holder: Holder::Root, validity }
 }

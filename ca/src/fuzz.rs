@@ -46,7 +46,7 @@ static KEY: LazyLock<Key> = LazyLock::new(|| Key::generate().unwrap());
 /// Whoever asks holds the key that is certified, even where the request says what it likes.
 #[test]
 fn requests() {
-    let whole = csr::request(&KEY).unwrap();
+    let whole = csr::request(&*KEY).unwrap();
     let (_, read) = X509CertificationRequest::from_der(&whole).unwrap();
     let content = read.certification_request_info.raw.to_vec();
     assert!(PublicKey::of_csr(&signed(&content, &KEY)).is_ok());
@@ -93,9 +93,10 @@ fn certificates() {
     let (_, read) = X509Certificate::from_der(node).unwrap();
     let content = read.tbs_certificate.as_ref().to_vec();
     let roots = [certificate.clone()];
+    let above = checker::Above { roots: &roots, issuing: None };
     let check = |der: &[u8]| {
         let holder = order.holder.clone();
-        let taken = checker::received(der, &order.trust_domain, holder, &KEY.subject_public_key_info(), &roots);
+        let taken = checker::received(der, &order.trust_domain, holder, &KEY.subject_public_key_info(), above);
         taken.map(|(validity, _)| validity)
     };
     assert_eq!((check(node), check(&signed(&content, root))), (Ok(order.validity), Ok(order.validity)));

@@ -65,13 +65,15 @@ pub use sealed::PassphraseAt;
 
 /// The root key, wherever it lives: it signs, and is not seen. A file is one such place; a module that keeps the key
 /// to itself (PKCS#11, a KMS) is another, as soon as it can do what `rcgen` asks of a signing key.
+#[derive(Clone)]
 pub struct RootKey {
-    signs: Box<dyn rcgen::SigningKey + Send + Sync>,
+    signs: Arc<dyn rcgen::SigningKey + Send + Sync>,
     tokens: TokenSecret,
 }
 
 /// From which the keys of tokens follow ([`crate::jwt`]). Every place where the root key lives has one, the same as long as
 /// the root key is the same, and known to nobody else.
+#[derive(Clone)]
 pub(crate) struct TokenSecret(pub(crate) ring::hkdf::Prk);
 
 impl TokenSecret {
@@ -84,7 +86,7 @@ impl TokenSecret {
 impl RootKey {
     fn in_memory(key: Key) -> Self {
         let tokens = TokenSecret::of(&key);
-        Self { signs: Box::new(key), tokens }
+        Self { signs: Arc::new(key), tokens }
     }
 
     /// From which the keys of tokens follow.

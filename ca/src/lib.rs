@@ -31,6 +31,7 @@ pub mod member;
 pub mod mesh;
 mod mint;
 pub mod node;
+pub mod offline;
 mod order;
 mod places;
 pub mod policies;

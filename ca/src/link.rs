@@ -211,7 +211,7 @@ impl Embedded {
     /// The node, proven as it would be over the network.
     fn peer(&self, member: &Member) -> Result<PeerSvid, LinkError> {
         let now = UnixTime::since_unix_epoch(self.0.clock().now());
-        self.0.trust_bundle().verify(&[member.node_svid().clone()], now, Expect::Node).map_err(distrust)
+        self.0.trust_bundle().verify(&member.shown(), now, Expect::Node).map_err(distrust)
     }
 }
 

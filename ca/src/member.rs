@@ -15,7 +15,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::authority::Membership;
 use crate::certify::Signer;
-use crate::checker::{self, CheckError};
+use crate::checker::{self, Above, CheckError};
 use crate::csr::{self, CsrError};
 use crate::key::{self, Key, KeyError};
 use crate::mesh::MeshState;
@@ -138,24 +138,35 @@ impl Member {
         told: Roots,
         issued_by: Option<CertificateDer<'static>>,
     ) -> Result<Self, MemberError> {
-        let Membership { trust_domain, intermediate, node_svid, .. } = issued;
+        let Membership { trust_domain, intermediate, node_svid, issuing, .. } = issued;
         let Roots { sequence, certificates: roots } = told;
         check_roots(&trust_domain, &roots)?;
         // A root that was retired since has certified them all the same.
         let possible: Vec<_> = issued_by.map_or_else(|| roots.clone(), |root| vec![root]);
         let spki = rcgen::PublicKeyData::subject_public_key_info(&keys.signing);
-        let (holder, validity, by) =
-            checker::received_intermediate(&intermediate, &trust_domain, name, &spki, &possible)
-                .map_err(|e| MemberError::Certificate("intermediate", e))?;
+        let (holder, validity, by) = checker::received_intermediate(
+            &intermediate,
+            &trust_domain,
+            name,
+            &spki,
+            Above { roots: &possible, issuing: issuing.as_ref() },
+        )
+        .map_err(|e| MemberError::Certificate("intermediate", e))?;
         let spki = rcgen::PublicKeyData::subject_public_key_info(&keys.authentication);
         let by = std::slice::from_ref(by);
-        let (own, _) = checker::received(&node_svid, &trust_domain, Holder::Node(name.clone()), &spki, by)
-            .map_err(|e| MemberError::Certificate("node SVID", e))?;
+        let (own, _) = checker::received(
+            &node_svid,
+            &trust_domain,
+            Holder::Node(name.clone()),
+            &spki,
+            Above { roots: by, issuing: issuing.as_ref() },
+        )
+        .map_err(|e| MemberError::Certificate("node SVID", e))?;
         let issued_by = by.first().cloned().ok_or_else(|| MemberError::Roots("there is none".into()))?;
         let bundle = TrustBundle::new(trust_domain, roots).map_err(|e| MemberError::Roots(e.to_string()))?;
         Ok(Self {
             name: name.clone(),
-            signer: Arc::new(Signer { key: keys.signing, certificate: intermediate, holder, validity }),
+            signer: Arc::new(Signer { key: keys.signing, certificate: intermediate, holder, validity, above: issuing }),
             authentication: Arc::new(keys.authentication),
             node_svid,
             bundle,
@@ -220,6 +231,12 @@ impl Member {
         &self.node_svid
     }
 
+    /// What the node shows to authenticate: that certificate, and what stands between it and the root.
+    #[must_use]
+    pub fn shown(&self) -> Vec<CertificateDer<'static>> {
+        std::iter::once(&self.node_svid).chain(&self.signer.above).cloned().collect()
+    }
+
     /// End of the intermediate, unix seconds.
     #[must_use]
     pub fn not_after(&self) -> i64 {
@@ -271,6 +288,7 @@ impl Member {
             node_svid: self.node_svid.to_vec(),
             roots: self.bundle.roots().iter().map(|r| Der(r.to_vec())).collect(),
             issued_by: Some(Der(self.issued_by.to_vec())),
+            issuing: self.signer.above.as_ref().map(|issuing| Der(issuing.to_vec())),
         };
         let mut text = Zeroizing::new(Vec::with_capacity(usize::try_from(FILE_MAX).unwrap_or(0)));
         serde_json::to_writer_pretty(&mut *text, &file).map_err(|e| damaged(path, &e))?;
@@ -296,6 +314,7 @@ impl Member {
             trust_domain: file.trust_domain.clone(),
             intermediate: std::mem::take(&mut file.intermediate).into(),
             node_svid: std::mem::take(&mut file.node_svid).into(),
+            issuing: file.issuing.take().map(|issuing| issuing.0.into()),
             roots: Vec::new(),
             sequence: file.sequence,
             mesh: MeshState::default(),
@@ -352,6 +371,9 @@ struct MemberFile {
     /// Absent: an earlier version wrote this, and it is one of the roots.
     #[serde(default)]
     issued_by: Option<Der>,
+    /// Absent: the root certified both itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    issuing: Option<Der>,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -317,7 +317,7 @@ impl NodeCa {
         let leaf = member.signer().issue(&order, &key, None, self.store.as_ref(), now).map_err(refusal)?;
         self.issued.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(%workload, serial = leaf.serial(), until = validity.until, "leaf issued");
-        let chain = vec![leaf.der().clone(), member.signer().certificate.clone()];
+        let chain = std::iter::once(leaf.der().clone()).chain(member.signer().shown_with()).collect();
         Ok(Leaf { chain, not_before: validity.from, not_after: validity.until })
     }
 

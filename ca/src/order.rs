@@ -9,6 +9,8 @@ use bonafide_proto::svid::CertifiedProgram;
 pub(crate) enum Holder {
     /// The trust domain's root, which signs itself.
     Root,
+    /// The authority's signing key, where the root's is away: certifies what a root would, never authenticates.
+    Issuing,
     /// A node's signing key: issues the leaves that its mandate names, never authenticates.
     Intermediate(NodeName, Mandate),
     /// A node's own SVID: authenticates, signs nothing.
@@ -26,6 +28,7 @@ impl Holder {
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Root => "root",
+            Self::Issuing => "issuing",
             Self::Intermediate(..) => "intermediate",
             Self::Node(_) => "node",
             Self::Authority => "authority",
@@ -37,7 +40,7 @@ impl Holder {
     /// The name it is issued to, as the ledger writes it.
     pub(crate) fn who(&self) -> &str {
         match self {
-            Self::Root | Self::Authority | Self::PolicySigner => "authority",
+            Self::Root | Self::Issuing | Self::Authority | Self::PolicySigner => "authority",
             Self::Intermediate(node, _) | Self::Node(node) => node.as_str(),
             Self::Workload(workload, _) => workload.as_str(),
         }

@@ -236,7 +236,7 @@ impl Door {
             None => builder.with_no_client_auth(),
             Some(member) => {
                 let key = PrivatePkcs8KeyDer::from(member.authentication().pkcs8().to_vec());
-                builder.with_client_auth_cert(vec![member.node_svid().clone()], PrivateKeyDer::Pkcs8(key))?
+                builder.with_client_auth_cert(member.shown(), PrivateKeyDer::Pkcs8(key))?
             }
         };
         config.alpn_protocols = vec![ALPN.to_vec()];
@@ -496,6 +496,7 @@ fn membership(wire: wire::Membered) -> Result<Membership, LinkError> {
         trust_domain: wire.trust_domain.parse().map_err(|e| malformed(&e))?,
         intermediate: wire.intermediate.into(),
         node_svid: wire.node_svid.into(),
+        issuing: (!wire.issuing.is_empty()).then(|| wire.issuing.into()),
         roots: wire.roots.into_iter().map(Into::into).collect(),
         // An authority of an earlier version has but one.
         sequence: wire.roots_sequence.max(1),

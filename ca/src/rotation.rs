@@ -8,8 +8,11 @@
 //! ```
 //! A step that was made is not made again; one that comes too early is refused, and names whom it would cut off.
 
+pub mod issuing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Digest;
@@ -25,6 +28,8 @@ use crate::policies::PublishError;
 use crate::roots::Roots;
 use crate::store::{By, Event, NodeRecord, RootRecord, RootsRecord, Stage, Store, StoreError};
 
+/// How often it is said that an issuing certificate ends, seconds.
+const REMIND_EVERY: i64 = 6 * 3600;
 /// Nodes that are named in one refusal.
 const NAMED_MAX: usize = 16;
 
@@ -59,6 +64,12 @@ pub enum RotationError {
     /// The next one is not active.
     #[error("no root is outgoing that could be retired; `bonafide-ca rotate activate` comes first")]
     NotActivated,
+    /// The next one is made where the root is.
+    #[error(
+        "offline-root: the key of this trust domain's root is kept elsewhere, and this authority makes no other root; renew what \
+         it certifies by with `bonafide-ca issuing request`, `sign` and `install`"
+    )]
+    Offline,
     /// Not every node knows the next one.
     #[error(
         "too early: these nodes have not said that they trust the next root: {0}; wait for them, or leave them behind by --leave-behind {0}: until they have come back, they take nobody for a member that has renewed"
@@ -116,8 +127,10 @@ pub struct Shown {
     pub digest: Digest,
     /// Unix seconds.
     pub not_after: i64,
-    /// Whether this authority has its key.
+    /// Whether this authority has the key by which it certifies in its name.
     pub key_here: bool,
+    /// The root is offline: since when what is used instead is used, when another should be asked for, and until when it lasts.
+    pub issuing: Option<[i64; 3]>,
     /// Nodes with a certificate of it that has not expired, and when the last of each expires.
     pub depend: BTreeMap<String, i64>,
 }
@@ -130,6 +143,16 @@ pub struct Rotation {
     clock: SharedClock,
     issuers: watch::Sender<Arc<Issuers>>,
     told: watch::Sender<Arc<Roots>>,
+    /// When it was last said that the issuing certificate ends.
+    reminded: AtomicI64,
+}
+
+/// Who signs what has to be believed by nodes that were away, too: see [`Issuers::presiding`].
+pub(crate) struct Presiding {
+    pub(crate) number: u64,
+    /// The root's certificate.
+    pub(crate) root: CertificateDer<'static>,
+    pub(crate) signer: Arc<Signer>,
 }
 
 impl Rotation {
@@ -137,7 +160,8 @@ impl Rotation {
     pub(crate) fn open(charter: &Charter, store: Arc<Store>, clock: SharedClock) -> Result<Self, OpenError> {
         let issuers = founding::issuers(charter, store.as_ref(), clock.unix())?;
         let told = watch::Sender::new(Arc::new(issuers.told()));
-        Ok(Self { charter: charter.clone(), store, clock, issuers: watch::Sender::new(Arc::new(issuers)), told })
+        let (issuers, reminded) = (watch::Sender::new(Arc::new(issuers)), AtomicI64::new(i64::MIN));
+        Ok(Self { charter: charter.clone(), store, clock, issuers, told, reminded })
     }
 
     /// As they were when they were last looked at.
@@ -162,7 +186,7 @@ impl Rotation {
     pub(crate) fn fresh(&self) -> Result<Arc<Issuers>, IssueError> {
         let (now, stored) = (self.now(), self.store.roots()?);
         match stored {
-            Some(stored) if stored != *now.record() || now.lack_what_is_here(&self.charter) => {
+            Some(stored) if stored != *now.record() || now.lack_what_is_here() => {
                 let issuers = Issuers::open(&self.charter, stored, Some(&now));
                 self.replace(issuers.map_err(|e| IssueError::Roots(e.to_string()))?);
                 Ok(self.now())
@@ -174,15 +198,47 @@ impl Rotation {
     /// The active root, and its signer.
     pub(crate) fn active(&self) -> Result<(Arc<Issuers>, Arc<Signer>), IssueError> {
         let issuers = self.fresh()?;
-        let signer = issuers.active().signer(&self.charter)?.clone();
+        let signer = issuers.active().signer()?.clone();
         Ok((issuers, signer))
     }
 
-    /// The oldest trusted root's signer: see [`Issuers::presiding`].
-    pub(crate) fn presiding(&self) -> Result<(u64, Arc<Signer>), IssueError> {
+    /// The oldest trusted root, and its signer.
+    pub(crate) fn presiding(&self) -> Result<Presiding, IssueError> {
         let issuers = self.fresh()?;
         let presiding = issuers.presiding(self.clock.unix());
-        Ok((presiding.number, presiding.signer(&self.charter)?.clone()))
+        let (number, root) = (presiding.number, presiding.certificate.clone());
+        Ok(Presiding { number, root, signer: presiding.signer()?.clone() })
+    }
+
+    /// Says now and then that an issuing certificate should be renewed, from two thirds of its life on.
+    pub(crate) fn remind(&self) {
+        let (now, before) = (self.clock.unix(), self.reminded.load(Ordering::Relaxed));
+        if now.saturating_sub(before) < REMIND_EVERY && before <= now {
+            return;
+        }
+        for why in self.due(now) {
+            self.reminded.store(now, Ordering::Relaxed);
+            tracing::error!("{why}");
+        }
+    }
+
+    /// Which issuing certificates should be renewed, for a person.
+    pub(crate) fn due(&self, now: i64) -> Vec<String> {
+        let issuers = self.now();
+        let due = issuers.all().iter().filter_map(|issuer| Some((issuer.number, issuer.issuing.as_ref()?)));
+        let due = due.filter(|(_, issuing)| now >= issuing.due());
+        due.map(|(root, issuing)| {
+            let left = issuing.validity.until.saturating_sub(now);
+            let ends = match left {
+                ..0 => format!("has expired {} s ago", left.saturating_neg()),
+                _ => format!("expires in {} days", left / 86_400),
+            };
+            format!(
+                "the certificate by which this authority certifies below root {root} {ends}: renew it by `bonafide-ca \
+                 issuing request`, `sign` and `install`"
+            )
+        })
+        .collect()
     }
 
     /// Two changes at once may come here in either order: the later one stays.
@@ -232,16 +288,19 @@ impl Rotation {
             Some(root) => return Err(RotationError::UnderWay(root.number, root.stage)),
             None => {}
         }
+        if issuers.active().issuing.is_some() {
+            return Err(RotationError::Offline);
+        }
         let (now, number) = (self.clock.unix(), seen.last.saturating_add(1));
         let home = self.charter.key_of(number);
         // It may be there from an attempt that was interrupted; nothing was signed by it.
         let key = if home.is_there() { home.open()? } else { home.create()? };
-        let order = founding::root_order(&self.charter, now);
+        let order = founding::root_order(&self.charter.trust_domain, now);
         let root = certify::found(&order, &key)?;
         let certificate = root.der().to_vec();
         let mut new = RootsRecord { last: number, ..seen.clone() };
         let event = stepped("root-prepared", by, number, &certificate);
-        new.roots.push(RootRecord { number, stage: Stage::Prepared, since: now, certificate });
+        new.roots.push(RootRecord { number, stage: Stage::Prepared, since: now, certificate, issuing: None });
         let mut change = self.store.change();
         change.roots(Some(seen), &new)?;
         change.note(event);
@@ -277,7 +336,7 @@ impl Rotation {
                 None => Err(RotationError::NotPublished),
             };
         };
-        next.signer(&self.charter)?;
+        next.signer()?;
         let awaited = self.awaited(seen.sequence)?;
         if !awaited.is_subset(leave) {
             return Err(RotationError::Awaited(Names(awaited.difference(leave).cloned().collect())));
@@ -348,13 +407,14 @@ impl Rotation {
             digest: Digest::of(&issuer.certificate),
             not_after: issuer.validity.until,
             key_here: issuer.signer.is_some(),
+            issuing: issuer.issuing.as_ref().map(|issuing| [issuing.since, issuing.due(), issuing.validity.until]),
             depend: depend.remove(&issuer.number).unwrap_or_default(),
         });
         Ok((shown.collect(), record.sequence, self.awaited(record.sequence)?))
     }
 }
 
-type Signer = certify::Signer<crate::key::RootKey>;
+pub(crate) type Signer = certify::Signer<crate::key::RootKey>;
 
 enum Made {
     Now,

@@ -36,7 +36,7 @@ pub use embedded::Embedded;
 use engine::{Condition, Engine, Key, Tree, Write};
 pub use etcd::{Etcd, EtcdPlace, EtcdTls, PlaceError};
 pub use policies::PolicyRecord;
-pub use roots::{RootRecord, RootsRecord, Stage};
+pub use roots::{IssuingRecord, RootRecord, RootsRecord, Stage};
 
 /// Why the store did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -31,6 +31,7 @@ pub(crate) fn template(order: &Order) -> Result<CertificateParams, MintError> {
     params.use_authority_key_identifier_extension = true;
     match &order.holder {
         Holder::Root => authority_constraints(&mut params, BasicConstraints::Unconstrained),
+        Holder::Issuing => authority_constraints(&mut params, BasicConstraints::Constrained(1)),
         Holder::Intermediate(_, mandate) => {
             authority_constraints(&mut params, BasicConstraints::Constrained(0));
             params.custom_extensions = vec![CustomExtension::from_oid_content(&MANDATE_OID, mandated(mandate))];
@@ -56,6 +57,10 @@ pub(crate) fn subject(holder: &Holder) -> DistinguishedName {
             name.push(DnType::CommonName, "Bonafide root");
             name.push(DnType::OrganizationName, "Bonafide");
         }
+        Holder::Issuing => {
+            name.push(DnType::CommonName, "Bonafide issuing");
+            name.push(DnType::OrganizationName, "Bonafide");
+        }
         Holder::Intermediate(node, _) => {
             name.push(DnType::CommonName, node.as_str());
             name.push(DnType::OrganizationName, "Bonafide node");
@@ -69,7 +74,9 @@ fn uri(order: &Order) -> String {
     let domain: &TrustDomain = &order.trust_domain;
     match &order.holder {
         // X509-SVID §3.2: a signing certificate's SPIFFE ID has no path. Nor has what is nobody's identity.
-        Holder::Root | Holder::Intermediate(..) | Holder::PolicySigner => format!("spiffe://{domain}"),
+        Holder::Root | Holder::Issuing | Holder::Intermediate(..) | Holder::PolicySigner => {
+            format!("spiffe://{domain}")
+        }
         Holder::Node(node) => SpiffeId::node(domain, node).to_string(),
         Holder::Authority => SpiffeId::authority(domain).to_string(),
         Holder::Workload(workload, _) => SpiffeId::workload(domain, workload).to_string(),

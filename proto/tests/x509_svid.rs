@@ -257,6 +257,9 @@ fn issuing() -> CertificateParams {
     params
 }
 
+/// What is wrong with a certificate, and how that is told.
+type Wrong = (&'static str, CertificateParams, fn(&SvidError) -> bool);
+
 fn but(mut params: CertificateParams, change: impl FnOnce(&mut CertificateParams)) -> CertificateParams {
     change(&mut params);
     params
@@ -329,7 +332,7 @@ fn below_a_root_that_is_offline_everybody_shows_the_issuing_certificate_too() {
 fn an_issuing_certificate_is_no_nodes_and_no_nodes_is_one() {
     let at = |unix: i64| time::OffsetDateTime::from_unix_timestamp(unix).unwrap();
     let long = |length| IsCa::Ca(BasicConstraints::Constrained(length));
-    let wrong: [(&str, CertificateParams, fn(&SvidError) -> bool); 7] = [
+    let wrong: [Wrong; 7] = [
         ("a node's", but(issuing(), |above| above.custom_extensions = node().custom_extensions), |e| {
             matches!(e, SvidError::Issuing("is a node's"))
         }),

@@ -64,7 +64,7 @@ fn root(holder_validity: Validity) -> Signer {
     let (key, holder) = (Key::generate().unwrap(), Holder::Root);
     let order = Order { trust_domain: domain(), holder: holder.clone(), validity: holder_validity };
     let certificate = certify::found(&order, &key).unwrap().der().clone();
-    Signer { key, certificate, holder, validity: holder_validity }
+    Signer { key, certificate, holder, validity: holder_validity, above: None }
 }
 
 impl Bench {
@@ -77,7 +77,7 @@ impl Bench {
         let spki = rcgen::PublicKeyData::subject_public_key_info(&key);
         let by = SignedBy::Issuer(&root.certificate);
         let certificate = check(&draft, &order, &spki, by).unwrap().der().clone();
-        let node = Signer { key, certificate, holder, validity: order.validity };
+        let node = Signer { key, certificate, holder, validity: order.validity, above: None };
         Self { root, node, key: public(&Key::generate().unwrap()) }
     }
 
@@ -97,11 +97,12 @@ impl Bench {
 }
 
 fn holders() -> Vec<Holder> {
-    vec![workload(), intermediate(), Holder::Node("a".parse().unwrap()), Holder::Authority, Holder::PolicySigner]
+    let node = Holder::Node("a".parse().unwrap());
+    vec![workload(), intermediate(), Holder::Issuing, node, Holder::Authority, Holder::PolicySigner]
 }
 
 fn leaves() -> Vec<Holder> {
-    holders().into_iter().filter(|h| !matches!(h, Holder::Intermediate(..))).collect()
+    holders().into_iter().filter(|h| !matches!(h, Holder::Intermediate(..) | Holder::Issuing)).collect()
 }
 
 fn uri(text: &str) -> SanType {
@@ -193,6 +194,11 @@ fn x4_basic_constraints_are_present_and_say_what_was_ordered() {
         [IsCa::Ca(BasicConstraints::Unconstrained), IsCa::Ca(BasicConstraints::Constrained(1)), IsCa::ExplicitNoCa]
     {
         let refused = bench.judge(intermediate(), |p| p.is_ca = is_ca);
+        assert!(matches!(refused, Err(CheckError::Constraints(_))), "{refused:?}");
+    }
+    let long = |length| IsCa::Ca(BasicConstraints::Constrained(length));
+    for is_ca in [IsCa::Ca(BasicConstraints::Unconstrained), long(0), long(2), IsCa::ExplicitNoCa] {
+        let refused = bench.judge(Holder::Issuing, |p| p.is_ca = is_ca);
         assert!(matches!(refused, Err(CheckError::Constraints(_))), "{refused:?}");
     }
 }
@@ -575,7 +581,8 @@ fn what_a_node_receives_must_come_from_its_roots() {
     let spki = rcgen::PublicKeyData::subject_public_key_info(&bench.node.key);
     let take = |roots: &[CertificateDer<'static>], name: &str| {
         let holder = Holder::Intermediate(name.parse().unwrap(), mandate("shop/*,web"));
-        received(&bench.node.certificate, &domain(), holder, &spki, roots).map(|(_, root)| root.clone())
+        received(&bench.node.certificate, &domain(), holder, &spki, Above { roots, issuing: None })
+            .map(|(_, root)| root.clone())
     };
     let (ours, theirs) = (bench.root.certificate.clone(), stranger.certificate);
     assert_eq!(take(&[theirs.clone(), ours.clone()], "a").unwrap(), ours);

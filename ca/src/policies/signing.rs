@@ -25,7 +25,7 @@ pub(crate) struct Draft<'a> {
     pub(crate) text: &'a str,
 }
 
-/// The signed policy as it travels: by a new key, which the root certifies for this alone.
+/// The signed policy as it travels: by a new key, which the authority certifies for this alone.
 pub(super) fn sign(
     draft: &Draft<'_>,
     root: &Signer<RootKey>,
@@ -50,7 +50,7 @@ pub(super) fn sign(
         roots,
         signer: signer.der().to_vec(),
         signature: signature.map_err(crate::certify::IssueError::from)?,
-        issuing: Vec::new(),
+        issuing: root.shown_with().first().map(|issuing| issuing.to_vec()).unwrap_or_default(),
     };
     Ok(policy.encode_to_vec())
 }

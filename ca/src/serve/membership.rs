@@ -461,6 +461,6 @@ fn membered(issued: &Membership) -> wire::Membered {
         roots: issued.roots.iter().map(|r| r.to_vec()).collect(),
         roots_sequence: issued.sequence,
         mesh: Some((&issued.mesh).into()),
-        issuing: Vec::new(),
+        issuing: issued.issuing.as_ref().map(|issuing| issuing.to_vec()).unwrap_or_default(),
     }
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use bonafide_proto::name::NodeName;
 use bonafide_proto::wire::authority as wire;
+use rustls::pki_types::CertificateDer;
 use tonic::Status;
 
 use crate::authority::Authority;
+use crate::rotation::issuing::InstallError;
 use crate::rotation::{RotationError, Shown, Step};
 use crate::serve::blocking;
 use crate::store::By;
@@ -32,6 +34,23 @@ pub(super) async fn rotate(
     .await
 }
 
+/// Takes a later issuing certificate.
+pub(super) async fn install(
+    authority: &Arc<Authority>,
+    by: By,
+    request: wire::InstallIssuingRequest,
+) -> Result<wire::RootsShown, Status> {
+    let (authority, certificate) = (authority.clone(), CertificateDer::from(request.certificate));
+    blocking(move || {
+        let installed = authority.install_issuing(&by, &certificate).map_err(|e| match &e {
+            InstallError::Issue(_) | InstallError::Store(_) => Status::internal(e.to_string()),
+            _ => Status::failed_precondition(e.to_string()),
+        })?;
+        shown(&authority, installed)
+    })
+    .await
+}
+
 /// How far the roots have come.
 pub(super) fn shown(authority: &Authority, changed: bool) -> Result<wire::RootsShown, Status> {
     let (roots, sequence, awaited) = authority.rotation().show().map_err(|e| status(&e))?;
@@ -47,6 +66,7 @@ fn root(shown: Shown) -> wire::RootShown {
         sha256: shown.digest.0.to_vec(),
         not_after: shown.not_after,
         key_here: shown.key_here,
+        issuing: shown.issuing.map(|[since, due, until]| wire::IssuingShown { since, due, until }),
         depend_until: shown.depend.values().copied().max().unwrap_or(0),
         depend: shown.depend.into_keys().take(NAMED_MAX).collect(),
     }
@@ -69,6 +89,7 @@ fn status(e: &RotationError) -> Status {
         | RotationError::NotPrepared
         | RotationError::NotPublished
         | RotationError::NotActivated
+        | RotationError::Offline
         | RotationError::Awaited(_)
         | RotationError::Depended { .. }
         | RotationError::Policy(_) => Status::failed_precondition(e.to_string()),

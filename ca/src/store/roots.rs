@@ -51,6 +51,19 @@ pub struct RootRecord {
     /// The certificate, DER.
     #[serde(with = "base64_bytes")]
     pub certificate: Vec<u8>,
+    /// By what the authority certifies in its name; `None`: by its own key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuing: Option<IssuingRecord>,
+}
+
+/// The certificate by which an authority certifies whose root is offline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssuingRecord {
+    /// Since when this one is used, unix seconds.
+    pub since: i64,
+    /// The certificate, DER.
+    #[serde(with = "base64_bytes")]
+    pub certificate: Vec<u8>,
 }
 
 /// All of them, by number. Exactly one is active, and at most one other is there.
@@ -68,8 +81,19 @@ impl RootsRecord {
     /// Those of a trust domain that was just founded.
     #[must_use]
     pub fn first(meta: &Meta, now: i64) -> Self {
-        let first = RootRecord { number: 1, stage: Stage::Active, since: now, certificate: meta.root.clone() };
+        let certificate = meta.root.clone();
+        let first = RootRecord { number: 1, stage: Stage::Active, since: now, certificate, issuing: None };
         Self { sequence: 1, last: 1, roots: vec![first] }
+    }
+
+    /// The same, but in the name of the root of this number the authority certifies by that.
+    #[must_use]
+    pub fn issuing_by(&self, number: u64, issuing: &IssuingRecord) -> Self {
+        let mut new = self.clone();
+        for root in new.roots.iter_mut().filter(|root| root.number == number) {
+            root.issuing = Some(issuing.clone());
+        }
+        new
     }
 
     /// The one that has come so far.

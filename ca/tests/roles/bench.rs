@@ -146,6 +146,16 @@ impl Served {
         served
     }
 
+    /// One whose trust domain was founded so.
+    pub(crate) async fn founded<E: std::fmt::Debug>(ip: &str, found: impl FnOnce(&Charter) -> Result<(), E>) -> Self {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), Travel::new());
+        found(&charter(dir.path())).unwrap();
+        let address = SocketAddr::new(ip.parse().unwrap(), 0);
+        let mut served = Self { dir, clock, address, x509pop: None, stop: None, task: None };
+        served.start().await;
+        served
+    }
+
     pub(crate) async fn start(&mut self) {
         let root = RootConfig {
             charter: charter(self.dir.path()),

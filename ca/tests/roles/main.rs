@@ -15,6 +15,7 @@ mod cloned;
 mod grants;
 mod issuing;
 mod joining;
+mod offline;
 mod policies;
 mod program;
 mod quarantine;

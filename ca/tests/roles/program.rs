@@ -146,6 +146,46 @@ async fn an_operator_lists_nodes_and_gets_no_token_that_admits_nobody() {
 }
 
 #[tokio::test]
+async fn a_root_is_made_elsewhere_and_certifies_the_authority_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, _) = networked(dir.path(), free_port(), "a");
+    let (root, socket) = (dir.path().join("carried-away"), dir.path().join("authority.sock"));
+    let init = async || said(program().args(["init", "--config"]).arg(&config).arg("--offline-root").arg(&root)).await;
+    let (code, out, err) = init().await;
+    assert!(code == 0 && out.contains("issuing.key") && out.contains("carry that away"), "{out}{err}");
+    let (code, _, err) = init().await;
+    assert!(code == 1 && err.contains("has an authority already"), "{err}");
+    assert!(!dir.path().join("root/authority/root.key").exists() && root.join("root.key").exists());
+
+    let authority = program().arg("--config").arg(&config).spawn().unwrap();
+    token(&socket).await;
+    let status = said(program().args(["issuing", "status", "--socket"]).arg(&socket)).await.1;
+    assert!(status.contains("Root 1 is offline"), "{status}");
+    let (code, request, err) = said(program().args(["issuing", "request", "--config"]).arg(&config)).await;
+    assert!(code == 0 && request.starts_with("-----BEGIN CERTIFICATE REQUEST-----"), "{err}");
+    let (csr, next) = (dir.path().join("next.csr"), dir.path().join("next.pem"));
+    std::fs::write(&csr, request).unwrap();
+    let sign = |days: &str, request: &Path| {
+        let mut command = program();
+        command.args(["issuing", "sign", "--days", days, "--root-dir"]).arg(&root).arg(request);
+        command
+    };
+    assert_eq!(said(&mut sign("731", &csr)).await.0, 2);
+    let (code, _, err) = said(&mut sign("400", &config)).await;
+    assert!(code == 1 && err.contains("no certificate request"), "{err}");
+    let (code, certificate, err) = said(&mut sign("400", &csr)).await;
+    assert_eq!(code, 0, "{err}");
+    std::fs::write(&next, certificate).unwrap();
+    let install = async || said(program().args(["issuing", "install", "--socket"]).arg(&socket).arg(&next)).await;
+    let (code, after, err) = install().await;
+    assert!(code == 0 && after.contains("Root 1 is offline") && after != status, "{after}{err}");
+    assert!(install().await.1.starts_with("It was so before."));
+    let (code, _, err) = said(program().args(["rotate", "prepare", "--socket"]).arg(&socket)).await;
+    assert!(code == 1 && err.contains("offline-root"), "{err}");
+    assert_eq!(end(authority, rustix::process::Signal::TERM).await, 0);
+}
+
+#[tokio::test]
 async fn mistakes_have_their_exit_codes() {
     let dir = tempfile::tempdir().unwrap();
     let wrong = dir.path().join("wrong.toml");
