@@ -13,6 +13,7 @@ use bonafide_proto::wire::authority::RevokeRequest;
 use bonafide_proto::wire::authority::admission_client::AdmissionClient;
 use bonafide_proto::wire::authority::revoke_request::What;
 use bonafide_proto::wire::node as wire;
+use bonafide_proto::wire::node::attestation_client::AttestationClient;
 use bonafide_proto::wire::node::issuance_client::IssuanceClient;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -117,6 +118,17 @@ impl Endpoint {
             daemon.run(stop).await.unwrap();
         }));
         self.answers(&self.dir.path().join("ca.sock")).await;
+        tokio::time::timeout(PATIENCE, self.trusts()).await.expect("identityd is told whom to trust");
+    }
+
+    /// identityd follows the CA, and has its trust bundle.
+    async fn trusts(&self) {
+        let mut identityd = AttestationClient::new(endpoint::channel(self.dir.path().join("i.sock")));
+        while !identityd.status(wire::StatusRequest {}).await.is_ok_and(|status| status.get_ref().ca_connected) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let mut bundles = identityd.watch_bundle(wire::WatchBundleRequest {}).await.unwrap().into_inner();
+        bundles.message().await.unwrap().expect("a bundle");
     }
 
     /// Without a CA from now on.
