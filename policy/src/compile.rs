@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::fault::Faults;
+use crate::group::Groups;
 use crate::names::End;
 use crate::outside::Outsides;
 use crate::ports::{Claims, FirstRules, Ports};
@@ -10,6 +11,34 @@ use crate::rule::{Action, Placed, Rule};
 
 /// The most (from, to, port range) triples that the rules together may stand for.
 const TRIPLES_MAX: usize = 1_000_000;
+
+/// An end as the tables know it: workloads that are in the same groups share what rules say about these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    Workload(u32),
+    Class(u32),
+    Outside(u32),
+}
+
+impl Key {
+    /// Every key under which a rule may be about this workload.
+    pub(crate) fn of_workload(position: u32, groups: &Groups) -> impl Iterator<Item = Self> {
+        std::iter::once(Self::Workload(position)).chain(groups.class_of(position).map(Self::Class))
+    }
+
+    fn is_outside(self) -> bool {
+        matches!(self, Self::Outside(_))
+    }
+}
+
+/// The keys of those that a rule calls so.
+fn keys(end: End, groups: &Groups) -> Vec<Key> {
+    match end {
+        End::Workload(position) => vec![Key::Workload(position)],
+        End::Group(position) => groups.classes(position).iter().copied().map(Key::Class).collect(),
+        End::Outside(position) => vec![Key::Outside(position)],
+    }
+}
 
 /// What the rules say about one pair of ends.
 #[derive(Debug, Clone)]
@@ -24,13 +53,13 @@ pub(crate) struct Pair {
 #[derive(Debug, Clone)]
 pub(crate) struct Tables {
     /// Decides.
-    pub(crate) pairs: HashMap<(End, End), Pair>,
+    pub(crate) pairs: HashMap<(Key, Key), Pair>,
     /// Explains: the first rule that allows the source to reach something on a port.
-    pub(crate) allowed_from: HashMap<End, FirstRules>,
+    pub(crate) allowed_from: HashMap<Key, FirstRules>,
     /// Explains: the first rule that allows something to reach the destination on a port.
-    pub(crate) allowed_to: HashMap<End, FirstRules>,
-    /// Workloads that some rule allows to reach some workload.
-    pub(crate) reach_mesh: HashSet<End>,
+    pub(crate) allowed_to: HashMap<Key, FirstRules>,
+    /// Workloads and classes of them that some rule allows to reach some workload.
+    pub(crate) reach_mesh: HashSet<Key>,
 }
 
 /// The ports on which a rule is about this destination.
@@ -41,9 +70,10 @@ fn ports_at(rule: &Rule, to: End, outsides: &Outsides) -> Option<Ports> {
 }
 
 /// Builds the tables.
-pub(crate) fn compile(rules: &[Placed], outsides: &Outsides, faults: &mut Faults<'_>) -> Tables {
+pub(crate) fn compile(rules: &[Placed], groups: &Groups, outsides: &Outsides, faults: &mut Faults<'_>) -> Tables {
     let mut claims = Claimed::default();
     for (position, (at, rule)) in (0..).zip(rules) {
+        let from: Vec<Key> = rule.from.iter().flat_map(|end| keys(*end, groups)).collect();
         for to in &rule.to {
             let limited = ports_at(rule, *to, outsides);
             let ports = limited.as_ref().unwrap_or(&rule.ports);
@@ -51,12 +81,13 @@ pub(crate) fn compile(rules: &[Placed], outsides: &Outsides, faults: &mut Faults
                 let remedy = "change one of the two";
                 faults.wrong(*at, format!("this rule and an [[outside]] it goes to have no port in common; {remedy}"));
             }
-            if !claims.afford(rule.from.len().saturating_mul(ports.len())) {
+            let to = keys(*to, groups);
+            if !claims.afford(from.len().saturating_mul(to.len()).saturating_mul(ports.len())) {
                 let limit = format!("the rules up to here stand for more than {TRIPLES_MAX} (from, to, ports) triples");
                 faults.wrong(*at, format!("{limit}; shorten the lists"));
                 return claims.settle(rules);
             }
-            claims.add(rule, *to, ports, position);
+            to.into_iter().for_each(|to| claims.add(rule.action, &from, to, ports, position));
         }
     }
     claims.settle(rules)
@@ -65,9 +96,9 @@ pub(crate) fn compile(rules: &[Placed], outsides: &Outsides, faults: &mut Faults
 #[derive(Default)]
 struct Claimed {
     triples: usize,
-    pairs: HashMap<(End, End), Claims>,
-    from: HashMap<End, Claims>,
-    to: HashMap<End, Claims>,
+    pairs: HashMap<(Key, Key), Claims>,
+    from: HashMap<Key, Claims>,
+    to: HashMap<Key, Claims>,
 }
 
 impl Claimed {
@@ -76,28 +107,28 @@ impl Claimed {
         self.triples <= TRIPLES_MAX
     }
 
-    fn add(&mut self, rule: &Rule, to: End, ports: &Ports, position: u32) {
-        for from in &rule.from {
+    fn add(&mut self, action: Action, from: &[Key], to: Key, ports: &Ports, position: u32) {
+        for from in from {
             self.pairs.entry((*from, to)).or_default().add(ports, position);
-            if rule.action == Action::Allow {
+            if action == Action::Allow {
                 self.from.entry(*from).or_default().add(ports, position);
             }
         }
-        if rule.action == Action::Allow {
+        if action == Action::Allow {
             self.to.entry(to).or_default().add(ports, position);
         }
     }
 
     fn settle(self, rules: &[Placed]) -> Tables {
-        let pairs: HashMap<(End, End), Pair> =
+        let pairs: HashMap<(Key, Key), Pair> =
             self.pairs.into_iter().map(|(ends, claims)| (ends, pair(claims.settle(), rules))).collect();
-        let between_workloads = |ends: &(End, End)| matches!(ends, (End::Workload(_), End::Workload(_)));
+        let between_workloads = |(from, to): &(Key, Key)| !from.is_outside() && !to.is_outside();
         let reach_mesh = pairs
             .iter()
             .filter(|(ends, pair)| between_workloads(ends) && pair.allowing.is_some())
             .map(|((from, _), _)| *from)
             .collect();
-        let settle = |claims: HashMap<End, Claims>| claims.into_iter().map(|(end, c)| (end, c.settle())).collect();
+        let settle = |claims: HashMap<Key, Claims>| claims.into_iter().map(|(end, c)| (end, c.settle())).collect();
         Tables { pairs, allowed_from: settle(self.from), allowed_to: settle(self.to), reach_mesh }
     }
 }

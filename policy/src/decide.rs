@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 
+use crate::compile::Key;
 use crate::names::End;
 use crate::policy::{Place, Policy};
 use crate::rule::{Action, Rule};
@@ -83,7 +84,7 @@ impl fmt::Display for Verdict {
 
 /// The first rule that matches decides; nothing matched is deny.
 pub(crate) fn decide(policy: &Policy, from: &Subject<'_>, to: &Subject<'_>, port: u16) -> Verdict {
-    let flow = Flow { policy, from: ends(policy, from), to: ends(policy, to), port };
+    let flow = Flow { policy, from: keys(policy, from), to: keys(policy, to), port };
     match flow.first_rule() {
         Some(Rule { name, action: Action::Allow, .. }) => Verdict::Allow(Allowed { rule: name.clone() }),
         Some(Rule { name, action: Action::Deny, .. }) => {
@@ -93,19 +94,20 @@ pub(crate) fn decide(policy: &Policy, from: &Subject<'_>, to: &Subject<'_>, port
     }
 }
 
-/// What rules may call a subject: its workload, or every outside that covers its address.
-fn ends(policy: &Policy, subject: &Subject<'_>) -> Vec<End> {
+/// Where the tables speak of a subject: as its workload and those of the same groups, or as every outside that covers its
+/// address.
+fn keys(policy: &Policy, subject: &Subject<'_>) -> Vec<Key> {
     match subject {
-        Subject::Workload(name) => policy.by_name.get(*name).copied().into_iter().collect(),
-        Subject::Outside(addr) => policy.covering(addr.ip()).into_iter().map(End::Outside).collect(),
+        Subject::Workload(name) => policy.keys_of(name).collect(),
+        Subject::Outside(addr) => policy.covering(addr.ip()).into_iter().map(Key::Outside).collect(),
     }
 }
 
 /// A flow in the words of the rules.
 struct Flow<'p> {
     policy: &'p Policy,
-    from: Vec<End>,
-    to: Vec<End>,
+    from: Vec<Key>,
+    to: Vec<Key>,
     port: u16,
 }
 
@@ -123,11 +125,11 @@ impl<'p> Flow<'p> {
     fn miss_by_ports(&self) -> Option<NearMiss> {
         let pairs = &self.policy.tables.pairs;
         let allowing = self.pairs().filter_map(|ends| Some((pairs.get(&ends)?.allowing?, ends.1)));
-        let (position, to) = allowing.min()?;
+        let (position, to) = allowing.min_by_key(|(position, _)| *position)?;
         let rule = self.rule(position)?;
         let dialled = match to {
-            End::Outside(outside) => self.policy.outside_at(outside),
-            End::Workload(_) => None,
+            Key::Outside(outside) => self.policy.outside_at(outside),
+            Key::Workload(_) | Key::Class(_) => None,
         };
         let expected = match dialled {
             Some(outside) => rule.ports.intersection(&outside.ports).to_string(),
@@ -148,7 +150,7 @@ impl<'p> Flow<'p> {
         Some(miss(rule, "to", self.names(&rule.to), self.seen(to)))
     }
 
-    fn pairs(&self) -> impl Iterator<Item = (End, End)> {
+    fn pairs(&self) -> impl Iterator<Item = (Key, Key)> {
         self.from.iter().flat_map(|from| self.to.iter().map(|to| (*from, *to)))
     }
 
@@ -169,6 +171,7 @@ impl<'p> Flow<'p> {
             End::Workload(position) => {
                 self.policy.workloads.get(usize::try_from(position).ok()?).map(|w| w.name.as_str())
             }
+            End::Group(position) => self.policy.groups.name(position),
             End::Outside(position) => self.policy.outside_at(position).map(|o| o.name.as_str()),
         }
     }

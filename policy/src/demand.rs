@@ -41,7 +41,7 @@ pub(crate) fn read(table: &Table<'_>, field: Field, faults: &mut Faults<'_>) -> 
         Field::Runtime => text(table, name, runtime, faults),
         Field::PodNamespace => text(table, name, dns_label, faults),
         Field::Pod | Field::ServiceAccount => text(table, name, dns_subdomain, faults),
-        Field::Labels | Field::PodLabels => labels(table, name, faults).map(Demand::Labels),
+        Field::ContainerLabels | Field::PodLabels => labels(table, name, faults).map(Demand::Labels),
         Field::Unit => text(table, name, unit, faults),
         Field::Uid | Field::Gid => id(table, name, faults).map(Demand::Number),
         Field::Nodes => list(table, name, node, faults).map(Demand::Nodes),

@@ -96,7 +96,7 @@ pub(crate) fn seen(field: Field, of: &Fingerprint) -> Evidence<Value> {
         Field::ImageName => told(of, "the name of its image", |c| c.image_name.as_ref()),
         Field::Container => told(of, "its container's name", |c| c.name.as_ref()),
         Field::Runtime => told(of, "", |c| Some(&c.runtime)),
-        Field::Labels => of.container.map(|container| Value::Labels(container.labels.clone())),
+        Field::ContainerLabels => of.container.map(|container| Value::Labels(container.labels.clone())),
         Field::PodNamespace => pod(of, |pod| Some(Value::Text(pod.namespace.clone()))),
         Field::Pod => pod(of, |pod| Some(Value::Text(pod.name.clone()))),
         Field::ServiceAccount => pod(of, |pod| pod.service_account.clone().map(Value::Text)),

@@ -421,7 +421,7 @@ mod tests {
             ("image_name", "\"docker.io/library/nginx:1.27\"".into(), "\"nginx:1.27\"".into()),
             ("container", "\"web\"".into(), "\"web2\"".into()),
             ("runtime", "\"containerd\"".into(), "\"docker\"".into()),
-            ("labels", "{ app = \"contained\" }".into(), "{ app = \"contained\", tier = \"2\" }".into()),
+            ("container_labels", "{ app = \"contained\" }".into(), "{ app = \"contained\", tier = \"2\" }".into()),
             ("pod_namespace", "\"shop\"".into(), "\"shop2\"".into()),
             ("pod", "\"web-0\"".into(), "\"web-1\"".into()),
             ("service_account", "\"web\"".into(), "\"default\"".into()),
@@ -441,10 +441,10 @@ mod tests {
 
     #[test]
     fn labels_are_shown_as_far_as_they_were_asked_for() {
-        let workload = "exe = \"/usr/sbin/nginx\"\nlabels = { app = \"shop\", owner = \"me\" }";
+        let workload = "exe = \"/usr/sbin/nginx\"\ncontainer_labels = { app = \"shop\", owner = \"me\" }";
         assert_eq!(
             near(&[workload], &contained()),
-            [miss("w0", "labels", "app=shop, owner=me", "app=contained, no owner")]
+            [miss("w0", "container_labels", "app=shop, owner=me", "app=contained, no owner")]
         );
     }
 

@@ -20,6 +20,7 @@ pub(crate) const TOP: &TableKind = &TableKind {
         ("mesh", "[\"10.77.0.0/16\", \"fd77::/16\"]"),
         ("same_host", "\"verified\""),
         ("workload", "[[workload]] tables"),
+        ("group", "[[group]] tables"),
         ("outside", "[[outside]] tables"),
         ("rule", "[[rule]] tables"),
     ],
@@ -30,6 +31,7 @@ pub(crate) const WORKLOAD: &TableKind = &TableKind {
     name: "[[workload]]",
     fields: &[
         ("name", "\"shop/web\""),
+        ("labels", "{ app = \"shop\", tier = \"web\" }"),
         ("exe", "\"/usr/sbin/nginx\""),
         ("sha256", DIGEST),
         ("script", "\"/srv/app.py\""),
@@ -40,7 +42,7 @@ pub(crate) const WORKLOAD: &TableKind = &TableKind {
         ("image_name", "\"docker.io/library/nginx:1.27\""),
         ("container", "\"shop-web\""),
         ("runtime", "\"docker\""),
-        ("labels", "{ app = \"web\" }"),
+        ("container_labels", "{ app = \"web\" }"),
         ("pod_namespace", "\"shop\""),
         ("pod", "\"web-0\""),
         ("service_account", "\"web\""),
@@ -51,6 +53,18 @@ pub(crate) const WORKLOAD: &TableKind = &TableKind {
         ("nodes", "[\"host-a\", \"host-b\"]"),
         ("allow_taints", "[\"no-script\"]"),
         ("workload_api", "true"),
+    ],
+};
+
+/// Many workloads under one name.
+pub(crate) const GROUP: &TableKind = &TableKind {
+    name: "[[group]]",
+    fields: &[
+        ("name", "\"shop/backend\""),
+        ("members", "[\"shop/api\", \"shop/db\"]"),
+        ("all", "{ app = \"shop\" }"),
+        ("any", "[{ tier = \"api\" }, { tier = \"db\" }]"),
+        ("none", "[{ env = \"test\" }]"),
     ],
 };
 
@@ -73,7 +87,7 @@ pub(crate) const RULE: &TableKind = &TableKind {
 };
 
 /// The whole language.
-pub const LANGUAGE: [&TableKind; 4] = [TOP, WORKLOAD, OUTSIDE, RULE];
+pub const LANGUAGE: [&TableKind; 5] = [TOP, WORKLOAD, GROUP, OUTSIDE, RULE];
 
 impl TableKind {
     /// What a right value of this field looks like.

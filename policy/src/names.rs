@@ -1,19 +1,20 @@
-//! The names that rules may use: workloads and outsides share one set of names, compared exactly.
+//! The names that rules may use: workloads, groups and outsides share one set of names, compared exactly.
 
 use std::collections::HashMap;
 
 use bonafide_proto::name::{NameError, WorkloadName};
 
 use crate::fault::{Faults, quoted};
-use crate::language::{OUTSIDE, TableKind, WORKLOAD};
+use crate::language::{GROUP, OUTSIDE, TableKind, WORKLOAD};
 use crate::table::Text;
 
 const NAME_RULE: &str = "a name is parts of letters, digits, '.', '-' and '_' joined by '/', like \"shop/web\"";
 
-/// One end of a rule, by its position among the workloads or the outsides.
+/// One end of a rule, by its position among the workloads, the groups or the outsides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum End {
     Workload(u32),
+    Group(u32),
     Outside(u32),
 }
 
@@ -21,6 +22,7 @@ impl End {
     fn kind(self) -> &'static TableKind {
         match self {
             Self::Workload(_) => WORKLOAD,
+            Self::Group(_) => GROUP,
             Self::Outside(_) => OUTSIDE,
         }
     }
@@ -54,15 +56,15 @@ impl<'t> Names<'t> {
         });
         faults.wrong_if_whole(
             name.at,
-            format!("no [[workload]] or [[outside]] is named {}; {remedy}", quoted(name.value)),
+            format!("no [[workload]], [[group]] or [[outside]] is named {}; {remedy}", quoted(name.value)),
         );
         None
     }
 }
 
-/// Parses the name of a workload or an outside.
+/// Parses the name of a workload, a group or an outside.
 ///
-/// Both follow the rule for workloads (SPIFFE-ID.md §2.2): they share the place where rules name them.
+/// All follow the rule for workloads (SPIFFE-ID.md §2.2): they share the place where rules name them.
 pub(crate) fn parse(name: Text<'_>, faults: &mut Faults<'_>) -> Option<WorkloadName> {
     let error = match name.value.parse() {
         Ok(parsed) => return Some(parsed),

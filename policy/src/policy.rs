@@ -9,13 +9,14 @@ use bonafide_proto::record::NearMiss;
 use toml::de::DeTable;
 
 use crate::certified::{self, Certified};
-use crate::compile::{Tables, compile};
+use crate::compile::{Key, Tables, compile};
 use crate::decide::{Subject, Verdict};
 use crate::explain::{Explained, explain};
 use crate::fault::{Faults, PolicyError, PolicyErrors, quoted};
+use crate::group::{self, Groups};
 use crate::identify::{Identified, identify, miss};
-use crate::language::{OUTSIDE, RULE, TOP, WORKLOAD};
-use crate::names::{End, Names};
+use crate::language::{GROUP, OUTSIDE, RULE, TOP, WORKLOAD};
+use crate::names::Names;
 use crate::outside::{self, Outsides};
 use crate::prefix::PrefixMap;
 use crate::rule::{self, Rule};
@@ -76,7 +77,8 @@ pub struct Policy {
     pub(crate) digest: Digest,
     pub(crate) mesh: PrefixMap,
     pub(crate) workloads: Vec<Workload>,
-    pub(crate) by_name: HashMap<WorkloadName, End>,
+    pub(crate) by_name: HashMap<WorkloadName, u32>,
+    pub(crate) groups: Groups,
     pub(crate) outsides: Outsides,
     pub(crate) rules: Vec<Rule>,
     pub(crate) tables: Tables,
@@ -182,22 +184,21 @@ impl Policy {
     /// True if some rule could allow the workload to reach some workload on some port.
     #[must_use]
     pub fn may_reach_mesh(&self, name: &WorkloadName) -> bool {
-        self.by_name.get(name).is_some_and(|end| self.tables.reach_mesh.contains(end))
+        self.keys_of(name).any(|key| self.tables.reach_mesh.contains(&key))
     }
 
     /// True if some rule allows `from` to reach `to` on some port; a denying rule before it may still decide.
     #[must_use]
     pub fn may_reach(&self, from: &WorkloadName, to: &WorkloadName) -> bool {
-        let ends = self.by_name.get(from).zip(self.by_name.get(to));
-        let pair = ends.and_then(|(from, to)| self.tables.pairs.get(&(*from, *to)));
-        pair.is_some_and(|pair| pair.allowing.is_some())
+        let allows = |pair: (Key, Key)| self.tables.pairs.get(&pair).is_some_and(|pair| pair.allowing.is_some());
+        self.keys_of(from).any(|from| self.keys_of(to).any(|to| allows((from, to))))
     }
 
     /// True if some rule allows the workload to reach somebody on that port.
     #[must_use]
     pub fn expects_on(&self, from: &WorkloadName, port: u16) -> bool {
-        let rules = self.by_name.get(from).and_then(|end| self.tables.allowed_from.get(end));
-        rules.is_some_and(|rules| rules.at(port).is_some())
+        let allows = |key: Key| self.tables.allowed_from.get(&key).is_some_and(|rules| rules.at(port).is_some());
+        self.keys_of(from).any(allows)
     }
 
     /// The first `[[outside]]` whose prefixes cover an address that connects from there, for records.
@@ -216,6 +217,11 @@ impl Policy {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.workloads.is_empty()
+    }
+
+    /// Where the tables speak of this workload; nowhere if the policy does not know it.
+    pub(crate) fn keys_of(&self, name: &WorkloadName) -> impl Iterator<Item = Key> {
+        self.by_name.get(name).into_iter().flat_map(|position| Key::of_workload(*position, &self.groups))
     }
 
     /// The outsides that cover an address, by position; none for addresses in the mesh.
@@ -257,9 +263,12 @@ fn read(document: &DeTable<'_>, digest: Digest, faults: &mut Faults<'_>) -> Opti
     let mesh = outside::read_mesh(&top, faults);
     let mut names = Names::default();
     let workloads = workload::read(&top.tables(WORKLOAD, "workload", faults), &mut names, faults);
+    let groups = top.tables(GROUP, "group", faults);
+    let declared = group::declare(&groups, &mut names, faults);
     let outsides = outside::read(&top.tables(OUTSIDE, "outside", faults), &mesh, &mut names, faults);
+    let groups = group::read(&groups, declared, &workloads, &names, faults);
     let rules = rule::read(&top.tables(RULE, "rule", faults), &names, &outsides, faults);
-    let tables = compile(&rules, &outsides, faults);
+    let tables = compile(&rules, &groups, &outsides, faults);
     let mut mesh_map = PrefixMap::default();
     mesh.into_iter().for_each(|net| mesh_map.insert(net, 0));
     Some(Policy {
@@ -267,8 +276,9 @@ fn read(document: &DeTable<'_>, digest: Digest, faults: &mut Faults<'_>) -> Opti
         same_host: same_host?,
         digest,
         mesh: mesh_map,
-        by_name: (0..).zip(&workloads).map(|(position, w)| (w.name.clone(), End::Workload(position))).collect(),
+        by_name: (0..).zip(&workloads).map(|(position, w)| (w.name.clone(), position)).collect(),
         workloads,
+        groups,
         outsides,
         rules: rules.into_iter().map(|(_, rule)| rule).collect(),
         tables,

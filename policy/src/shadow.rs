@@ -71,7 +71,7 @@ const TELLING: [Field; 19] = [
     Field::Container,
     Field::ServiceAccount,
     Field::PodLabels,
-    Field::Labels,
+    Field::ContainerLabels,
     Field::PodNamespace,
     Field::ImageName,
     Field::Runtime,
@@ -118,7 +118,7 @@ const LISTS: [Field; 8] = [
     Field::Image,
     Field::Libraries,
     Field::PodLabels,
-    Field::Labels,
+    Field::ContainerLabels,
     Field::Nodes,
 ];
 
@@ -193,7 +193,7 @@ mod tests {
         match field {
             Field::Uid | Field::Gid => (0..2_u32).prop_map(Demand::Number).boxed(),
             Field::Nodes => some_of(["a", "b", "c"].map(|n| n.parse().unwrap())).prop_map(Demand::Nodes).boxed(),
-            Field::Labels | Field::PodLabels => proptest::collection::btree_map("[ab]", "[xy]", 1..3)
+            Field::ContainerLabels | Field::PodLabels => proptest::collection::btree_map("[ab]", "[xy]", 1..3)
                 .prop_map(|labels: BTreeMap<String, String>| Demand::Labels(labels))
                 .boxed(),
             field if LISTS.contains(&field) => {

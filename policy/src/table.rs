@@ -105,10 +105,16 @@ impl<'t> Table<'t> {
     /// The place and the entries of an optional table of whatever keys.
     pub(crate) fn entries(&self, field: &str, faults: &mut Faults<'_>) -> Option<Entries<'t>> {
         let value = self.get(field)?;
-        let DeValue::Table(entries) = value.get_ref() else {
+        let entries = Self::entries_of(value);
+        if entries.is_none() {
             self.wrong_type(field, "a table of strings", value, faults);
-            return None;
-        };
+        }
+        entries
+    }
+
+    /// The place and the entries of a value that is a table.
+    pub(crate) fn entries_of(value: &'t Value<'t>) -> Option<Entries<'t>> {
+        let entries = value.get_ref().as_table()?;
         let text = |key: &'t Spanned<_>| Text { at: key.span().start, value: AsRef::<str>::as_ref(key.get_ref()) };
         Some((value.span().start, entries.iter().map(|(key, value)| (text(key), value)).collect()))
     }

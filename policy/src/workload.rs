@@ -7,6 +7,7 @@ use bonafide_proto::taint::{Taint, Taints};
 
 use crate::demand;
 use crate::fault::{Faults, quoted};
+use crate::labels::{self, Labels};
 use crate::language::WORKLOAD;
 use crate::names::{self, End, Names};
 use crate::selector::{ALLOW_TAINTS, Field, Selectors};
@@ -18,6 +19,8 @@ use crate::table::{Table, Text, all_different};
 pub(crate) struct Workload {
     /// What rules call it.
     pub(crate) name: WorkloadName,
+    /// What groups are made of.
+    pub(crate) labels: Labels,
     /// What earns the name: all that are given must hold.
     pub(crate) selectors: Selectors,
     /// Whether its programs are given its identity itself, and not only the connections made in its name.
@@ -25,6 +28,7 @@ pub(crate) struct Workload {
 }
 
 const WORKLOAD_API: &str = "workload_api";
+const LABELS: &str = "labels";
 
 /// Reads every `[[workload]]`.
 pub(crate) fn read<'t>(tables: &[Table<'t>], names: &mut Names<'t>, faults: &mut Faults<'_>) -> Vec<Workload> {
@@ -32,6 +36,7 @@ pub(crate) fn read<'t>(tables: &[Table<'t>], names: &mut Names<'t>, faults: &mut
     let mut earlier = HashMap::new();
     for (position, table) in (0..).zip(tables) {
         let name = read_name(table, End::Workload(position), names, faults);
+        let labels = read_labels(table, faults);
         let workload_api = read_workload_api(table, faults);
         let Some(selectors) = read_selectors(table, faults) else { continue };
         if let Some(at) = earlier.insert(selectors.clone(), table.at) {
@@ -40,13 +45,13 @@ pub(crate) fn read<'t>(tables: &[Table<'t>], names: &mut Names<'t>, faults: &mut
             faults
                 .wrong_if_whole(table.at, format!("{same}, so neither could be earned; tell them apart or remove one"));
         }
-        workloads.extend(name.map(|name| Workload { name, selectors, workload_api }));
+        workloads.extend(name.map(|name| Workload { name, labels, selectors, workload_api }));
     }
     shadow::report(&earlier, faults);
     workloads
 }
 
-/// Reads and declares the name of a workload or an outside.
+/// Reads and declares the name of a workload, a group or an outside.
 pub(crate) fn read_name<'t>(
     table: &Table<'t>,
     end: End,
@@ -56,6 +61,12 @@ pub(crate) fn read_name<'t>(
     let text = table.required_text("name", faults)?;
     names.declare(text, end, faults);
     names::parse(text, faults)
+}
+
+/// None where nothing is written.
+fn read_labels(table: &Table<'_>, faults: &mut Faults<'_>) -> Labels {
+    let placed = table.get(LABELS).and_then(|_| labels::read(table, LABELS, faults)).unwrap_or_default();
+    placed.into_iter().map(|label| (label.key, label.value)).collect()
 }
 
 /// Off where nothing is written.

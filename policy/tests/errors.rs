@@ -121,7 +121,7 @@ fn unknown_fields() {
         "¶moed = \"enforce\"\n¶colour = 1\nmode = \"enforce\"\n",
         &[
             "unknown field \"moed\" in the policy; did you mean \"mode\"?",
-            "unknown field \"colour\" in the policy; it knows mode, mesh, same_host, workload, outside, rule",
+            "unknown field \"colour\" in the policy; it knows mode, mesh, same_host, workload, group, outside, rule",
         ],
     );
     refused_with(
@@ -234,15 +234,65 @@ fn names_that_rules_do_not_know() {
         "from = \"shop/web\"",
         "from = [¶\"shop/wbe\", \"shop/db\", ¶\"mail/relay\", ¶\"Shop/Web\"]",
         &[
-            "no [[workload]] or [[outside]] is named \"shop/wbe\"; did you mean \"shop/web\"?",
-            "no [[workload]] or [[outside]] is named \"mail/relay\"; declare it, or use a name that is declared",
-            "no [[workload]] or [[outside]] is named \"Shop/Web\"; did you mean \"shop/web\"?",
+            "no [[workload]], [[group]] or [[outside]] is named \"shop/wbe\"; did you mean \"shop/web\"?",
+            "no [[workload]], [[group]] or [[outside]] is named \"mail/relay\"; declare it, or use a name that is declared",
+            "no [[workload]], [[group]] or [[outside]] is named \"Shop/Web\"; did you mean \"shop/web\"?",
         ],
     );
     refused_with(
         "to = [\"shop/db\"]",
         "to = ¶\"dsn\"",
-        &["no [[workload]] or [[outside]] is named \"dsn\"; did you mean \"dns\"?"],
+        &["no [[workload]], [[group]] or [[outside]] is named \"dsn\"; did you mean \"dns\"?"],
+    );
+}
+
+#[test]
+fn groups() {
+    let with_labels = |marked: &str, messages: &[&str]| {
+        let line = "exe = \"/usr/sbin/nginx\"";
+        let labelled = format!("labels = {{ app = \"shop\", tier = \"web\" }}\n{line}");
+        refused(&format!("{}{marked}", BASE.replacen(line, &labelled, 1)), messages);
+    };
+    with_labels(
+        "[[group]]\nname = \"a\"\nmembers = [\"shop/web\", \"b\"]\n[[group]]\nname = \"b\"\nmembers = [\"c\"]\n\
+         [[group]]\nname = \"c\"\nmembers = ¶\"a\"\n",
+        &["\"a\" is a member of itself; remove it here"],
+    );
+    with_labels(
+        "[[group]]\nname = ¶\"shop/web\"\nmembers = [¶\"dns\", ¶\"nobody\", \"shop/db\", ¶\"shop/db\"]\n",
+        &[
+            "\"shop/web\" is already the name of the [[workload]] on line 4; choose another name",
+            "\"dns\" is an [[outside]]; groups are of workloads",
+            "no [[workload]], [[group]] or [[outside]] is named \"nobody\"; declare it, or use a name that is declared",
+            "members lists the same thing twice; remove one of them",
+        ],
+    );
+    with_labels(
+        "¶[[group]]\nname = \"a\"\n¶[[group]]\nname = \"b\"\nnone = { app = \"x\" }\n\
+         [[group]]\nname = \"c\"\nmembers = ¶[\"shop/web\"]\nall = { app = \"shop\" }\n",
+        &[
+            "this [[group]] does not say who is in it; add members, or labels, for example all = { app = \"shop\" }",
+            "this [[group]] only says who is not in it; say by all or any who is in it",
+            "this [[group]] has members and all; make it two groups, and list both in a third",
+        ],
+    );
+    with_labels(
+        "[[group]]\nname = \"a\"\nall = { ¶ap = \"shop\" }\nany = [{ ¶app = \"mail\" }, { tier = \"web\" }]\n\
+         ¶[[group]]\nname = \"b\"\nall = { app = \"shop\" }\nnone = { tier = \"web\" }\n",
+        &[
+            "no workload has the label ap = \"shop\"; did you mean \"app\"?",
+            "no workload has the label app = \"mail\"; give it to one, or remove it here",
+            "no workload is in this [[group]]; change its labels or remove it",
+        ],
+    );
+    with_labels(
+        "[[group]]\nname = \"a\"\nall = ¶{}\nany = [¶3]\nnone = { ¶\"t\\u0456er\" = \"x\", tier = ¶\"\" }\n",
+        &[
+            "all has 0 labels; give 1 to 32",
+            "any must be a table of strings, or a list of them, not an integer; for example any = [{ tier = \"api\" }, { tier = \"db\" }]",
+            "\"t\\u{456}er\" contains '\\u{456}'; labels are letters, digits, '.', '-', '_' and '/'",
+            "\"\" is empty; a label has a key and a value",
+        ],
     );
 }
 
@@ -389,20 +439,25 @@ fn selectors_of_containers_and_hosts() {
 fn labels() {
     refused_with(
         "exe = \"/usr/sbin/nginx\"",
-        "exe = \"/usr/sbin/nginx\"\nlabels = ¶{}\npod_labels = { app = ¶3, ¶\"a\\u0007\" = \"b\" }",
+        "exe = \"/usr/sbin/nginx\"\ncontainer_labels = ¶{}\npod_labels = { app = ¶3, ¶\"a\\u0007\" = \"b\" }",
         &[
-            "labels has 0 labels; give 1 to 64",
+            "container_labels has 0 labels; give 1 to 64",
             "pod_labels must be a table of strings, not an integer; for example pod_labels = { app = \"web\" }",
             "the label \"a\\u{7}\" is longer than 4096 bytes or contains a control character",
         ],
     );
     refused_with(
         "exe = \"/usr/sbin/nginx\"",
-        "exe = \"/usr/sbin/nginx\"\nlabels = ¶\"app=web\"",
-        &["labels must be a table of strings, not a string; for example labels = { app = \"web\" }"],
+        "exe = \"/usr/sbin/nginx\"\ncontainer_labels = ¶\"app=web\"",
+        &[
+            "container_labels must be a table of strings, not a string; for example container_labels = { app = \"web\" }",
+        ],
     );
-    let table =
-        BASE.replacen("exe = \"/usr/sbin/nginx\"", "image_name = \"x\"\nexe = \"/a\"\n[workload.labels]\na = \"b\"", 1);
+    let table = BASE.replacen(
+        "exe = \"/usr/sbin/nginx\"",
+        "image_name = \"x\"\nexe = \"/a\"\n[workload.container_labels]\na = \"b\"",
+        1,
+    );
     Policy::parse("p", &table).unwrap();
 }
 
@@ -462,8 +517,8 @@ fn workloads_that_differ_only_in_what_is_allowed_or_listed() {
         ("allow_taints = \"memfd\"", "", "tell them apart by another field"),
         ("nodes = [\"a\", \"b\"]", "nodes = \"b\"", "remove this one's nodes from the one on line 22"),
         (
-            "labels = { a = \"b\" }",
-            "labels = { a = \"b\", c = \"d\" }",
+            "container_labels = { a = \"b\" }",
+            "container_labels = { a = \"b\", c = \"d\" }",
             "add a label to the one on line 22 that sets it apart",
         ),
     ] {

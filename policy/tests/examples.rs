@@ -6,7 +6,7 @@
 //! #= deny from=A to=B port=N rule="which"              denied by a rule
 //! #= deny from=A to=B port=N nearest="rule: field"     no rule; without nearest= there must be none
 //! #= earns NAME exe=… [sha256=… script=… script_sha256=… inline_sha256=… libraries=… unit=… uid=… gid=… node=…
-//!               image=… manifest=… image_name=… container=… runtime=… labels=a=b,c=d
+//!               image=… manifest=… image_name=… container=… runtime=… container_labels=a=b,c=d
 //!               pod=NAMESPACE/NAME service_account=… pod_labels=a=b taints=a,b runtime_down=yes]
 //! #= earns nothing exe=… near="workload: selector"     the nearest of the near misses
 //! #= earns unavailable exe=… near="workload: selector" evidence that somebody should have told
@@ -255,7 +255,7 @@ fn container(line: &mut Expectation) -> Evidence<Container> {
         image,
         image_name: line.take("image_name"),
         manifests: digest(line, "manifest").into_iter().collect(),
-        labels: labels(line, "labels"),
+        labels: labels(line, "container_labels"),
         pod,
     })
 }

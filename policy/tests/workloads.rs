@@ -25,7 +25,7 @@ const TEXTS: [(&str, &str); 9] = [
 /// Fields whose value is one of several digests.
 const DIGESTS: [&str; 5] = ["sha256", "script_sha256", "inline_sha256", "libraries", "image"];
 const NUMBERS: [&str; 2] = ["uid", "gid"];
-const TABLES: [&str; 2] = ["labels", "pod_labels"];
+const TABLES: [&str; 2] = ["container_labels", "pod_labels"];
 
 /// A field as it is written: its values, of which one must be seen, or all where it is a table.
 type Written = BTreeMap<&'static str, BTreeSet<u8>>;
@@ -89,7 +89,7 @@ impl Workload {
             ("script", 1 | 2) => "script_sha256",
             _ => return false,
         };
-        let own = ["image", "image_name", "container", "labels", "unit"];
+        let own = ["image", "image_name", "container", "container_labels", "unit"];
         let of_pod = ["pod_namespace", "pod", "service_account", "pod_labels"];
         ![&own[..], &of_pod, &[content]].concat().iter().any(|more| self.fields.contains_key(more))
     }
@@ -127,7 +127,7 @@ impl Seen {
             "image_name",
             "container",
             "runtime",
-            "labels",
+            "container_labels",
             "pod_namespace",
             "pod",
             "service_account",
@@ -211,7 +211,7 @@ impl Seen {
             image: images.pop().unwrap(),
             image_name: known("image_name"),
             manifests: images,
-            labels: labels("labels"),
+            labels: labels("container_labels"),
             pod: Some(pod),
         })
     }
@@ -234,7 +234,7 @@ const FIELDS: [&str; 19] = [
     "image",
     "uid",
     "gid",
-    "labels",
+    "container_labels",
     "pod_labels",
     "nodes",
 ];
@@ -272,7 +272,7 @@ fn some_seen() -> impl Strategy<Value = Seen> {
     let taints = prop_oneof![3 => Just(BTreeSet::new()), 1 => some_taints()];
     let how = (any::<bool>(), prop_oneof![3 => Just(0_u8), 1 => 1..=2_u8]);
     (values, both, dark, taints, how).prop_map(|(values, both, (container, libraries), taints, (inline, root))| {
-        let several = |field: &str| matches!(field, "labels" | "pod_labels" | "image");
+        let several = |field: &str| matches!(field, "container_labels" | "pod_labels" | "image");
         let values = FIELDS.iter().zip(values).zip(both).map(|((field, other), both)| {
             let values = if both && several(field) { [0, 1].into() } else { [u8::from(other)].into() };
             (*field, values)

@@ -95,7 +95,7 @@ impl Kind {
             "libraries" => Self::Libraries,
             "uid" | "gid" => Self::User,
             "unit" => Self::Cgroup,
-            "image" | "image_name" | "container" | "runtime" | "labels" => Self::Container,
+            "image" | "image_name" | "container" | "runtime" | "container_labels" => Self::Container,
             "pod" | "pod_namespace" | "pod_labels" | "service_account" => Self::Container,
             "allow_taints" => Self::Taint,
             _ => return None,
