@@ -47,6 +47,9 @@ pub enum MembershipRefusal {
     /// By a list.
     #[error("the certificate is revoked by its issuer")]
     CertificateRevoked,
+    /// Whether it was revoked since is not known.
+    #[error("the revocation list of its issuer has expired; give the authority a current one")]
+    RevocationListExpired,
     /// It names another node.
     #[error("the certificate is that of node {0}")]
     CertificateForAnotherNode(NodeName),
@@ -118,6 +121,7 @@ impl MembershipRefusal {
             Self::CertificateUntrusted(_) => "certificate-untrusted",
             Self::CertificateExpired => "certificate-expired",
             Self::CertificateRevoked => "certificate-revoked",
+            Self::RevocationListExpired => "revocation-list-expired",
             Self::CertificateForAnotherNode(_) => "certificate-for-another-node",
             Self::WrongProof => "wrong-proof",
             Self::RootRetired(_) => "root-retired",
@@ -139,6 +143,7 @@ impl MembershipRefusal {
             Self::CertificateUntrusted(_)
             | Self::CertificateExpired
             | Self::CertificateRevoked
+            | Self::RevocationListExpired
             | Self::CertificateForAnotherNode(_)
             | Self::WrongProof
             | Self::TokenForAnotherNode(_)

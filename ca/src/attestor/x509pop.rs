@@ -158,6 +158,8 @@ fn verifier(roots: &Arc<RootCertStore>, crls: &[PathBuf]) -> Result<Arc<dyn Clie
     WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider().clone())
         .with_crls(revoked)
         .allow_unknown_revocation_status()
+        // RFC 5280 §6.3.3: one whose nextUpdate has passed says nothing of what was revoked since.
+        .enforce_revocation_expiration()
         .build()
         .map_err(|e| X509PopError(e.to_string()))
 }
@@ -240,6 +242,12 @@ fn distrust(e: &rustls::Error) -> MembershipRefusal {
             MembershipRefusal::CertificateExpired
         }
         rustls::Error::InvalidCertificate(CertificateError::Revoked) => MembershipRefusal::CertificateRevoked,
+        rustls::Error::InvalidCertificate(
+            CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. },
+        ) => {
+            tracing::error!("nobody is admitted by a certificate of an issuer whose revocation list has expired");
+            MembershipRefusal::RevocationListExpired
+        }
         e => MembershipRefusal::CertificateUntrusted(e.to_string()),
     }
 }

@@ -77,6 +77,10 @@ impl Pki {
 
     /// A list that revokes these serials.
     fn list(by: &Issuer<'static, KeyPair>, number: u64, serials: &[u64]) -> String {
+        Self::list_until(by, number, serials, START + 100_000)
+    }
+
+    fn list_until(by: &Issuer<'static, KeyPair>, number: u64, serials: &[u64], next_update: i64) -> String {
         let entry = |serial: &u64| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
             revocation_time: at(START - 10),
@@ -85,7 +89,7 @@ impl Pki {
         };
         let list = CertificateRevocationListParams {
             this_update: at(START - 10),
-            next_update: at(START + 100_000),
+            next_update: at(next_update),
             crl_number: SerialNumber::from(number),
             issuing_distribution_point: None,
             revoked_certs: serials.iter().map(entry).collect(),
@@ -219,6 +223,26 @@ async fn a_certificate_of_an_intermediate_that_was_revoked_is_refused() {
     let configured = RootX509Pop { crl_files: vec![pki.file("crl.pem", &lists)], ..pki.configured() };
     let served = served_on("127.0.0.1", configured).await;
     assert_eq!(refused(&served, "a", &pki.holder(&machine("a"))).await, "certificate-revoked");
+}
+
+#[tokio::test]
+async fn a_revocation_list_counts_until_its_next_update_and_then_admits_nobody() {
+    let pki = Pki::new();
+    let lists = |of_root, of_issuing| {
+        let lists = Pki::list_until(&pki.by_root, 1, &[], of_root) + &Pki::list_until(&pki.issuer, 1, &[], of_issuing);
+        pki.file("crl.pem", &lists)
+    };
+    let configured = RootX509Pop { crl_files: vec![lists(START + 900, START + 100)], ..pki.configured() };
+    let served = served_on("127.0.0.1", configured).await;
+    let holder = pki.holder(&machine("a"));
+    served.clock.forward(99);
+    enrol(&served, &served.stranger("a"), &holder).await.unwrap();
+    served.clock.forward(2);
+    assert_eq!(refused(&served, "b", &pki.holder(&machine("b"))).await, "revocation-list-expired");
+    lists(START + 100, START + 900);
+    assert_eq!(refused(&served, "b", &pki.holder(&machine("b"))).await, "revocation-list-expired", "that of the root");
+    lists(START + 900, START + 900);
+    enrol(&served, &served.stranger("b"), &pki.holder(&machine("b"))).await.unwrap();
 }
 
 #[tokio::test]
