@@ -211,6 +211,9 @@ enum Rotate {
     /// Tell every node to trust the root before no longer. Delete its key then, and copies of it.
     Retire(Leaving),
     /// Show how far the roots have come, and who is waited for.
+    /// Forget the next root, which is not active yet: its key is deleted here, and nodes that were told of it trust it no longer.
+    /// Delete copies of the key yourself.
+    Abandon(Admin),
     Status(Admin),
 }
 
@@ -484,6 +487,7 @@ async fn rotate(step: Rotate) -> Result<(), String> {
                 admission(&socket).show_roots(wire::ShowRootsRequest {}).await.map_err(|s| said(&socket, &s))?;
             return print(&roots(&shown.into_inner()));
         }
+        Rotate::Abandon(admin) => (Step::Abandon, Leaving { admin, leave_behind: Vec::new() }),
     };
     let leave_behind = leave_behind.iter().map(ToString::to_string).collect();
     let request = wire::RotateRootRequest { step: step.into(), leave_behind };

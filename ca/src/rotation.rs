@@ -6,6 +6,8 @@
 //! activate  nodes renew at once, under the next root; what was issued before stays good
 //! retire    once nothing depends on the old root, nobody trusts it any more
 //! ```
+//! Until it is active, the next root can be abandoned: every node that was told of it forgets it, and so does whoever comes later.
+//!
 //! A step that was made is not made again; one that comes too early is refused, and names whom it would cut off.
 
 pub mod issuing;
@@ -44,6 +46,8 @@ pub enum Step {
     Activate,
     /// Tells every node to trust the one before no longer.
     Retire,
+    /// Goes back before the first step, as long as the next one is not active.
+    Abandon,
 }
 
 /// Why a step was not made. Nothing was changed then, if it is not [`RotationError::Policy`].
@@ -70,6 +74,9 @@ pub enum RotationError {
          it certifies by with `bonafide-ca issuing request`, `sign` and `install`"
     )]
     Offline,
+    /// Nodes are certified by the next one.
+    #[error("root {0} is active, and nodes are certified by it: it can be replaced by another one, but not abandoned")]
+    Activated(u64),
     /// Not every node knows the next one.
     #[error(
         "too early: these nodes have not said that they trust the next root: {0}; wait for them, or leave them behind by --leave-behind {0}: until they have come back, they take nobody for a member that has renewed"
@@ -271,6 +278,7 @@ impl Rotation {
                 Step::Publish => self.publish(by, issuers.record())?,
                 Step::Activate => self.activate(by, &issuers, leave)?,
                 Step::Retire => self.retire(by, issuers.record(), leave)?,
+                Step::Abandon => self.abandon(by, &issuers)?,
             };
             match made {
                 Made::Before => return Ok(false),
@@ -352,9 +360,9 @@ impl Rotation {
 
     fn retire(&self, by: &By, seen: &RootsRecord, leave: &BTreeSet<NodeName>) -> Result<Made, RotationError> {
         let Some(old) = seen.at(Stage::Outgoing) else {
-            return match seen.roots.len() == 1 && seen.last > 1 {
-                true => Ok(Made::Before),
-                false => Err(RotationError::NotActivated),
+            return match seen.roots.as_slice() {
+                [RootRecord { number: 2.., .. }] => Ok(Made::Before),
+                _ => Err(RotationError::NotActivated),
             };
         };
         let depend = self.depend()?.remove(&old.number).unwrap_or_default();
@@ -368,6 +376,28 @@ impl Rotation {
             other => Some(other),
         });
         self.write(seen, &new, left_behind(stepped("root-retired", by, old.number, &old.certificate), names))
+    }
+
+    fn abandon(&self, by: &By, issuers: &Issuers) -> Result<Made, RotationError> {
+        let (seen, active) = (issuers.record(), issuers.active().number);
+        let is_next = |stage| matches!(stage, Stage::Prepared | Stage::Published);
+        let Some(next) = issuers.all().iter().find(|issuer| is_next(issuer.stage)) else {
+            return match seen.at(Stage::Outgoing) {
+                Some(_) => Err(RotationError::Activated(active)),
+                None if seen.last > active => Ok(Made::Before),
+                None => Err(RotationError::NotPrepared),
+            };
+        };
+        let new = seen.moved(self.clock.unix(), |stage| (!is_next(stage)).then_some(stage));
+        let event = stepped("root-abandoned", by, next.number, &next.certificate).with("stage", next.stage.as_str());
+        let made = self.write(seen, &new, event)?;
+        if matches!(made, Made::Now) && next.home.exists() {
+            // Nobody trusts it. Where it cannot be removed, the operator is told where it is.
+            if let Err(e) = std::fs::remove_file(&next.home) {
+                tracing::error!(key = %next.home.display(), error = %e, "remove the key of the abandoned root yourself");
+            }
+        }
+        Ok(made)
     }
 
     fn write(&self, seen: &RootsRecord, new: &RootsRecord, event: Event) -> Result<Made, RotationError> {

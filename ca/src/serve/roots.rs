@@ -78,6 +78,7 @@ fn step(wire: wire::RotationStep) -> Result<Step, Status> {
         wire::RotationStep::Publish => Ok(Step::Publish),
         wire::RotationStep::Activate => Ok(Step::Activate),
         wire::RotationStep::Retire => Ok(Step::Retire),
+        wire::RotationStep::Abandon => Ok(Step::Abandon),
         wire::RotationStep::Unspecified => Err(Status::invalid_argument("it names no step")),
     }
 }
@@ -90,6 +91,7 @@ fn status(e: &RotationError) -> Status {
         | RotationError::NotPublished
         | RotationError::NotActivated
         | RotationError::Offline
+        | RotationError::Activated(_)
         | RotationError::Awaited(_)
         | RotationError::Depended { .. }
         | RotationError::Policy(_) => Status::failed_precondition(e.to_string()),

@@ -194,6 +194,55 @@ async fn a_node_that_was_away_learns_of_the_next_root_or_is_told_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_root_that_is_not_active_is_abandoned_and_nodes_forget_it() {
+    let domain = Domain::new();
+    let (key, abandon) = (|n| crate::bench::charter(domain.dir.path()).key_of(n).path, Step::Abandon);
+    assert!(matches!(step(&domain.authority, abandon), Err(RotationError::NotPrepared)));
+    let node = Arc::new(domain.member("a").await);
+    let following = follow(&node, domain.link());
+    acknowledged(&domain, 1).await;
+    let old = node.trust_bundle().unwrap();
+    let publication = bonafide_ca::policies::Publication {
+        text: "mode = \"observe\"\n".into(),
+        author: String::new(),
+        version: None,
+    };
+    domain.authority.publish(&By::Uid(0), &publication).unwrap();
+
+    step(&domain.authority, Step::Prepare).unwrap();
+    assert!(key(2).exists());
+    assert!(step(&domain.authority, abandon).unwrap());
+    assert!(!step(&domain.authority, abandon).unwrap(), "it is");
+    assert!(!key(2).exists() && key(1).exists());
+    assert_eq!(stages(&domain.authority), [(1, Stage::Active)]);
+    assert!(matches!(step(&domain.authority, Step::Retire), Err(RotationError::NotActivated)));
+
+    step(&domain.authority, Step::Prepare).unwrap();
+    assert_eq!(stages(&domain.authority), [(1, Stage::Active), (3, Stage::Prepared)], "no number is given again");
+    step(&domain.authority, Step::Publish).unwrap();
+    until(|| node.trust_bundle().unwrap().roots().len() == 2).await;
+    assert_eq!(domain.authority.policies().now().unwrap().record.version, 2, "a policy that names both");
+    assert!(step(&domain.authority, abandon).unwrap());
+    until(|| node.trust_bundle().unwrap().roots() == old.roots()).await;
+    assert_eq!(domain.authority.policies().now().unwrap().record.version, 3, "and one that does not");
+    assert!(matches!(step(&domain.authority, Step::Activate), Err(RotationError::NotPublished)));
+    assert!(accepts(&old, &leaf(&node), &domain) && matches!(node.due(), Due::NothingFor(_)));
+    assert!(!key(3).exists());
+
+    step(&domain.authority, Step::Prepare).unwrap();
+    step(&domain.authority, Step::Publish).unwrap();
+    until(|| node.trust_bundle().unwrap().roots().len() == 2).await;
+    let sequence = node.member().unwrap().sequence();
+    acknowledged(&domain, sequence).await;
+    step(&domain.authority, Step::Activate).unwrap();
+    assert!(matches!(step(&domain.authority, abandon), Err(RotationError::Activated(4))));
+    let entries = domain.authority.store().audit_entries(1, 100).unwrap();
+    let acts = entries.iter().filter(|entry| String::from_utf8_lossy(entry).contains("root-abandoned")).count();
+    assert_eq!(acts, 2);
+    following.abort();
+}
+
+#[tokio::test]
 async fn a_node_that_was_left_behind_by_retirement_issues_nothing_and_survives_a_restart() {
     let domain = Domain::new();
     let node = Arc::new(domain.member("a").await);
