@@ -25,5 +25,6 @@ mod rotating;
 mod state;
 mod strangers;
 mod tokens;
+mod travelling;
 mod x509_svid;
 mod x509pop;
