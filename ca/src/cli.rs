@@ -25,7 +25,7 @@ use crate::config::{Config, Role};
 use crate::csr;
 use crate::daemon::{Daemon, DaemonError};
 use crate::founding::Charter;
-use crate::key::PassphraseAt;
+use crate::key::{self, PassphraseAt};
 use crate::offline::{self, DAYS, DAYS_USUAL, RootDir};
 use crate::state;
 use crate::store::backup::{Restored, Since};
@@ -110,7 +110,8 @@ enum Ask {
         #[arg(long, value_name = "PATH")]
         socket: PathBuf,
     },
-    /// Seal an authority's root key, which lies bare so far, by the passphrase that its configuration names.
+    /// Seal the keys of an authority that lie bare so far, of every root and for issuing, by the passphrase that its
+    /// configuration names.
     Seal {
         /// The authority's configuration.
         #[arg(long, value_name = "FILE")]
@@ -210,10 +211,10 @@ enum Rotate {
     Activate(Leaving),
     /// Tell every node to trust the root before no longer. Delete its key then, and copies of it.
     Retire(Leaving),
-    /// Show how far the roots have come, and who is waited for.
     /// Forget the next root, which is not active yet: its key is deleted here, and nodes that were told of it trust it no longer.
     /// Delete copies of the key yourself.
     Abandon(Admin),
+    /// Show how far the roots have come, and who is waited for.
     Status(Admin),
 }
 
@@ -338,9 +339,14 @@ fn back_up(config: &Path, file: &Path) -> Result<String, Trouble> {
 }
 
 fn seal(config: &Path) -> Result<String, Trouble> {
-    let home = charter(config)?.key_home();
-    home.seal().map_err(|e| e.to_string())?;
-    Ok(format!("{} is sealed; copies of the bare key elsewhere are as good as before\n", home.path.display()))
+    let charter = charter(config)?;
+    let keys = charter.keys();
+    if keys.is_empty() {
+        return Err(format!("{} has no key that could be sealed", charter.state.display()).into());
+    }
+    let sealed = key::seal(&keys).map_err(|e| e.to_string())?;
+    let sealed: Vec<String> = sealed.iter().map(|path| path.display().to_string()).collect();
+    Ok(format!("sealed: {}; copies of the bare keys elsewhere are as good as before\n", sealed.join(", ")))
 }
 
 fn restore(config: &Path, newest: bool, file: &Path) -> Result<String, Trouble> {
@@ -481,13 +487,13 @@ async fn rotate(step: Rotate) -> Result<(), String> {
         Rotate::Prepare(admin) => (Step::Prepare, Leaving { admin, leave_behind: Vec::new() }),
         Rotate::Publish(admin) => (Step::Publish, Leaving { admin, leave_behind: Vec::new() }),
         Rotate::Activate(leaving) => (Step::Activate, leaving),
+        Rotate::Abandon(admin) => (Step::Abandon, Leaving { admin, leave_behind: Vec::new() }),
         Rotate::Retire(leaving) => (Step::Retire, leaving),
         Rotate::Status(Admin { socket }) => {
             let shown =
                 admission(&socket).show_roots(wire::ShowRootsRequest {}).await.map_err(|s| said(&socket, &s))?;
             return print(&roots(&shown.into_inner()));
         }
-        Rotate::Abandon(admin) => (Step::Abandon, Leaving { admin, leave_behind: Vec::new() }),
     };
     let leave_behind = leave_behind.iter().map(ToString::to_string).collect();
     let request = wire::RotateRootRequest { step: step.into(), leave_behind };

@@ -92,10 +92,23 @@ pub struct Charter {
 }
 
 impl Charter {
-    /// Where the key of the first root lives.
+    /// Every key of a root, or of what stands in for one, that is here.
     #[must_use]
-    pub fn key_home(&self) -> KeyFile {
-        self.key_of(1)
+    pub fn keys(&self) -> Vec<KeyFile> {
+        let mut names = self.key_names();
+        names.sort();
+        names.into_iter().map(|(_, name)| KeyFile { path: self.state.join(name), ..self.key_of(1) }).collect()
+    }
+
+    /// By number.
+    fn key_names(&self) -> Vec<(u64, String)> {
+        let entries = std::fs::read_dir(&self.state).into_iter().flatten();
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let number = |name: &str| {
+            let of_root = name.strip_prefix("root").or_else(|| name.strip_prefix("issuing"))?.strip_suffix(".key")?;
+            if of_root.is_empty() { Some(1) } else { of_root.strip_prefix('-')?.parse().ok() }
+        };
+        names.filter_map(|name| Some((number(&name)?, name))).collect()
     }
 
     /// Where the key of the root of this number lives.
@@ -115,13 +128,8 @@ impl Charter {
     /// The newest of those keys, if there is one.
     #[must_use]
     pub fn issuing_key(&self) -> Option<KeyFile> {
-        let entries = std::fs::read_dir(&self.state).ok()?;
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let number = |name: String| match name.strip_prefix("issuing")?.strip_suffix(".key")? {
-            "" => Some(1),
-            text => text.strip_prefix('-')?.parse().ok(),
-        };
-        names.filter_map(number).max().map(|number| self.issuing_key_of(number))
+        let issuing = self.key_names().into_iter().filter(|(_, name)| name.starts_with("issuing"));
+        issuing.map(|(number, _)| number).max().map(|number| self.issuing_key_of(number))
     }
 
     /// Where the key lives by which the authority certifies in the name of this root.

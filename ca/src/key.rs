@@ -35,7 +35,7 @@ pub enum KeyError {
         source: io::Error,
     },
     /// The passphrase.
-    #[error("the passphrase of the root key {0}")]
+    #[error("the passphrase of the authority's keys {0}")]
     Passphrase(String),
     /// A sealed key without a passphrase, or a bare one with it.
     #[error("key file {}: {why}", path.display())]
@@ -126,23 +126,44 @@ pub struct KeyFile {
 }
 
 impl KeyFile {
-    /// Seals a bare key file by the passphrase.
-    ///
-    /// # Errors
-    /// Any [`KeyError`]; the file stays as it was then.
-    pub fn seal(&self) -> Result<(), KeyError> {
-        let why = |why| Err(KeyError::Sealing { path: self.path.clone(), why });
-        let Some(passphrase) = &self.passphrase else {
-            return why("the configuration has no root_key_passphrase by which to seal it");
-        };
+    /// False if it was sealed before.
+    fn seal(&self, passphrase: &[u8]) -> Result<bool, KeyError> {
         let bytes = read_secret(&self.path, KEY_FILE_MAX)?;
         if sealed::is_sealed(&bytes) {
-            return why("it is sealed already");
+            return Ok(false);
         }
         let key = Key::from_pkcs8(bytes)?;
-        let sealed = sealed::seal(key.pkcs8(), &passphrase.read()?)?;
+        let sealed = sealed::seal(key.pkcs8(), passphrase)?;
         let failed = |source| KeyError::File { path: self.path.clone(), source };
-        crate::state::replace(&self.path, &sealed).map_err(failed)
+        crate::state::replace(&self.path, &sealed).map_err(failed)?;
+        Ok(true)
+    }
+}
+
+/// Seals those of these key files that are bare, all by one passphrase, which is read once; and says which were.
+///
+/// # Errors
+/// Any [`KeyError`], also if none was bare. A file that is named in it stays as it was, and so do those after it; asked again,
+/// it goes on there.
+pub fn seal(files: &[KeyFile]) -> Result<Vec<PathBuf>, KeyError> {
+    let why = |file: &KeyFile, why| KeyError::Sealing { path: file.path.clone(), why };
+    let mut sealed = Vec::new();
+    let mut told: Option<(&PassphraseAt, Zeroizing<Vec<u8>>)> = None;
+    for file in files {
+        let passphrase = file.passphrase.as_ref();
+        let at =
+            passphrase.ok_or_else(|| why(file, "the configuration has no root_key_passphrase by which to seal it"))?;
+        let (_, passphrase) = match told.take().filter(|(known, _)| *known == at) {
+            Some(known) => told.insert(known),
+            None => told.insert((at, at.read()?)),
+        };
+        if file.seal(passphrase)? {
+            sealed.push(file.path.clone());
+        }
+    }
+    match (sealed.is_empty(), files.first()) {
+        (true, Some(file)) => Err(why(file, "it is sealed already, and so is every other key")),
+        _ => Ok(sealed),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use bonafide_ca::key::{Key, KeyError, PassphraseAt};
+use bonafide_ca::key::{self, Key, KeyError, PassphraseAt, RootKeyHome as _};
 use bonafide_ca::store::StoreError;
 use bonafide_ca::{Authority, Charter, NodeCa, OpenError};
 
@@ -207,11 +207,24 @@ fn a_sealed_key_needs_its_passphrase_and_a_bare_one_is_sealed_on_demand() {
     let root = open(&bare).unwrap().trust_bundle().roots().to_vec();
     let said = |charter: &Charter| open(charter).unwrap_err().to_string();
     assert!(said(&with(&right)).contains("is not sealed"), "{}", said(&with(&right)));
-    with(&right).key_home().seal().unwrap();
-    assert!(with(&right).key_home().seal().unwrap_err().to_string().contains("sealed already"));
+    let seal = || key::seal(&with(&right).keys());
+    assert_eq!(seal().unwrap(), [bare.key_of(1).path]);
+    assert!(seal().unwrap_err().to_string().contains("sealed already"));
+    assert!(matches!(key::seal(&bare.keys()), Err(KeyError::Sealing { .. })), "there is no passphrase");
     assert!(said(&bare).contains("it is sealed, and"), "{}", said(&bare));
     assert!(said(&with(&wrong)).contains("is not the one"), "{}", said(&with(&wrong)));
     assert_eq!(open(&with(&right)).unwrap().trust_bundle().roots(), root);
+
+    // Keys of other roots are sealed beside one that is, and others' files are left alone.
+    let others = [bare.key_of(2), bare.issuing_key_of(3)];
+    others.iter().for_each(|other| drop(other.create().unwrap()));
+    std::fs::write(bare.state.join("root-x.key"), "none of ours").unwrap();
+    assert_eq!(seal().unwrap(), others.map(|other| other.path));
+    for key in with(&right).keys() {
+        key.open().unwrap();
+    }
+    assert_eq!(with(&right).keys().len(), 3);
+    assert_eq!(std::fs::read(bare.state.join("root-x.key")).unwrap(), b"none of ours");
 
     // A new one is sealed from its first moment.
     let founded = Charter { state: dir.path().join("founded"), ..with(&right) };
