@@ -41,8 +41,17 @@ impl Authorities {
         Self::at(&vec![("127.0.0.1".to_owned(), store.to_owned()); count]).await
     }
 
+    /// The same, but the root's key is in a directory of its own, and the others are given the issuing key.
+    async fn below_an_offline_root(store: &str, count: usize) -> Self {
+        Self::keyed(&vec![("127.0.0.1".to_owned(), store.to_owned()); count], "issuing.key").await
+    }
+
     /// One at each of these addresses, with the store that it is told.
     pub(crate) async fn at(each: &[(String, String)]) -> Self {
+        Self::keyed(each, "root.key").await
+    }
+
+    async fn keyed(each: &[(String, String)], key: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let addresses: Vec<String> = each.iter().map(|(host, _)| format!("{host}:{}", free_port())).collect();
         let mut all = Self { dir, addresses, processes: each.iter().map(|_| None).collect() };
@@ -52,7 +61,9 @@ impl Authorities {
                 let state = all.state(n).join("authority");
                 make_private(&all.state(n));
                 make_private(&state);
-                std::fs::copy(all.state(0).join("authority/root.key"), state.join("root.key")).unwrap();
+                std::fs::copy(all.state(0).join("authority").join(key), state.join(key)).unwrap();
+            } else if key == "issuing.key" {
+                all.ask(&["init", "--config"], &[&all.config(0), Path::new("--offline-root"), &all.root()]);
             }
             all.start(n);
             all.serves(n).await;
@@ -69,6 +80,18 @@ impl Authorities {
             self.socket(n)
         );
         std::fs::write(self.config(n), text).unwrap();
+    }
+
+    /// What the program says to these arguments.
+    fn ask(&self, what: &[&str], of: &[&Path]) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_bonafide-ca")).args(what).args(of).output().unwrap();
+        assert!(output.status.success(), "{what:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Where the key of a root is that is offline.
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
     }
 
     fn config(&self, n: usize) -> PathBuf {
@@ -525,7 +548,7 @@ async fn an_authority_with_another_key_or_none_does_not_start() {
     make_private(&other.state(0).join("authority"));
     bonafide_ca::key::Key::generate().unwrap().create_file(&other.state(0).join("authority/root.key")).unwrap();
     let text = said(&other);
-    assert!(text.contains("the root key is not that of the root certificate"), "{text}");
+    assert!(text.contains("is not that of the certificate by which the authority certifies"), "{text}");
     drop(founder);
 }
 
@@ -561,4 +584,42 @@ async fn the_next_root_is_active_where_its_key_was_brought_and_nodes_go_there() 
     node.renew(&apart).await.unwrap();
     let shown = authorities.admin(1).show_roots(wire::ShowRootsRequest {}).await.unwrap().into_inner();
     assert!(shown.roots.iter().all(|root| root.key_here), "{shown:?}");
+}
+
+#[tokio::test]
+async fn authorities_below_an_offline_root_certify_by_one_key_and_all_by_its_later_certificate() {
+    let cluster = Cluster::of(1);
+    let mut authorities = Authorities::below_an_offline_root(&cluster.configured("offline"), 2).await;
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(dir.path(), "a");
+    let token = wire::CreateTokenRequest { node: "a".into(), ttl_seconds: 600, grant: None, bios_uuid: String::new() };
+    let token = authorities.admin(0).create_token(token).await.unwrap().into_inner().token;
+    node.join(&authorities.link(), &token.parse().unwrap()).await.unwrap();
+    let apart = |n: usize| Remote::new(authorities.addresses[n].clone(), clock());
+    let shown = |node: &NodeCa| node.member().unwrap().shown()[1].clone();
+    let first = shown(&node);
+    node.renew(&apart(1)).await.unwrap();
+    assert_eq!(shown(&node), first, "both certify by the same");
+
+    let (csr, next) = (dir.path().join("next.csr"), dir.path().join("next.pem"));
+    std::fs::write(&csr, authorities.ask(&["issuing", "request", "--config"], &[&authorities.config(1)])).unwrap();
+    let signed = authorities.ask(&["issuing", "sign", "--days", "700", "--root-dir"], &[&authorities.root(), &csr]);
+    std::fs::write(&next, signed).unwrap();
+    authorities.ask(&["issuing", "install", "--socket"], &[&authorities.socket(1), &next]);
+    for n in [1, 0] {
+        let before = shown(&node);
+        node.renew(&apart(n)).await.unwrap();
+        assert_ne!(shown(&node), first, "authority {n} looks before it certifies");
+        assert!(n == 1 || shown(&node) == before);
+    }
+    authorities.stop(0);
+    let refused = authorities.state(0).join("authority/root.key");
+    std::fs::copy(authorities.root().join("root.key"), &refused).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_bonafide-ca")).arg("--config").arg(authorities.config(0)).output();
+    let said = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(said.contains("take") && said.contains("root.key away"), "{said}");
+    std::fs::remove_file(refused).unwrap();
+    authorities.start(0);
+    authorities.serves(0).await;
+    node.renew(&Remote::new(authorities.addresses[0].clone(), clock())).await.unwrap();
 }

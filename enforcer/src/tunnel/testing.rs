@@ -56,6 +56,8 @@ pub(crate) struct Mesh {
     grant: String,
     /// The node's certificate after it was renewed, and how often.
     renewed: Mutex<(u8, Option<NodeCertificate>)>,
+    /// Stands between the node's certificate and the root, if that is offline.
+    above: Option<CertificateDer<'static>>,
     pub(crate) hand: Arc<Hand>,
 }
 
@@ -147,8 +149,21 @@ impl Mesh {
             grant: grant.to_owned(),
             renewed: Mutex::new((1, None)),
             node_issuer: Issuer::new(node_params, node_key),
+            above: None,
             hand: Hand::at(T0),
         }
+    }
+
+    /// The same below a root that is offline.
+    pub(crate) fn below_an_offline_root(domain: &str) -> Self {
+        let mut mesh = Self::new(domain);
+        let (key, mut params) = (KeyPair::generate().unwrap(), ca_params("issuing", 600_000));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+        params.subject_alt_names = vec![uri(&format!("spiffe://{domain}"))];
+        mesh.above = Some(params.signed_by(&key, &mesh.root_issuer).unwrap().der().clone());
+        mesh.root_issuer = Issuer::new(params, key);
+        mesh.renew_node();
+        mesh
     }
 
     pub(crate) fn trust(&self) -> Trust {
@@ -180,7 +195,7 @@ impl Mesh {
             None => (&self.intermediate, &self.node_issuer),
         };
         let leaf = params.signed_by(key, issuer).unwrap();
-        vec![leaf.der().clone(), intermediate.clone()]
+        [leaf.der(), intermediate].into_iter().chain(&self.above).cloned().collect()
     }
 
     /// The node has another certificate, and another key, from now on.

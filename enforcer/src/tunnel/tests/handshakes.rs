@@ -58,6 +58,30 @@ fn refusal(e: TunnelError) -> SvidError {
 }
 
 #[tokio::test]
+async fn below_an_offline_root_both_ends_show_three_certificates_and_renew_them() {
+    for loopback in ["127.0.0.1:0", "[::1]:0"] {
+        let mesh = Mesh::below_an_offline_root("example.org");
+        let listener = tokio::net::TcpListener::bind(loopback).await.unwrap();
+        let near = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        assert_eq!(mesh.shown(&leaf_params("example.org", "shop/web")).chain.len(), 3);
+        let (c, s) = shake(&mesh, near, far).await;
+        assert_eq!((c.peer().id(), s.peer().id()), (&mesh.id("shop/db"), &mesh.id("shop/web")));
+        assert_eq!(s.peer().node().unwrap().as_str(), "node-a");
+        let (c, s) = opened((c, s)).await;
+        let ((_, mut cw), (mut sr, _)) = (c.into_split(), s.into_split());
+        cw.renew(&mesh.leaf("shop/web")).await.unwrap();
+        let super::super::Incoming::Renewed(shown) = sr.next().await.unwrap() else { panic!("nothing was renewed") };
+        assert_eq!(shown.prove(&mesh.trust()).unwrap().id(), &mesh.id("shop/web"));
+    }
+    // Neither end goes by a chain without it, though the root is known.
+    let mesh = Mesh::below_an_offline_root("example.org");
+    let Shown { mut chain, key } = mesh.shown(&leaf_params("example.org", "shop/web"));
+    chain.pop();
+    assert!(Leaf::new(chain, key, &mesh.id("shop/web"), &mesh.trust()).is_err());
+}
+
+#[tokio::test]
 async fn each_end_learns_who_the_other_is() {
     let mesh = Mesh::new("example.org");
     let (near, far) = wire();
