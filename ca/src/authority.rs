@@ -32,6 +32,7 @@ use crate::quarantine::{Quarantine, QuarantineError, check_reason};
 use crate::refusal::MembershipRefusal;
 use crate::retention;
 use crate::rotation::issuing::InstallError;
+use crate::rotation::next::NextRoot;
 use crate::rotation::{Presiding, Rotation, RotationError, Step, digests};
 use crate::sharing::{Exchange, Seat};
 use crate::state;
@@ -181,6 +182,17 @@ impl Authority {
         }
         self.name_roots_in_policy(by)?;
         Ok(made)
+    }
+
+    /// Makes the first step by a root whose key is kept elsewhere; false if it was made before.
+    ///
+    /// # Errors
+    /// Any [`RotationError`].
+    pub fn prepare_offline(&self, by: &By, next: &NextRoot) -> Result<bool, RotationError> {
+        match self.quarantine.now().restored {
+            true => Err(RotationError::Restored),
+            false => self.rotation.prepare_offline(by, next),
+        }
     }
 
     /// Certifies by this certificate from now on, whose root is offline; false if it does.

@@ -9,7 +9,7 @@ use bonafide_proto::clock::{SharedClock, SystemClock};
 use bonafide_proto::endpoint;
 use bonafide_proto::grant::Grant;
 use bonafide_proto::harden::harden;
-use bonafide_proto::name::NodeName;
+use bonafide_proto::name::{NodeName, TrustDomain};
 use bonafide_proto::pem::pem;
 use bonafide_proto::wire::authority as wire;
 use bonafide_proto::wire::authority::admission_client::AdmissionClient;
@@ -168,6 +168,9 @@ enum Issuing {
         /// The authority's configuration.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// For a new key, which the next root shall certify.
+        #[arg(long)]
+        next: bool,
     },
     /// Where the root is: print the certificate for a request. What the request says of itself is ignored: make sure that it
     /// is the authority's.
@@ -175,6 +178,9 @@ enum Issuing {
         /// The directory that `init --offline-root` made.
         #[arg(long, value_name = "DIR")]
         root_dir: PathBuf,
+        /// Make a root for this trust domain there first, and print its certificate as well: for `rotate prepare --issuing`.
+        #[arg(long, value_name = "TRUST_DOMAIN")]
+        new_root: Option<TrustDomain>,
         /// The file with the passphrase that its key is sealed by.
         #[arg(long, value_name = "FILE")]
         passphrase_file: Option<PathBuf>,
@@ -204,7 +210,14 @@ enum Rotate {
     /// Make the next root and its key, beside the one before (state/authority/root-N.key); nobody is told yet.
     ///
     /// Where several authorities share a store, copy that file to each of the others before the next step.
-    Prepare(Admin),
+    Prepare {
+        #[command(flatten)]
+        admin: Admin,
+        /// The next root was made elsewhere: what `issuing sign --new-root` printed. Its key is not here, and this
+        /// authority's own is state/authority/issuing-N.key.
+        #[arg(long, value_name = "FILE")]
+        issuing: Option<PathBuf>,
+    },
     /// Tell every node to trust the next root as well.
     Publish(Admin),
     /// Certify nodes by the next root; they renew at once. What was issued before stays good.
@@ -441,10 +454,10 @@ fn init(config: &Path, root: Option<&RootDir>, days: u32) -> Result<String, Trou
 
 async fn issuing(step: Issuing) -> Result<(), Trouble> {
     match step {
-        Issuing::Request { config } => moved(move || request(&config)).await,
-        Issuing::Sign { root_dir: path, passphrase_file, days, request } => {
+        Issuing::Request { config, next } => moved(move || request(&config, next)).await,
+        Issuing::Sign { root_dir: path, new_root, passphrase_file, days, request } => {
             let root = root_dir(path, passphrase_file);
-            moved(move || sign(&root, days, &request)).await
+            moved(move || sign(&root, new_root.as_ref(), days, &request)).await
         }
         Issuing::Install { admin: Admin { socket }, certificate } => {
             let [certificate] = <[_; 1]>::try_from(certificates(&certificate).map_err(|e| e.to_string())?)
@@ -461,8 +474,12 @@ async fn issuing(step: Issuing) -> Result<(), Trouble> {
     }
 }
 
-fn request(config: &Path) -> Result<String, Trouble> {
+fn request(config: &Path, next: bool) -> Result<String, Trouble> {
     let charter = charter(config)?;
+    if next {
+        let request = offline::request(&charter.next_issuing_key()).map_err(|e| e.to_string())?;
+        return Ok(text("CERTIFICATE REQUEST", &request));
+    }
     let home = charter
         .issuing_key()
         .ok_or_else(|| format!("{} has no issuing key: its root is not offline", charter.state.display()))?;
@@ -470,11 +487,26 @@ fn request(config: &Path) -> Result<String, Trouble> {
     Ok(text("CERTIFICATE REQUEST", &request))
 }
 
-fn sign(root: &RootDir, days: u32, request: &Path) -> Result<String, Trouble> {
-    let root = root.open().map_err(|e| e.to_string())?;
+fn sign(root: &RootDir, new: Option<&TrustDomain>, days: u32, request: &Path) -> Result<String, Trouble> {
+    // First: no root is made for what is no request.
     let request = csr::read(request).map_err(|e| e.to_string())?;
-    let certificate = root.sign(&request, days, clock().unix()).map_err(|e| e.to_string())?;
-    Ok(text("CERTIFICATE", &certificate))
+    let (root, now) = match new {
+        None => (root.open(), clock().unix()),
+        Some(domain) => (root.found(domain, clock().unix()), clock().unix()),
+    };
+    let root = root.map_err(|e| e.to_string())?;
+    let certificate = root.sign(&request, days, now).map_err(|e| e.to_string())?;
+    let with_it = new.map(|_| text("CERTIFICATE", root.certificate())).unwrap_or_default();
+    Ok(text("CERTIFICATE", &certificate) + &with_it)
+}
+
+async fn prepare(socket: &Path, file: &Path) -> Result<(), String> {
+    let [issuing, root] = <[_; 2]>::try_from(certificates(file).map_err(|e| e.to_string())?).map_err(|_| {
+        format!("{}: two certificates are expected, as `issuing sign --new-root` prints", file.display())
+    })?;
+    let request = wire::PrepareRootRequest { root: root.to_vec(), issuing: issuing.to_vec() };
+    let shown = admission(socket).prepare_root(request).await.map_err(|s| said(socket, &s))?;
+    changed(&shown.into_inner())
 }
 
 fn text(label: &str, der: &[u8]) -> String {
@@ -484,7 +516,8 @@ fn text(label: &str, der: &[u8]) -> String {
 async fn rotate(step: Rotate) -> Result<(), String> {
     use wire::RotationStep as Step;
     let (step, Leaving { admin: Admin { socket }, leave_behind }) = match step {
-        Rotate::Prepare(admin) => (Step::Prepare, Leaving { admin, leave_behind: Vec::new() }),
+        Rotate::Prepare { admin: Admin { socket }, issuing: Some(file) } => return prepare(&socket, &file).await,
+        Rotate::Prepare { admin, issuing: None } => (Step::Prepare, Leaving { admin, leave_behind: Vec::new() }),
         Rotate::Publish(admin) => (Step::Publish, Leaving { admin, leave_behind: Vec::new() }),
         Rotate::Activate(leaving) => (Step::Activate, leaving),
         Rotate::Abandon(admin) => (Step::Abandon, Leaving { admin, leave_behind: Vec::new() }),

@@ -125,6 +125,12 @@ impl Charter {
         KeyFile { path: self.state.join(name), passphrase: self.passphrase.clone() }
     }
 
+    /// Where such a key waits for a root that is made elsewhere.
+    #[must_use]
+    pub fn next_issuing_key(&self) -> KeyFile {
+        KeyFile { path: self.state.join("issuing-next.key"), passphrase: self.passphrase.clone() }
+    }
+
     /// The newest of those keys, if there is one.
     #[must_use]
     pub fn issuing_key(&self) -> Option<KeyFile> {

@@ -11,6 +11,7 @@
 //! A step that was made is not made again; one that comes too early is refused, and names whom it would cut off.
 
 pub mod issuing;
+pub mod next;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -70,10 +71,17 @@ pub enum RotationError {
     NotActivated,
     /// The next one is made where the root is.
     #[error(
-        "offline-root: the key of this trust domain's root is kept elsewhere, and this authority makes no other root; renew what \
-         it certifies by with `bonafide-ca issuing request`, `sign` and `install`"
+        "offline-root: the key of this trust domain's root is kept elsewhere, and so is the next one's: make a request by \
+         `bonafide-ca issuing request --next`, a root that certifies it by `bonafide-ca issuing sign --new-root`, and prepare \
+         that by `bonafide-ca rotate prepare --issuing FILE`"
     )]
     Offline,
+    /// What was made elsewhere is no next root.
+    #[error("wrong-root: {0}")]
+    NextRoot(String),
+    /// It certified another key.
+    #[error("another-key: the next root did not certify the key in {}, which `bonafide-ca issuing request --next` makes", .0.display())]
+    NextKey(std::path::PathBuf),
     /// Nodes are certified by the next one.
     #[error("root {0} is active, and nodes are certified by it: it can be replaced by another one, but not abandoned")]
     Activated(u64),

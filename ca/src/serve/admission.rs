@@ -256,6 +256,14 @@ impl wire::admission_server::Admission for AdmissionService {
         roots::rotate(&self.0, by, request.into_inner()).await.map(Response::new)
     }
 
+    async fn prepare_root(
+        &self,
+        request: Request<wire::PrepareRootRequest>,
+    ) -> Result<Response<wire::RootsShown>, Status> {
+        let by = caller(&request)?;
+        roots::prepare(&self.0, by, request.into_inner()).await.map(Response::new)
+    }
+
     async fn install_issuing(
         &self,
         request: Request<wire::InstallIssuingRequest>,

@@ -10,6 +10,7 @@ use tonic::Status;
 
 use crate::authority::Authority;
 use crate::rotation::issuing::InstallError;
+use crate::rotation::next::NextRoot;
 use crate::rotation::{RotationError, Shown, Step};
 use crate::serve::blocking;
 use crate::store::By;
@@ -29,6 +30,21 @@ pub(super) async fn rotate(
     let authority = authority.clone();
     blocking(move || {
         let made = authority.rotate(&by, step, &leave).map_err(|e| status(&e))?;
+        shown(&authority, made)
+    })
+    .await
+}
+
+/// Makes the first step by a root that is offline.
+pub(super) async fn prepare(
+    authority: &Arc<Authority>,
+    by: By,
+    request: wire::PrepareRootRequest,
+) -> Result<wire::RootsShown, Status> {
+    let authority = authority.clone();
+    let next = NextRoot { root: request.root.into(), issuing: request.issuing.into() };
+    blocking(move || {
+        let made = authority.prepare_offline(&by, &next).map_err(|e| status(&e))?;
         shown(&authority, made)
     })
     .await
@@ -92,6 +108,8 @@ fn status(e: &RotationError) -> Status {
         | RotationError::NotActivated
         | RotationError::Offline
         | RotationError::Activated(_)
+        | RotationError::NextRoot(_)
+        | RotationError::NextKey(_)
         | RotationError::Awaited(_)
         | RotationError::Depended { .. }
         | RotationError::Policy(_) => Status::failed_precondition(e.to_string()),

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bonafide_ca::key::{KeyError, KeyFile, RootKeyHome as _};
+use bonafide_ca::node::Due;
 use bonafide_ca::offline::{self, OfflineError, RootDir};
 use bonafide_ca::policies::Publication;
 use bonafide_ca::rotation::issuing::InstallError;
+use bonafide_ca::rotation::next::NextRoot;
 use bonafide_ca::rotation::{RotationError, Step};
 use bonafide_ca::store::{By, Store};
 use bonafide_ca::{Authority, Charter, NodeCa, OpenError};
@@ -19,7 +21,8 @@ use bonafide_proto::wire::authority as wire;
 use rustls::pki_types::CertificateDer;
 
 use crate::bench::{
-    Domain, INTERMEDIATE_TTL, LOOPBACKS, START, Served, Travel, charter, csr, fingerprint, instant, setup,
+    Domain, INTERMEDIATE_TTL, LOOPBACKS, START, Served, Travel, charter, csr, fingerprint, follow, instant, setup,
+    until,
 };
 
 const DAY: i64 = 86_400;
@@ -239,6 +242,86 @@ async fn an_issuing_certificate_that_does_not_fit_is_refused_by_name_and_nothing
     assert!(matches!(install(&embedded, &of_another), Err(InstallError::NotOffline)));
     let rotation = domain.authority.rotate(&By::Uid(0), Step::Prepare, &Default::default());
     assert!(matches!(rotation, Err(RotationError::Offline)), "{rotation:?}");
+}
+
+/// The next root, made elsewhere, for the key that the authority made for it.
+fn next_root(dir: &Path, name: &str, domain: &str, now: i64) -> NextRoot {
+    let request = offline::request(&charter(dir).next_issuing_key()).unwrap();
+    let root = RootDir { path: dir.join(name), passphrase: None }.found(&domain.parse().unwrap(), now).unwrap();
+    NextRoot { issuing: root.sign(&request, 365, now).unwrap(), root: root.certificate().clone() }
+}
+
+#[tokio::test]
+async fn the_next_root_may_be_offline_whether_or_not_the_one_before_was() {
+    for domain in [domain(365), Domain::new()] {
+        let dir = domain.dir.path().to_owned();
+        let node = Arc::new(domain.member("a").await);
+        let following = follow(&node, domain.link());
+        let next = next_root(&dir, "next-root", "example.org", START);
+        let step = |step| domain.authority.rotate(&By::Uid(0), step, &Default::default());
+        let prepare = |next: &NextRoot| domain.authority.prepare_offline(&By::Uid(0), next);
+        assert!(prepare(&next).unwrap());
+        assert!(!prepare(&next).unwrap(), "it is");
+        assert!(charter(&dir).issuing_key_of(2).is_there() && !charter(&dir).next_issuing_key().is_there());
+        assert!(step(Step::Publish).unwrap());
+        until(|| node.trust_bundle().unwrap().roots().len() == 2).await;
+        until(|| step(Step::Activate).is_ok()).await;
+        until(|| node.due() == Due::Renew).await;
+        node.renew(&domain.link()).await.unwrap();
+        let chain = leaf(&node);
+        assert_eq!((chain.len(), &chain[2]), (3, &next.issuing));
+        let said = openssl(&dir, &next.root, &chain, "sslserver");
+        assert!(said.contains("end.pem: OK"), "{said}");
+        let retired = domain.authority.rotate(&By::Uid(0), Step::Retire, &["a".parse().unwrap()].into());
+        assert!(retired.unwrap());
+        until(|| node.trust_bundle().unwrap().roots() == [next.root.clone()]).await;
+        following.abort();
+        let _ = following.await;
+
+        let Domain { dir, clock, authority } = domain;
+        drop((node, authority));
+        for old in [charter(dir.path()).key_of(1), charter(dir.path()).issuing_key_of(1)] {
+            let _ = std::fs::remove_file(old.path);
+        }
+        let authority = Arc::new(Authority::open(&charter(dir.path()), clock.clone()).unwrap());
+        let domain = Domain { dir, clock, authority };
+        assert_eq!(leaf(&domain.member("b").await)[2], next.issuing, "after a restart, without the old keys");
+        let aside = RootDir { path: domain.dir.path().join("next-root"), passphrase: None };
+        let later = self::next(domain.dir.path(), &aside, 400, START);
+        assert!(install(&domain, &later).unwrap(), "it is renewed like the first one");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_next_root_is_refused_by_name_and_nothing_changes() {
+    let domain = domain(365);
+    let dir = domain.dir.path();
+    let before = domain.authority.store().roots().unwrap();
+    let named = |next: &NextRoot| match domain.authority.prepare_offline(&By::Uid(0), next) {
+        Err(e) => e.to_string(),
+        Ok(changed) => panic!("it was taken: {changed}"),
+    };
+    let good = next_root(dir, "good", "example.org", START);
+    let foreign = next_root(dir, "foreign", "other.org", START);
+    assert!(named(&foreign).contains("wrong-root") && named(&foreign).contains("other.org"), "{}", named(&foreign));
+    let mixed = NextRoot { root: good.root.clone(), issuing: next_root(dir, "third", "example.org", START).issuing };
+    assert!(named(&mixed).contains("did not certify"), "{}", named(&mixed));
+    let no_root = NextRoot { root: good.issuing.clone(), issuing: good.issuing.clone() };
+    assert!(named(&no_root).starts_with("wrong-root"), "{}", named(&no_root));
+    let same = NextRoot { root: domain.authority.root(), issuing: good.issuing.clone() };
+    assert!(named(&same).contains("it is a root already"), "{}", named(&same));
+    let ahead = next_root(dir, "ahead", "example.org", START + 400 * DAY);
+    assert!(named(&ahead).contains("not valid now"), "{}", named(&ahead));
+    let opened = RootDir { path: dir.join("good"), passphrase: None }.open().unwrap();
+    let other_key = NextRoot { root: good.root.clone(), issuing: opened.sign(&csr(&[]), 30, START).unwrap() };
+    assert!(named(&other_key).starts_with("another-key"), "{}", named(&other_key));
+    assert_eq!(domain.authority.store().roots().unwrap(), before);
+
+    // One that was prepared can be abandoned, and its key with it.
+    assert!(domain.authority.prepare_offline(&By::Uid(0), &good).unwrap());
+    assert!(named(&ahead).contains("prepared already"), "{}", named(&ahead));
+    assert!(domain.authority.rotate(&By::Uid(0), Step::Abandon, &Default::default()).unwrap());
+    assert!(!charter(dir).issuing_key_of(2).is_there() && charter(dir).issuing_key_of(1).is_there());
 }
 
 #[test]

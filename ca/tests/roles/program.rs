@@ -181,7 +181,23 @@ async fn a_root_is_made_elsewhere_and_certifies_the_authority_again() {
     assert!(code == 0 && after.contains("Root 1 is offline") && after != status, "{after}{err}");
     assert!(install().await.1.starts_with("It was so before."));
     let (code, _, err) = said(program().args(["rotate", "prepare", "--socket"]).arg(&socket)).await;
-    assert!(code == 1 && err.contains("offline-root"), "{err}");
+    assert!(code == 1 && err.contains("offline-root") && err.contains("request --next"), "{err}");
+
+    // The next one is made elsewhere as well.
+    let request = said(program().args(["issuing", "request", "--next", "--config"]).arg(&config)).await.1;
+    std::fs::write(&csr, request).unwrap();
+    let aside = dir.path().join("carried-away-too");
+    let mut sign = program();
+    sign.args(["issuing", "sign", "--new-root", "example.org", "--root-dir"]).arg(&aside).arg(&csr);
+    let (code, both, err) = said(&mut sign).await;
+    assert!(code == 0 && both.matches("BEGIN CERTIFICATE").count() == 2, "{err}");
+    let mut prepare = program();
+    prepare.args(["rotate", "prepare", "--socket"]).arg(&socket).arg("--issuing").arg(&next);
+    let (code, _, err) = said(&mut prepare).await;
+    assert!(code == 1 && err.contains("two certificates are expected"), "{err}");
+    std::fs::write(&next, both).unwrap();
+    let (code, shown, err) = said(&mut prepare).await;
+    assert!(code == 0 && shown.contains("prepared") && shown.contains("Root 2 is offline"), "{shown}{err}");
     assert_eq!(end(authority, rustix::process::Signal::TERM).await, 0);
 }
 
