@@ -78,7 +78,8 @@ enum Ask {
         ttl: u32,
     },
     /// Write the store of an authority to a new file: members, tokens, ledger, quarantine and audit chain. The root key
-    /// is not in it: keep a copy of state/authority/root.key, and of root-N.key after each rotation.
+    /// is not in it: keep a copy of state/authority/root.key, and of root-N.key after each rotation; or, where the root is
+    /// offline, of issuing.key.
     ///
     /// An authority with a store of its own has to be stopped meanwhile.
     Backup {
@@ -386,7 +387,8 @@ fn restore(config: &Path, newest: bool, file: &Path) -> Result<String, Trouble> 
 
 fn how_to_go_on(restored: &Restored, newest: bool) -> String {
     let Restored { records, tokens, taken } = restored;
-    let mut text = format!("{records} records restored; the authority needs the root.key that belongs to them\n");
+    let mut text =
+        format!("{records} records restored; the authority needs the root.key, or issuing.key, that belongs to them\n");
     if *tokens > 0 {
         text.push_str(&format!("{tokens} join tokens that nobody had used are not among them; make new ones\n"));
     }

@@ -71,6 +71,8 @@ struct Issued {
     certificate: CertificateDer<'static>,
     order: Order,
     node: Vec<u8>,
+    /// By what the authority certifies, were the root away.
+    issuing: Vec<u8>,
 }
 
 static ISSUED: LazyLock<Issued> = LazyLock::new(|| {
@@ -83,13 +85,17 @@ static ISSUED: LazyLock<Issued> = LazyLock::new(|| {
     let certificate = certify::found(&order(Holder::Root, 6000), &root).unwrap().der().clone();
     let order = order(Holder::Node("a".parse().unwrap()), 600);
     let draft = mint::sign(&template::template(&order).unwrap(), &*KEY, &Holder::Root, &root).unwrap();
-    Issued { root, certificate, order, node: draft.der().to_vec() }
+    let above = Order { holder: Holder::Issuing, ..order.clone() };
+    let issuing = mint::sign(&template::template(&above).unwrap(), &*KEY, &Holder::Root, &root).unwrap();
+    Issued { root, certificate, order, node: draft.der().to_vec(), issuing: issuing.der().to_vec() }
 });
 
 /// What the checker passes says what was ordered to whoever verifies it, or nothing, though its issuer signs anything.
 #[test]
 fn certificates() {
-    let Issued { root, certificate, order, node } = &*ISSUED;
+    let Issued { root, certificate, order, node, issuing } = &*ISSUED;
+    assert!(checker::read_issuing(issuing, &order.trust_domain, certificate).is_ok());
+    let stands_above = X509Certificate::from_der(issuing).unwrap().1.tbs_certificate.as_ref().to_vec();
     let (_, read) = X509Certificate::from_der(node).unwrap();
     let content = read.tbs_certificate.as_ref().to_vec();
     let roots = [certificate.clone()];
@@ -100,8 +106,8 @@ fn certificates() {
         taken.map(|(validity, _)| validity)
     };
     assert_eq!((check(node), check(&signed(&content, root))), (Ok(order.validity), Ok(order.validity)));
-    fuzz!([content, node.clone(), certificate.to_vec()], |bytes| {
-        let Issued { root, certificate, order, node } = &*ISSUED;
+    fuzz!([content, stands_above, node.clone(), issuing.clone(), certificate.to_vec()], |bytes| {
+        let Issued { root, certificate, order, node, .. } = &*ISSUED;
         let spki = KEY.subject_public_key_info();
         let by = SignedBy::Issuer(certificate);
         match checker::check(&crate::draft::Draft::of(bytes.to_vec()), order, &spki, by) {
@@ -112,6 +118,14 @@ fn certificates() {
             shown(&refusal);
         } else {
             assert_eq!(bytes, &**certificate);
+        }
+        let domain = &order.trust_domain;
+        for der in [bytes.to_vec(), signed(bytes, root)] {
+            match checker::read_issuing(&der, domain, certificate) {
+                // Its times are the root's to say.
+                Ok(read) => assert!(read.validity.from < read.validity.until && read.serial.len() == 32),
+                Err(refusal) => shown(&refusal),
+            }
         }
         let der = signed(bytes, root);
         match checker::check(&crate::draft::Draft::of(der.clone()), order, &spki, by) {

@@ -143,6 +143,20 @@ async fn policies_and_tokens_are_signed_while_the_root_is_away() {
 }
 
 #[tokio::test]
+async fn a_policy_outlives_the_issuing_certificate_that_it_was_signed_below() {
+    let domain = domain(30);
+    let publication = Publication { text: "mode = \"observe\"\n".into(), author: String::new(), version: None };
+    domain.authority.publish(&By::Uid(0), &publication).unwrap();
+    let signed = domain.authority.policies().now().unwrap().signed.clone();
+    domain.clock.forward(400 * DAY);
+    let now = domain.clock.unix();
+    assert!(install(&domain, &next(domain.dir.path(), &root_dir(domain.dir.path()), 30, now)).unwrap());
+    let late = domain.member("late").await;
+    assert_eq!(SignedPolicy::verify(&signed, &late.trust_bundle().unwrap()).unwrap().version(), 1);
+    assert_eq!(domain.authority.publish(&By::Uid(0), &publication).unwrap().version, 2);
+}
+
+#[tokio::test]
 async fn over_the_network_both_ends_show_the_issuing_certificate() {
     for ip in LOOPBACKS {
         let mut served =
