@@ -150,6 +150,45 @@ async fn envoy_terminates_mutual_tls_with_what_sds_gives_it() {
     envoy.kill().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_envoy_without_workload_api_gets_no_secret_and_one_that_loses_it_none_any_more() {
+    let policy = |entitled: &str| {
+        format!(
+            "mode = \"observe\"\n[[workload]]\nname = \"edge/envoy\"\nexe = \"{}\"\n{entitled}\n",
+            envoy().display()
+        )
+    };
+    let endpoint = Endpoint::with(&policy("")).await;
+    let port = free_port();
+    let mut envoy = start(&endpoint, "envoy", &greeter(port, ["default", "ROOTCA"]), "");
+    let refused = || log(&endpoint, "envoy").matches("closed: 7, no%20identity%20issued").count();
+    until("it is refused, and comes again", || {
+        assert!(envoy.try_wait().unwrap().is_none(), "envoy ended: {}", log(&endpoint, "envoy"));
+        refused() >= 2
+    })
+    .await;
+    assert_eq!(endpoint.issued().await, 0);
+    assert!(certificate_at(port).is_none(), "it has a certificate all the same");
+
+    endpoint.set_policy(&policy(ENTITLED));
+    until("it has what it is entitled to", || certificate_at(port).is_some()).await;
+    let before = refused();
+    endpoint.set_policy(&policy(""));
+    until("its stream ends, and no other is opened", || refused() > before + 1).await;
+    assert_eq!(endpoint.issued().await, 1);
+    envoy.kill().await.unwrap();
+}
+
+/// The certificate that is shown there, if one is.
+fn certificate_at(port: u16) -> Option<String> {
+    let to = format!("127.0.0.1:{port}");
+    let mut command = std::process::Command::new("openssl");
+    let output = command.args(["s_client", "-connect", &to]).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let certificate = said.split("-----BEGIN CERTIFICATE-----").nth(1)?;
+    certificate.split("-----END").next().map(str::to_owned)
+}
+
 fn log(endpoint: &Endpoint, name: &str) -> String {
     std::fs::read_to_string(endpoint.dir.path().join(format!("{name}.log"))).unwrap()
 }
