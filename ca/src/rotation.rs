@@ -14,16 +14,18 @@ pub mod issuing;
 pub mod next;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::name::NodeName;
+use rcgen::PublicKeyData as _;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use crate::certify::{self, IssueError};
+use crate::checker;
 use crate::founding::{self, Charter, OpenError};
 use crate::issuers::{Issuer, Issuers};
 use crate::key::{KeyError, RootKeyHome as _};
@@ -160,6 +162,7 @@ pub struct Rotation {
     told: watch::Sender<Arc<Roots>>,
     /// When it was last said that the issuing certificate ends.
     reminded: AtomicI64,
+    stepping: Mutex<()>,
 }
 
 /// Who signs what has to be believed by nodes that were away, too: see [`Issuers::presiding`].
@@ -176,7 +179,7 @@ impl Rotation {
         let issuers = founding::issuers(charter, store.as_ref(), clock.unix())?;
         let told = watch::Sender::new(Arc::new(issuers.told()));
         let (issuers, reminded) = (watch::Sender::new(Arc::new(issuers)), AtomicI64::new(i64::MIN));
-        Ok(Self { charter: charter.clone(), store, clock, issuers, told, reminded })
+        Ok(Self { charter: charter.clone(), store, clock, issuers, told, reminded, stepping: Mutex::default() })
     }
 
     /// As they were when they were last looked at.
@@ -277,8 +280,14 @@ impl Rotation {
         });
     }
 
+    /// Keys are made and taken away beside the store: one step of this authority after the other.
+    fn stepping(&self) -> MutexGuard<'_, ()> {
+        self.stepping.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes a step; false if it was made before.
     pub(crate) fn step(&self, by: &By, step: Step, leave: &BTreeSet<NodeName>) -> Result<bool, RotationError> {
+        let _one = self.stepping();
         loop {
             let issuers = self.fresh()?;
             let made = match step {
@@ -324,7 +333,13 @@ impl Rotation {
         match change.commit()? {
             Some(_) => Ok(Made::Now),
             None => {
-                home.discard()?;
+                // Unless it is the one that was faster's, which somebody brought here.
+                let brought = |issuer: &Issuer| {
+                    checker::read_root(&issuer.certificate).is_ok_and(|root| root.spki == key.subject_public_key_info())
+                };
+                if !self.fresh()?.all().iter().any(brought) {
+                    home.discard()?;
+                }
                 Ok(Made::Lost)
             }
         }

@@ -22,6 +22,7 @@ pub struct NextRoot {
 impl Rotation {
     /// The first step, by a root that is offline; false if it was made before.
     pub(crate) fn prepare_offline(&self, by: &By, next: &NextRoot) -> Result<bool, RotationError> {
+        let _one = self.stepping();
         loop {
             match self.prepare_next(by, self.fresh()?.record(), next)? {
                 Made::Before => return Ok(false),

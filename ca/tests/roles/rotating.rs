@@ -354,6 +354,23 @@ async fn a_join_token_of_the_time_between_admits_until_the_old_root_is_retired()
 }
 
 #[tokio::test]
+async fn who_prepares_at_the_same_moment_takes_nobodys_key_away() {
+    let domain = Domain::new();
+    for round in 0..8 {
+        let made = std::thread::scope(|scope| {
+            let preparing: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| step(&domain.authority, Step::Prepare).unwrap())).collect();
+            preparing.into_iter().map(|thread| thread.join().unwrap()).filter(|made| *made).count()
+        });
+        assert_eq!(made, 1, "in round {round}");
+        let number = stages(&domain.authority).last().unwrap().0;
+        let key = domain.dir.path().join(format!("authority/root-{number}.key"));
+        assert!(key.exists(), "{}", key.display());
+        assert!(step(&domain.authority, Step::Abandon).unwrap());
+    }
+}
+
+#[tokio::test]
 async fn tokens_of_both_roots_are_believed_between_activation_and_retirement() {
     use bonafide_ca::AuthorityLink as _;
     use bonafide_ca::jwt::JwtOrder;
