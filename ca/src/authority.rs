@@ -331,7 +331,8 @@ impl Authority {
         }
     }
 
-    /// The PKI says whose the name is, also if it is in use; who was sent away comes again when the operator says so.
+    /// The PKI says whose the name is, also if it is in use; who was sent away or is suspect comes again when the operator says
+    /// so. A copy of the certificate's key alone is no reason to believe that a member's name has moved to another machine.
     fn admit_certified(
         &self,
         application: &Application,
@@ -347,6 +348,9 @@ impl Authority {
             if seen.as_ref().is_some_and(|seen| seen.evicted.is_some()) {
                 return Err(MembershipRefusal::Evicted(application.node.clone()));
             }
+            if let Some(member) = seen.as_ref().filter(|seen| now <= seen.not_after) {
+                self.may_come_again(application, member)?;
+            }
             let record = self.place(application, seen.as_ref(), grant, now);
             let mut change = self.store.change();
             change.node(&application.node, seen.as_ref(), &record)?;
@@ -358,6 +362,20 @@ impl Authority {
                 self.not_banned(application)?;
                 return Ok(self.membership(certified, &done));
             }
+        }
+    }
+
+    /// A member whose certificates last may have lost its state, or have been set up anew, on the same machine.
+    fn may_come_again(&self, application: &Application, member: &NodeRecord) -> Result<(), MembershipRefusal> {
+        let Application { node, bios_uuid, machine_id, .. } = application;
+        let now = Machine { bios_uuid: bios_uuid.clone(), machine_id: machine_id.clone() };
+        let joined = Machine { bios_uuid: member.bios_uuid.clone(), machine_id: member.machine_id.clone() };
+        if now.hardware() != joined.hardware() {
+            self.same_machine(node, member, &now)?;
+        }
+        match &member.suspect {
+            Some(why) => Err(MembershipRefusal::Suspect(node.clone(), why.clone())),
+            None => Ok(()),
         }
     }
 

@@ -23,6 +23,11 @@ impl Machine {
         plain(&self.bios_uuid) && plain(&self.machine_id)
     }
 
+    /// What may be the same machine set up anew still says as before: its BIOS UUID, or what there is where it has none.
+    pub(crate) fn hardware(&self) -> &str {
+        if self.bios_uuid.is_empty() { &self.machine_id } else { &self.bios_uuid }
+    }
+
     /// Reads both. `told`: the UUID as root read it, for a daemon that is not root.
     pub(crate) fn read(told: Option<&str>) -> Self {
         let read = first_line("/sys/class/dmi/id/product_uuid");

@@ -77,6 +77,11 @@ pub enum MembershipRefusal {
     /// It was sent away.
     #[error("node {0} was evicted; it must join with a new token")]
     Evicted(NodeName),
+    /// Somebody may have a copy of it.
+    #[error(
+        "node {0} is suspect ({1}); `bonafide node clear {0}` at the authority lifts that, or a token bound to its name"
+    )]
+    Suspect(NodeName, String),
     /// It shall not be a member.
     #[error("node {0} is banned, as {1}; `bonafide node unban {1}` at the authority lifts that")]
     Banned(NodeName, NodeName),
@@ -126,6 +131,7 @@ impl MembershipRefusal {
             Self::WrongProof => "wrong-proof",
             Self::RootRetired(_) => "root-retired",
             Self::Evicted(_) => "evicted",
+            Self::Suspect(..) => "suspect",
             Self::Banned(..) => "banned",
             Self::NotGranted(..) => "not-granted",
             Self::WorkloadRevoked(_) => "workload-revoked",
@@ -154,6 +160,7 @@ impl MembershipRefusal {
             | Self::Replaced(_)
             | Self::RootRetired(_)
             | Self::Evicted(_)
+            | Self::Suspect(..)
             | Self::Banned(..)
             | Self::NotGranted(..)
             | Self::WorkloadRevoked(_)

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
+use bonafide_ca::attestor::Proof;
 use bonafide_ca::node::MembershipError;
+use bonafide_ca::store::By;
 use bonafide_ca::{AuthorityLink as _, Machine, NodeCa, NodeSetup};
 use bonafide_proto::record::Reason;
 use bonafide_proto::svid::{Expect, PeerSvid};
@@ -122,6 +124,38 @@ async fn a_machine_of_another_name_is_refused_and_the_node_is_suspect() {
     }
 }
 
+/// What a machine of these identifiers applies by.
+fn application(node: &str, bios_uuid: &str, machine_id: &str) -> bonafide_ca::Application {
+    bonafide_ca::Application {
+        node: node.parse().unwrap(),
+        signing_csr: csr(&[]),
+        authentication_csr: csr(&[]),
+        bios_uuid: bios_uuid.into(),
+        machine_id: machine_id.into(),
+    }
+}
+
+#[tokio::test]
+async fn a_copied_certificate_of_another_pki_takes_no_members_name_to_another_machine() {
+    let domain = Domain::new();
+    let certified = |node: &str, bios_uuid: &str, machine_id: &str| {
+        let application = application(node, bios_uuid, machine_id);
+        domain.authority.enrol(&application, Proof::Certified(None)).map(drop).map_err(|refusal| refusal.as_str())
+    };
+    assert_eq!(certified("a", "board-1", "first"), Ok(()));
+    assert_eq!(certified("a", "board-1", "set-up-anew"), Ok(()));
+    assert_eq!(certified("a", "board-2", "set-up-anew"), Err("machine-changed"));
+    assert_eq!(certified("a", "board-1", "set-up-anew"), Err("suspect"), "until its operator has looked");
+    domain.authority.clear_suspicion(&By::Uid(0), &"a".parse().unwrap(), "looked").unwrap();
+    assert_eq!(certified("a", "board-1", "set-up-anew"), Ok(()));
+    // Where there is no UUID, the machine ID is all there is.
+    assert_eq!(certified("b", "", "first"), Ok(()));
+    assert_eq!(certified("b", "", "second"), Err("machine-changed"));
+    // Nobody is a member by certificates that have expired.
+    domain.clock.forward(i64::from(INTERMEDIATE_TTL) + 1);
+    assert_eq!(certified("a", "board-2", "second"), Ok(()));
+}
+
 #[tokio::test]
 async fn a_token_may_be_for_one_machine_alone() {
     let domain = Domain::new();
@@ -129,13 +163,7 @@ async fn a_token_may_be_for_one_machine_alone() {
         let terms = bonafide_ca::authority::TokenTerms { ttl: 600, bios_uuid: Some(uuid.into()), ..Default::default() };
         domain.authority.create_token(terms).unwrap().0
     };
-    let apply = |bios_uuid: &str| bonafide_ca::Application {
-        node: "a".parse().unwrap(),
-        signing_csr: csr(&[]),
-        authentication_csr: csr(&[]),
-        bios_uuid: bios_uuid.into(),
-        machine_id: String::new(),
-    };
+    let apply = |bios_uuid: &str| application("a", bios_uuid, "");
     let token = bound("4C4C4544-0042");
     for other in ["", "4c4c4544-0043"] {
         let refused = domain.authority.join(token.secret(), &apply(other)).unwrap_err();
