@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::name::NodeName;
+use bonafide_proto::svid::PeerSvid;
 use bonafide_proto::wire::authority as wire;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -130,8 +131,7 @@ impl wire::membership_server::Membership for MembershipService {
                 .inspect_err(|refusal| {
                     let (who, reason) = (svid.id().path(), refusal.as_str());
                     tracing::warn!(node = who, from = address, reason, "refused to follow");
-                    let by = svid.id().node_name().map_or(By::Daemon, By::Node);
-                    following_at.note_refused("follow-refused", &by, who, refusal);
+                    refused(&following_at, "follow-refused", &svid, refusal);
                 })
                 .map_err(Status::from)
         });
@@ -184,7 +184,10 @@ impl wire::membership_server::Membership for MembershipService {
         let svid = peer.svid.ok_or(MembershipRefusal::NoSvid)?;
         let authority = self.0.clone();
         blocking(move || {
-            let points = authority.jwt_keys(&svid)?.iter().map(|key| key.point().to_vec()).collect();
+            let keys = authority
+                .jwt_keys(&svid)
+                .inspect_err(|refusal| refused(&authority, "jwt-keys-refused", &svid, refusal))?;
+            let points = keys.iter().map(|key| key.point().to_vec()).collect();
             Ok(Response::new(wire::ListJwtKeysResponse { points }))
         })
         .await
@@ -203,7 +206,11 @@ impl wire::membership_server::Membership for MembershipService {
         let left = svid.not_after().saturating_sub(authority.clock().unix());
         let (expelling, followed) = (authority.clone(), authority.clone());
         let node = svid.id().node_name().ok_or(MembershipRefusal::NoSvid)?;
-        let (follower, came_by) = blocking(move || Ok(followed.follow_policy(&svid)?)).await?;
+        let (follower, came_by) = blocking(move || {
+            let outcome = followed.follow_policy(&svid);
+            Ok(outcome.inspect_err(|refusal| refused(&followed, "follow-refused", &svid, refusal))?)
+        })
+        .await?;
         let (to, told) = mpsc::channel(1);
         let says = request.into_inner();
         tokio::spawn(async move {
@@ -232,7 +239,11 @@ impl wire::membership_server::Membership for MembershipService {
         let left = svid.not_after().saturating_sub(authority.clock().unix());
         let (expelling, seated_at) = (authority.clone(), authority.clone());
         let node = svid.id().node_name().ok_or(MembershipRefusal::NoSvid)?;
-        let (seat, came_by) = blocking(move || Ok(seated_at.share_flows(&svid)?)).await?;
+        let (seat, came_by) = blocking(move || {
+            let outcome = seated_at.share_flows(&svid);
+            Ok(outcome.inspect_err(|refusal| refused(&seated_at, "share-refused", &svid, refusal))?)
+        })
+        .await?;
         let (to, given) = mpsc::channel(1);
         let mut offered = request.into_inner();
         tokio::spawn(async move {
@@ -276,10 +287,13 @@ impl Enrolment {
         let evidence = Evidence::try_from(evidence).map_err(|e| bad_request(&e.to_string()))?;
         let claim = Claim::new(&application, &self.peer.session, self.authority.clock().unix());
         let outcome = self.attest(&claim, evidence, to).await;
-        let (authority, from) = (self.authority.clone(), self.peer.address.to_string());
+        let (authority, address) = (self.authority.clone(), self.peer.address);
         blocking(move || {
-            let outcome = outcome.and_then(|proof| authority.enrol(&application, proof));
-            answer("enrol", application.node.as_str(), &from, outcome).map(Response::into_inner)
+            let node = application.node.as_str();
+            let outcome = outcome.and_then(|proof| authority.enrol(&application, proof)).inspect_err(|refusal| {
+                authority.note_refused("admission-refused", &By::Stranger(address), node, refusal);
+            });
+            answer("enrol", node, &address.to_string(), outcome).map(Response::into_inner)
         })
         .await
     }
@@ -451,6 +465,12 @@ fn answer(
             Err(refusal.into())
         }
     }
+}
+
+/// Writes down what somebody was refused who showed this certificate.
+fn refused(authority: &Authority, act: &'static str, svid: &PeerSvid, refusal: &MembershipRefusal) {
+    let by = svid.id().node_name().map_or(By::Daemon, By::Node);
+    authority.note_refused(act, &by, svid.id().path(), refusal);
 }
 
 fn membered(issued: &Membership) -> wire::Membered {

@@ -43,6 +43,7 @@ impl fmt::Display for By {
 pub struct Event {
     pub(super) act: &'static str,
     pub(super) by: String,
+    of_stranger: bool,
     pub(super) about: BTreeMap<String, String>,
 }
 
@@ -53,7 +54,7 @@ impl Event {
     /// An act, such as `token-created`.
     #[must_use]
     pub fn new(act: &'static str, by: &By) -> Self {
-        Self { act, by: by.to_string(), about: BTreeMap::new() }
+        Self { act, by: by.to_string(), of_stranger: matches!(by, By::Stranger(_)), about: BTreeMap::new() }
     }
 
     /// To what it was done, or how; never a secret.
@@ -78,12 +79,18 @@ impl Event {
     }
 }
 
-/// Strangers can be refused as often as they like: so many refusals are written in a minute, the others counted.
+/// Anybody can be refused as often as he likes: so many refusals are written in a minute, the others counted.
 const REFUSALS: u32 = 120;
 
-/// The refusals of this minute.
+/// The refusals of this minute: of strangers, and of all others, so that strangers cannot hide what members are refused.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(Mutex<Minute>);
+pub(super) struct Refusals {
+    strangers: Kind,
+    others: Kind,
+}
+
+#[derive(Debug, Default)]
+struct Kind(Mutex<Minute>);
 
 #[derive(Debug, Default)]
 struct Minute {
@@ -93,6 +100,13 @@ struct Minute {
 }
 
 impl Refusals {
+    fn due(&self, of_stranger: bool, unix: i64) -> Option<u64> {
+        let kind = if of_stranger { &self.strangers } else { &self.others };
+        kind.due(unix)
+    }
+}
+
+impl Kind {
     /// How many were left out before the one that is written now; `None`: it is left out, too.
     fn due(&self, unix: i64) -> Option<u64> {
         let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,7 +125,7 @@ impl Refusals {
 impl Store {
     /// Writes down that something was refused. What cannot be written is logged: the refusal stands all the same.
     pub fn refused(&self, event: Event) {
-        let Some(left_out) = self.refusals.due(self.clock.unix()) else { return };
+        let Some(left_out) = self.refusals.due(event.of_stranger, self.clock.unix()) else { return };
         let mut change = self.change();
         change.note(if left_out == 0 { event } else { event.with("not-written-before", left_out) });
         if let Err(e) = change.commit() {
@@ -171,10 +185,12 @@ mod tests {
     #[test]
     fn a_flood_of_refusals_is_counted() {
         let refusals = Refusals::default();
-        let written = (0..1000).filter(|_| refusals.due(1_800_000_000).is_some()).count();
+        let due = |unix| refusals.due(true, unix);
+        let written = (0..1000).filter(|_| due(1_800_000_000).is_some()).count();
         assert_eq!(written, 120);
-        assert_eq!(refusals.due(1_800_000_060), Some(880));
-        assert_eq!(refusals.due(1_800_000_060), Some(0));
+        assert_eq!(refusals.due(false, 1_800_000_000), Some(0), "hidden by strangers");
+        assert_eq!(due(1_800_000_060), Some(880));
+        assert_eq!(due(1_800_000_060), Some(0));
     }
 
     #[test]
