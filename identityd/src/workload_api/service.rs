@@ -133,6 +133,10 @@ impl SpiffeWorkloadApi for WorkloadApi {
         let told = self.subscriptions.told(&caller, Wants::Bundle).await.map_err(|refusal| status(&refusal))?;
         let proven = told.trust.jwt.verify(&svid, &audience, self.clock.unix());
         let proven = proven.map_err(|e| Status::invalid_argument(e.to_string()))?;
+        // Whoever it is shown to takes it for that workload.
+        if let Some(why) = proven.id.workload_name().and_then(|of| self.subscriptions.revoked(&of)) {
+            return Err(Status::invalid_argument(format!("the token is worth nothing: {why}")));
+        }
         Ok(Response::new(jwt::validated(proven)))
     }
 

@@ -74,14 +74,23 @@ struct Shared {
 impl Shared {
     /// Nobody is a revoked workload, whatever certificate is at hand.
     fn not_revoked(&self, workload: &WorkloadName) -> Result<(), AttestRefusal> {
-        match self.authority.quarantine().borrow().revoked.workload(workload) {
-            Some((_, why)) => Err(AttestRefusal::new(AttestReason::WorkloadRevoked, why)),
+        match self.revoked(workload) {
+            Some(why) => Err(AttestRefusal::new(AttestReason::WorkloadRevoked, why)),
             None => Ok(()),
         }
+    }
+
+    fn revoked(&self, workload: &WorkloadName) -> Option<String> {
+        self.authority.quarantine().borrow().revoked.workload(workload).map(|(_, why)| why)
     }
 }
 
 impl Subscriptions {
+    /// Why a workload is worth nothing any more, if it is revoked.
+    pub(super) fn revoked(&self, workload: &WorkloadName) -> Option<String> {
+        self.0.revoked(workload)
+    }
+
     pub(super) fn new(
         attests: Arc<dyn Entitles>,
         authority: Authority,

@@ -1,11 +1,12 @@
 //! The JWT-SVID profile: tokens, the keys by which they are checked, and checking them.
 
 use bonafide_proto::endpoint;
+use bonafide_proto::wire::authority::revoke_request::What;
 use bonafide_proto::wire::node as wire;
 use bonafide_proto::wire::node::issuance_client::IssuanceClient;
 use serde_json::Value;
 
-use crate::endpoint::{Endpoint, PATIENCE};
+use crate::endpoint::{ENTITLED, Endpoint, PATIENCE, policy};
 use crate::program::{Program, refusal};
 
 /// Waits until the node's CA has asked its authority for them.
@@ -87,6 +88,27 @@ async fn w_11_a_token_is_validated_in_full_and_answered_with_its_claims() {
     endpoint.travel(bonafide_ca::jwt::JWT_TTL + 31);
     let late = program.asked(&format!("validate db {}", token(&said))).await;
     assert_eq!(refusal(&late), ("InvalidArgument", "the token has expired"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_a_workload_that_was_revoked_since_is_worth_nothing() {
+    let (endpoint, mut program) = start().await;
+    let asks = format!("validate db {}", token(&program.asked("jwt db").await));
+    // From now on the program is another one, whom nobody revoked.
+    endpoint.set_policy(&policy("shop/api", ENTITLED));
+    let mut other = Program::start(&endpoint.socket());
+    while !other.asked("jwt-as spiffe://example.org/shop/api db").await["svids"].is_array() {}
+    let valid = other.asked(&asks).await;
+    assert!(valid["claims"].is_array(), "{valid}");
+    endpoint.revoke(What::Workload("shop/web".into()), false).await;
+    let refused = loop {
+        let said = other.asked(&asks).await;
+        if !said["claims"].is_array() {
+            break said;
+        }
+    };
+    assert_eq!(refusal(&refused).0, "InvalidArgument");
+    assert!(refusal(&refused).1.contains("shop/web is revoked"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
