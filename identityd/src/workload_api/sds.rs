@@ -12,6 +12,7 @@
 //! Envoy's requests cannot carry the Workload API's header unless it is configured; they need none here.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::pem::pem;
@@ -97,6 +98,9 @@ impl SecretDiscoveryService for Sds {
     }
 }
 
+/// How long a stream may be open before it asks for something: nobody has been attested until then.
+const FIRST_WORD: Duration = Duration::from_secs(5);
+
 /// Until either side ends.
 async fn answer(
     mut follower: Follower,
@@ -104,7 +108,9 @@ async fn answer(
     to: &mpsc::Sender<Result<discovery::DiscoveryResponse, Status>>,
 ) -> Result<(), Status> {
     let mut exchange = Exchange::default();
-    let Some(first) = requests.message().await? else { return Ok(()) };
+    let late = |_| Status::deadline_exceeded("no request came on this stream");
+    let first = tokio::time::timeout(FIRST_WORD, requests.message()).await.map_err(late)?;
+    let Some(first) = first? else { return Ok(()) };
     exchange.hears(first)?;
     loop {
         let told = follower.look(exchange.wants()).await.map_err(|refusal| status(&refusal))?;
