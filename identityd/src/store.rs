@@ -7,9 +7,12 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bonafide_proto::fingerprint::Digest;
+use bonafide_proto::room;
 
 /// Bytes of cache: everything is in the daemon's own memory already.
 const CACHE: u64 = 1 << 20;
@@ -39,6 +42,9 @@ pub(crate) struct Kind {
 pub(crate) struct Store {
     records: sled::Tree,
     name: &'static str,
+    without: &'static str,
+    /// The last write failed.
+    failing: Arc<AtomicBool>,
 }
 
 /// Why there is no store.
@@ -55,9 +61,14 @@ pub(crate) enum StoreError {
 }
 
 impl StoreError {
-    /// Another daemon has it, or anybody.
+    /// Another daemon has it, or anybody; or the disk is full, which is no fault of the store.
     fn is_final(&self) -> bool {
-        self.is_held() || matches!(self, Self::Shared)
+        self.is_held() || self.is_full() || matches!(self, Self::Shared)
+    }
+
+    fn is_full(&self) -> bool {
+        let (Self::Io(e) | Self::Sled(sled::Error::Io(e))) = self else { return false };
+        matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
 
     /// sled reports its file lock as an I/O error of its own wording.
@@ -114,7 +125,8 @@ impl Store {
                 db.drop_tree(other)?;
             }
         }
-        Ok(Self { records: db.open_tree(name)?, name: kind.name })
+        let (records, failing) = (db.open_tree(name)?, Arc::default());
+        Ok(Self { records, name: kind.name, without: kind.without, failing })
     }
 
     fn entries<T>(&self, most: usize, read: &impl Fn(&[u8], &[u8]) -> Option<T>) -> Result<Vec<T>, StoreError> {
@@ -136,15 +148,20 @@ impl Store {
 
     /// Keeps one more, or something else under this key.
     pub(crate) fn add(&self, key: &[u8], content: &[u8]) {
-        if let Err(e) = self.records.insert(key, sealed(key, content)) {
-            tracing::warn!(error = %e, "one of the {} is not kept", self.name);
-        }
+        self.written(self.records.insert(key, sealed(key, content)), "not kept");
     }
 
     /// Keeps it no longer.
     pub(crate) fn remove(&self, key: &[u8]) {
-        if let Err(e) = self.records.remove(key) {
-            tracing::warn!(error = %e, "one of the {} is kept needlessly", self.name);
+        self.written(self.records.remove(key), "kept needlessly");
+    }
+
+    /// A disk that is full is said to be so once, and not at each program that begins.
+    fn written<T>(&self, outcome: sled::Result<T>, what: &str) {
+        let failed = outcome.is_err();
+        let before = self.failing.swap(failed, Ordering::Relaxed);
+        if let Some(e) = outcome.err().filter(|_| !before) {
+            tracing::warn!(error = %e, "one of the {} is {what}, and perhaps more to come; after a restart {}", self.name, self.without);
         }
     }
 }
@@ -162,6 +179,7 @@ fn marked<T>(
         fs::remove_file(&mark)?;
         return Err(StoreError::Fatal);
     }
+    room::check(directory, room::OF_STORE)?;
     fs::File::create(&mark)?;
     let opened = Store::open_free(path, kind).and_then(|store| Ok((store.entries(kind.most, read)?, store)));
     fs::remove_file(&mark)?;
@@ -246,6 +264,50 @@ mod tests {
         store.records.flush().unwrap();
     }
 
+    /// A file system of its own, and small.
+    struct Small(tempfile::TempDir);
+
+    impl Small {
+        fn mount(&self, options: &str) {
+            let mut mount = std::process::Command::new("mount");
+            let mounted =
+                mount.args(["-t", "tmpfs", "-o", options, "bonafide-test"]).arg(self.0.path()).status().unwrap();
+            assert!(mounted.success());
+        }
+    }
+
+    impl Drop for Small {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_survived_and_what_was_kept_before_is_known_again() {
+        let small = Small(tempfile::tempdir().unwrap());
+        small.mount("size=4m,mode=0755");
+        let at = small.0.path();
+        filled(at, 100);
+        // Something else takes the room that is left.
+        let mut other = fs::File::create(at.join("other")).unwrap();
+        while io::Write::write_all(&mut other, &[1; 4096]).is_ok() {}
+        let (store, entries) = open(at);
+        assert!(store.is_none() && entries.is_empty(), "without room it stays closed");
+        drop(other);
+        fs::remove_file(at.join("other")).unwrap();
+        let store = open(at).0.unwrap();
+        (100..50_000).for_each(|n| put(&store, n));
+        let flushed = store.records.flush();
+        assert!(flushed.is_err() || store.failing.load(Ordering::Relaxed), "the disk was never full");
+        drop(store);
+        small.mount("remount,size=64m");
+        let (store, entries) = open(at);
+        let known = (0..100).map(entry).filter(|entry| entries.contains(entry)).count();
+        assert_eq!(known, 100, "of those that were kept before");
+        store.unwrap().remove(&7_u64.to_be_bytes());
+        assert!(!open(at).1.contains(&entry(7)), "it is written again");
+    }
+
     #[test]
     fn what_was_kept_is_known_again_and_what_was_removed_is_not() {
         let dir = tempfile::tempdir().unwrap();
@@ -271,7 +333,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         {
             let db = sled::open(dir.path().join("numbers")).unwrap();
-            let of = |tree| Store { records: db.open_tree(tree).unwrap(), name: "numbers" };
+            let of = |tree| Store {
+                records: db.open_tree(tree).unwrap(),
+                name: "numbers",
+                without: NUMBERS.without,
+                failing: Arc::default(),
+            };
             put(&of("boot 00000000-0000-0000-0000-000000000000 format 1".to_owned()), 1);
             put(&of(tree_name("0").unwrap()), 2);
             db.flush().unwrap();

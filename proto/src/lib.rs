@@ -23,6 +23,7 @@ pub mod program;
 pub mod record;
 pub mod refusal;
 pub mod revoked;
+pub mod room;
 pub mod signed_policy;
 pub mod spiffe_bundle;
 pub mod svid;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bonafide_proto::room;
 use sled::Transactional as _;
 use sled::transaction::{ConflictableTransactionError, TransactionError, TransactionalTree};
 use tokio::sync::watch;
@@ -49,6 +50,10 @@ impl Embedded {
     /// [`StoreError::InUse`] for a second daemon, [`StoreError::Damaged`] for files that cannot be read.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |e| convert(path, e);
+        if path.exists() {
+            let directory = path.parent().unwrap_or(path);
+            room::check(directory, room::OF_STORE).map_err(|e| io_error(path, &e))?;
+        }
         let began = Instant::now();
         let db = loop {
             match sled::Config::new().path(path).cache_capacity(CACHE).open().map_err(failed) {

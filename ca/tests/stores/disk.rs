@@ -81,6 +81,20 @@ fn a_full_disk_is_an_error_and_what_was_acknowledged_stays() {
     note(&store, kept).unwrap();
 }
 
+#[test]
+fn a_store_that_is_opened_on_a_full_disk_loses_nothing() {
+    let small = Small::new();
+    let store = open(&small.path).unwrap();
+    (0..50).for_each(|n| note(&store, n).unwrap());
+    drop(store);
+    let filling = fill(&small.path);
+    let refused = open(&small.path).unwrap_err();
+    assert!(refused.to_string().contains("No space left on device"), "{refused}");
+    std::fs::remove_file(filling).unwrap();
+    let entries = crate::audit::verify(&open(&small.path).unwrap()).unwrap();
+    assert_eq!(entries.iter().filter(|entry| entry.act == "tested").count(), 50);
+}
+
 fn fingerprint() -> Fingerprint {
     let absent = || Evidence::Absent("not looked for".into());
     let exe = HashedFile { path: "/usr/bin/python3".into(), digest: Digest([1; 32]) };
