@@ -18,7 +18,7 @@ use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_stream::StreamExt as _;
@@ -51,6 +51,8 @@ const ANSWER: Duration = Duration::from_secs(20);
 const ALIVE: Duration = Duration::from_secs(1);
 /// How long it may take to say so.
 const SILENCE: Duration = Duration::from_secs(3);
+/// Tokens that are signed at once.
+const SIGNING: usize = 2;
 /// The largest answer that is read, in bytes.
 const ANSWER_MAX: usize = 1024 * 1024;
 /// The largest policy that is read, in bytes, with what the message adds to it.
@@ -82,12 +84,13 @@ impl Remote {
     }
 
     fn of(addresses: &[String], clock: &SharedClock, patience: Duration) -> Self {
-        let following = Arc::<Mutex<_>>::default();
+        let (following, signing) = (Arc::<Mutex<_>>::default(), Arc::new(Semaphore::new(SIGNING)));
         let door = |address: &String| Door {
             address: address.clone(),
             clock: clock.clone(),
             patience,
             following: Arc::clone(&following),
+            signing: Arc::clone(&signing),
         };
         Self { doors: addresses.iter().map(door).collect(), current: AtomicUsize::new(0) }
     }
@@ -207,6 +210,9 @@ struct Door {
     patience: Duration,
     /// The newest connection by which the node follows, of all doors: what else it is told comes by the same one.
     following: Arc<Mutex<Option<Client>>>,
+    /// Room for those that have a token signed: programs ask for them as often as they like, and the authority takes few
+    /// connections of one node, by which it also has to renew and to be told things.
+    signing: Arc<Semaphore>,
 }
 
 impl Door {
@@ -398,6 +404,9 @@ impl Door {
     }
 
     async fn sign_jwt(&self, member: &Member, order: &JwtOrder) -> Result<String, LinkError> {
+        let busy = || self.unreachable("too many tokens are waited for");
+        let place = tokio::time::timeout(ANSWER, self.signing.acquire()).await.map_err(|_| busy())?;
+        let _place = place.map_err(|_| busy())?;
         let mut client = self.client(member.bundle().clone(), Some(member)).await?;
         let request = wire::SignJwtRequest {
             workload: order.workload.to_string(),
