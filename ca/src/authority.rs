@@ -307,6 +307,7 @@ impl Authority {
             if let Some(done) = change.commit()? {
                 // A ban of this very moment revokes what has a record; one that came before the record is seen now.
                 self.not_banned(application)?;
+                self.replaced(&application.node, seen.as_ref(), now);
                 return Ok(self.membership(certified, &done));
             }
         }
@@ -360,6 +361,7 @@ impl Authority {
             let certified = self.certify(&application.node, &keys, &record, &mut change, now)?;
             if let Some(done) = change.commit()? {
                 self.not_banned(application)?;
+                self.replaced(&application.node, seen.as_ref(), now);
                 return Ok(self.membership(certified, &done));
             }
         }
@@ -448,6 +450,11 @@ impl Authority {
             let (node, record) = self.current(peer, now)?;
             self.same_machine(&node, &record, machine)?;
             self.check_settled()?;
+            // Nobody who has a newer one renews by an older one, not even while what was on its way is taken.
+            let shown = self.store.entry(peer.serial())?.and_then(|entry| entry.number).unwrap_or(0);
+            if shown < record.active {
+                return Err(self.superseded(&node, &record, shown)?);
+            }
             // It joined, renewed, or said what it holds at this very moment: it is judged by that.
             if let Some(membership) = self.recertify(&node, &keys, &record, now)? {
                 return Ok(membership);
@@ -873,16 +880,7 @@ impl Authority {
         now: i64,
     ) -> Result<NodeRecord, MembershipRefusal> {
         if number < record.active && now.saturating_sub(record.activated) > HANDOVER {
-            let active = record.active;
-            let why = format!("it showed its certificate {number} after its certificate {active} was in use");
-            self.suspect(node, &why)?;
-            let older = "a newer one was in use when an older one was shown";
-            let (by, through) = (By::Daemon, active.saturating_sub(1));
-            let revoked = self.quarantine.revoke_node(&by, node, through, record.not_after, false, older);
-            if let Err(e) = revoked {
-                tracing::error!(%node, error = %e, "what the superseded keys issue is not revoked");
-            }
-            return Err(MembershipRefusal::Superseded(node.clone()));
+            return Err(self.superseded(node, &record, number)?);
         }
         if number <= record.active {
             return Ok(record);
@@ -896,6 +894,35 @@ impl Authority {
         let changed = self.change_node(node, Some(event), activate)?;
         tracing::info!(%node, number, "its renewed certificate is in use");
         changed.ok_or_else(|| MembershipRefusal::NotAMember(node.clone()))
+    }
+
+    /// Two have the node's keys.
+    fn superseded(
+        &self,
+        node: &NodeName,
+        record: &NodeRecord,
+        number: u64,
+    ) -> Result<MembershipRefusal, MembershipRefusal> {
+        let active = record.active;
+        let why = format!("it showed its certificate {number} after its certificate {active} was in use");
+        self.suspect(node, &why)?;
+        let older = "a newer one was in use when an older one was shown";
+        self.revoke_through(node, active.saturating_sub(1), record.not_after, older);
+        Ok(MembershipRefusal::Superseded(node.clone()))
+    }
+
+    /// Whoever had the name before has it no longer, nor do its programs.
+    fn replaced(&self, node: &NodeName, before: Option<&NodeRecord>, now: i64) {
+        if let Some(before) = before.filter(|before| now <= before.not_after) {
+            self.revoke_through(node, before.number, before.not_after, "it was admitted anew");
+        }
+    }
+
+    /// What was issued to a node up to this number is worth nothing any more, nor what it issued by that.
+    fn revoke_through(&self, node: &NodeName, through: u64, until: i64, reason: &str) {
+        if let Err(e) = self.quarantine.revoke_node(&By::Daemon, node, through, until, false, reason) {
+            tracing::error!(%node, through, error = %e, "what was issued to the node before is not revoked");
+        }
     }
 
     /// The identifiers of its machine are those of the one that joined. Where there was none, there is none.

@@ -124,6 +124,20 @@ async fn a_machine_of_another_name_is_refused_and_the_node_is_suspect() {
     }
 }
 
+#[tokio::test]
+async fn a_copy_that_renews_when_newer_keys_are_in_use_shows_itself_at_once() {
+    let served = Served::on("127.0.0.1").await;
+    drop(served.member("a").await);
+    let clone = clone_of(&served, "a");
+    let node = Arc::new(NodeCa::open(setup(served.dir.path(), "a"), served.clock.clone()).unwrap());
+    node.renew(&served.link()).await.unwrap();
+    node.follow_once(&served).await.unwrap();
+    // Within the time in which it could still come to listen.
+    assert_eq!(refusal(&clone.renew(&served.link()).await.unwrap_err()), "superseded");
+    assert!(suspicion(&served, "a").await.contains("certificate 1 after its certificate 2"));
+    node.renew(&served.link()).await.unwrap();
+}
+
 /// What a machine of these identifiers applies by.
 fn application(node: &str, bios_uuid: &str, machine_id: &str) -> bonafide_ca::Application {
     bonafide_ca::Application {

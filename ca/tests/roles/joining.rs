@@ -9,8 +9,9 @@ use bonafide_ca::member::Member;
 use bonafide_ca::mesh::Held;
 use bonafide_ca::node::MembershipError;
 use bonafide_ca::policies::PolicyHeld;
-use bonafide_ca::{Application, AuthorityLink, Embedded, JoinToken, LinkError, Machine, Membership};
+use bonafide_ca::{Application, AuthorityLink, Embedded, JoinToken, LinkError, Machine, Membership, NodeCa};
 use bonafide_proto::jwt::JwtKey;
+use bonafide_proto::record::Reason;
 use bonafide_proto::svid::Expect;
 use bonafide_proto::token::Secret;
 use bonafide_proto::wire::authority as wire;
@@ -102,6 +103,14 @@ async fn a_token_bound_to_the_name_lets_a_machine_come_back_and_shuts_the_old_on
     after.join(&served.link(), &served.token("a").await).await.unwrap();
     assert_eq!(refusal(&before.renew(&served.link()).await.unwrap_err()), "membership-replaced");
     after.renew(&served.link()).await.unwrap();
+    // What the old one still issues is worth nothing, and what the new one issues is.
+    let issued = |node: &NodeCa| {
+        let leaf = node.issue_leaf(&"shop/web".parse().unwrap(), &fingerprint(), &csr(&[])).unwrap();
+        let proven = after.trust_bundle().unwrap().verify(&leaf.chain, instant(&served.clock), Expect::Workload);
+        let revoked = after.mesh().borrow().revoked.clone();
+        revoked.issuer(proven.unwrap().issuer().unwrap()).map(|(reason, _)| reason)
+    };
+    assert_eq!((issued(&before), issued(&after)), (Some(Reason::NodeRevoked), None));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
