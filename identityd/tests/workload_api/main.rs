@@ -22,4 +22,5 @@ mod program;
 mod python;
 mod requests;
 mod revoked;
+mod sds;
 mod x509;
