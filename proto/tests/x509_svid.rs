@@ -103,6 +103,21 @@ impl Mesh {
 }
 
 #[test]
+fn id_6_the_id_and_the_key_are_in_what_is_signed() {
+    let mesh = Mesh::new();
+    let right = mesh.sign(&leaf());
+    let at = |part: &[u8]| right.windows(part.len()).position(|seen| seen == part).unwrap();
+    // The last character of the ID, and a byte of the key's point (RFC 5480 §2: after the curve, and the bit string's head).
+    let curve = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+    for (place, changed) in [(at(b"/web/api") + 7, b'j'), (at(&curve) + curve.len() + 10, 0)] {
+        let mut der = right.to_vec();
+        der[place] = if der[place] == changed { 1 } else { changed };
+        let refused = mesh.verify(&[der.into(), mesh.intermediate.clone()]).unwrap_err();
+        assert!(matches!(refused, SvidError::Path(_)), "{refused}");
+    }
+}
+
+#[test]
 fn a_leaf_that_breaks_no_rule_is_accepted() {
     assert_eq!(Mesh::new().verdict(|_| {}).unwrap(), "spiffe://example.org/web/api");
 }

@@ -115,7 +115,7 @@ async fn w_8_our_own_bundle_is_there_under_the_id_of_its_trust_domain_and_no_oth
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn w_2_the_first_message_is_whole_and_the_next_comes_at_half_life_and_is_whole_too() {
+async fn w_2_the_first_message_is_whole_and_the_next_comes_at_half_life_and_w_3_is_whole_too() {
     let endpoint = Endpoint::start().await;
     let mut program = Program::start(&endpoint.socket());
     let first = program.asked("svids").await;
