@@ -214,9 +214,7 @@ impl Stage {
                 replace(&self.file("script.py"), format!("{SCRIPT}# {}\n", self.round).as_bytes())
             }
             // No two rounds have a digest in common.
-            Cause::ExecutableReplaced | Cause::Quarantine => {
-                replace(&self.file("fresh"), &distinct(&self.native, self.round))
-            }
+            _ if cause.program().0 == "fresh" => replace(&self.file("fresh"), &distinct(&self.native, self.round)),
             _ => Ok(()),
         }
     }
