@@ -7,6 +7,7 @@ pub mod audit;
 pub mod clock;
 pub mod container;
 pub mod convert;
+pub mod edge;
 pub mod endpoint;
 pub mod fetched;
 pub mod fingerprint;
