@@ -1,19 +1,20 @@
 //! Rules turned into tables, so that a decision takes the same time however many rules there are.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use crate::fault::Faults;
+use crate::first_rules::{Claims, FirstRules};
 use crate::group::Groups;
 use crate::names::End;
 use crate::outside::Outsides;
-use crate::ports::{Claims, FirstRules, Ports};
+use crate::ports::Ports;
 use crate::rule::{Action, Placed, Rule};
 
 /// The most (from, to, port range) triples that the rules together may stand for.
 const TRIPLES_MAX: usize = 1_000_000;
 
 /// An end as the tables know it: workloads that are in the same groups share what rules say about these.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Key {
     Workload(u32),
     Class(u32),
@@ -40,24 +41,15 @@ fn keys(end: End, groups: &Groups) -> Vec<Key> {
     }
 }
 
-/// What the rules say about one pair of ends.
-#[derive(Debug, Clone)]
-pub(crate) struct Pair {
-    /// The rule that decides each port.
-    pub(crate) by_port: FirstRules,
-    /// The first rule that allows some port.
-    pub(crate) allowing: Option<u32>,
-}
-
 /// The rules as tables.
 #[derive(Debug, Clone)]
 pub(crate) struct Tables {
     /// Decides.
-    pub(crate) pairs: HashMap<(Key, Key), Pair>,
+    pub(crate) pairs: FirstRules<(Key, Key)>,
     /// Explains: the first rule that allows the source to reach something on a port.
-    pub(crate) allowed_from: HashMap<Key, FirstRules>,
+    pub(crate) allowed_from: FirstRules<Key>,
     /// Explains: the first rule that allows something to reach the destination on a port.
-    pub(crate) allowed_to: HashMap<Key, FirstRules>,
+    pub(crate) allowed_to: FirstRules<Key>,
     /// Workloads and classes of them that some rule allows to reach some workload.
     pub(crate) reach_mesh: HashSet<Key>,
 }
@@ -96,9 +88,9 @@ pub(crate) fn compile(rules: &[Placed], groups: &Groups, outsides: &Outsides, fa
 #[derive(Default)]
 struct Claimed {
     triples: usize,
-    pairs: HashMap<(Key, Key), Claims>,
-    from: HashMap<Key, Claims>,
-    to: HashMap<Key, Claims>,
+    pairs: Claims<(Key, Key)>,
+    from: Claims<Key>,
+    to: Claims<Key>,
 }
 
 impl Claimed {
@@ -108,35 +100,20 @@ impl Claimed {
     }
 
     fn add(&mut self, action: Action, from: &[Key], to: Key, ports: &Ports, position: u32) {
-        for from in from {
-            self.pairs.entry((*from, to)).or_default().add(ports, position);
-            if action == Action::Allow {
-                self.from.entry(*from).or_default().add(ports, position);
-            }
-        }
+        from.iter().for_each(|from| self.pairs.add((*from, to), ports, position));
         if action == Action::Allow {
-            self.to.entry(to).or_default().add(ports, position);
+            from.iter().for_each(|from| self.from.add(*from, ports, position));
+            self.to.add(to, ports, position);
         }
     }
 
     fn settle(self, rules: &[Placed]) -> Tables {
-        let pairs: HashMap<(Key, Key), Pair> =
-            self.pairs.into_iter().map(|(ends, claims)| (ends, pair(claims.settle(), rules))).collect();
-        let between_workloads = |(from, to): &(Key, Key)| !from.is_outside() && !to.is_outside();
-        let reach_mesh = pairs
-            .iter()
-            .filter(|(ends, pair)| between_workloads(ends) && pair.allowing.is_some())
-            .map(|((from, _), _)| *from)
-            .collect();
-        let settle = |claims: HashMap<Key, Claims>| claims.into_iter().map(|(end, c)| (end, c.settle())).collect();
-        Tables { pairs, allowed_from: settle(self.from), allowed_to: settle(self.to), reach_mesh }
+        let allows = |position: u32| action_of(rules, position) == Some(Action::Allow);
+        let pairs = self.pairs.settle(allows);
+        let between_workloads = |(from, to): &&(Key, Key)| !from.is_outside() && !to.is_outside();
+        let reach_mesh = pairs.allowed().filter(between_workloads).map(|(from, _)| *from).collect();
+        Tables { pairs, allowed_from: self.from.settle(allows), allowed_to: self.to.settle(allows), reach_mesh }
     }
-}
-
-fn pair(by_port: FirstRules, rules: &[Placed]) -> Pair {
-    let allows = |position: &u32| action_of(rules, *position) == Some(Action::Allow);
-    let allowing = by_port.rules().filter(allows).min();
-    Pair { by_port, allowing }
 }
 
 fn action_of(rules: &[Placed], position: u32) -> Option<Action> {

@@ -8,8 +8,9 @@ use bonafide_proto::record::NearMiss;
 
 use crate::compile::Key;
 use crate::names::End;
+use crate::party::{Party, Ruling};
 use crate::policy::{Place, Policy};
-use crate::rule::{Action, Rule};
+use crate::rule::Rule;
 
 /// The most names that an explanation writes out.
 const SHOWN_MAX: usize = 8;
@@ -84,39 +85,23 @@ impl fmt::Display for Verdict {
 
 /// The first rule that matches decides; nothing matched is deny.
 pub(crate) fn decide(policy: &Policy, from: &Subject<'_>, to: &Subject<'_>, port: u16) -> Verdict {
-    let flow = Flow { policy, from: keys(policy, from), to: keys(policy, to), port };
-    match flow.first_rule() {
-        Some(Rule { name, action: Action::Allow, .. }) => Verdict::Allow(Allowed { rule: name.clone() }),
-        Some(Rule { name, action: Action::Deny, .. }) => {
-            Verdict::Deny(Denied { rule: Some(name.clone()), nearest: None })
-        }
-        None => Verdict::Deny(Denied { rule: None, nearest: flow.nearest(from, to) }),
-    }
-}
-
-/// Where the tables speak of a subject: as its workload and those of the same groups, or as every outside that covers its
-/// address.
-fn keys(policy: &Policy, subject: &Subject<'_>) -> Vec<Key> {
-    match subject {
-        Subject::Workload(name) => policy.keys_of(name).collect(),
-        Subject::Outside(addr) => policy.covering(addr.ip()).into_iter().map(Key::Outside).collect(),
+    let flow = Flow { policy, from: policy.party(from), to: policy.party(to), port };
+    match flow.from.may_reach(&flow.to, port) {
+        Ruling::Allow(rule) => Verdict::Allow(Allowed { rule: rule.to_owned() }),
+        Ruling::Deny(rule) => Verdict::Deny(Denied { rule: Some(rule.to_owned()), nearest: None }),
+        Ruling::NoRule => Verdict::Deny(Denied { rule: None, nearest: flow.nearest(from, to) }),
     }
 }
 
 /// A flow in the words of the rules.
 struct Flow<'p> {
     policy: &'p Policy,
-    from: Vec<Key>,
-    to: Vec<Key>,
+    from: Party<'p>,
+    to: Party<'p>,
     port: u16,
 }
 
 impl<'p> Flow<'p> {
-    fn first_rule(&self) -> Option<&'p Rule> {
-        let deciding = self.pairs().filter_map(|pair| self.policy.tables.pairs.get(&pair)?.by_port.at(self.port));
-        self.rule(deciding.min()?)
-    }
-
     /// The rule that misses by one field: by its ports if there is one, else by its source, else by its destination.
     fn nearest(&self, from: &Subject<'_>, to: &Subject<'_>) -> Option<NearMiss> {
         self.miss_by_ports().or_else(|| self.miss_by_source(from)).or_else(|| self.miss_by_destination(to))
@@ -124,9 +109,9 @@ impl<'p> Flow<'p> {
 
     fn miss_by_ports(&self) -> Option<NearMiss> {
         let pairs = &self.policy.tables.pairs;
-        let allowing = self.pairs().filter_map(|ends| Some((pairs.get(&ends)?.allowing?, ends.1)));
+        let allowing = self.from.pairs(&self.to).filter_map(|ends| Some((pairs.allowing(&ends)?, ends.1)));
         let (position, to) = allowing.min_by_key(|(position, _)| *position)?;
-        let rule = self.rule(position)?;
+        let rule = self.policy.rule_at(position)?;
         let dialled = match to {
             Key::Outside(outside) => self.policy.outside_at(outside),
             Key::Workload(_) | Key::Class(_) => None,
@@ -139,23 +124,15 @@ impl<'p> Flow<'p> {
     }
 
     fn miss_by_source(&self, from: &Subject<'_>) -> Option<NearMiss> {
-        let allowing = self.to.iter().filter_map(|to| self.policy.tables.allowed_to.get(to)?.at(self.port));
-        let rule = self.rule(allowing.min()?)?;
+        let allowing = self.to.keys().filter_map(|to| self.policy.tables.allowed_to.at(&to, self.port));
+        let rule = self.policy.rule_at(allowing.min()?)?;
         Some(miss(rule, "from", self.names(&rule.from), self.seen(from)))
     }
 
     fn miss_by_destination(&self, to: &Subject<'_>) -> Option<NearMiss> {
-        let allowing = self.from.iter().filter_map(|from| self.policy.tables.allowed_from.get(from)?.at(self.port));
-        let rule = self.rule(allowing.min()?)?;
+        let allowing = self.from.keys().filter_map(|from| self.policy.tables.allowed_from.at(&from, self.port));
+        let rule = self.policy.rule_at(allowing.min()?)?;
         Some(miss(rule, "to", self.names(&rule.to), self.seen(to)))
-    }
-
-    fn pairs(&self) -> impl Iterator<Item = (Key, Key)> {
-        self.from.iter().flat_map(|from| self.to.iter().map(|to| (*from, *to)))
-    }
-
-    fn rule(&self, position: u32) -> Option<&'p Rule> {
-        self.policy.rules.get(usize::try_from(position).ok()?)
     }
 
     fn names(&self, ends: &[End]) -> String {

@@ -18,6 +18,7 @@ use crate::identify::{Identified, identify, miss};
 use crate::language::{GROUP, OUTSIDE, RULE, TOP, WORKLOAD};
 use crate::names::Names;
 use crate::outside::{self, Outsides};
+use crate::party::Party;
 use crate::prefix::PrefixMap;
 use crate::rule::{self, Rule};
 use crate::table::Table;
@@ -77,7 +78,7 @@ pub struct Policy {
     pub(crate) digest: Digest,
     pub(crate) mesh: PrefixMap,
     pub(crate) workloads: Vec<Workload>,
-    pub(crate) by_name: HashMap<WorkloadName, u32>,
+    pub(crate) by_name: HashMap<WorkloadName, u32, foldhash::quality::RandomState>,
     pub(crate) groups: Groups,
     pub(crate) outsides: Outsides,
     pub(crate) rules: Vec<Rule>,
@@ -172,6 +173,12 @@ impl Policy {
         covering.find(|o| o.ports.contains(addr.port())).map(|o| o.name.as_str())
     }
 
+    /// Looks up who one end of a flow is to this policy, once for all decisions about it.
+    #[must_use]
+    pub fn party(&self, subject: &Subject<'_>) -> Party<'_> {
+        Party::of(self, subject)
+    }
+
     /// May `from` connect to `to`?
     ///
     /// `port` is the port on which the destination program listens, or the port dialled where `to` is outside;
@@ -190,14 +197,14 @@ impl Policy {
     /// True if some rule allows `from` to reach `to` on some port; a denying rule before it may still decide.
     #[must_use]
     pub fn may_reach(&self, from: &WorkloadName, to: &WorkloadName) -> bool {
-        let allows = |pair: (Key, Key)| self.tables.pairs.get(&pair).is_some_and(|pair| pair.allowing.is_some());
+        let allows = |pair: (Key, Key)| self.tables.pairs.allowing(&pair).is_some();
         self.keys_of(from).any(|from| self.keys_of(to).any(|to| allows((from, to))))
     }
 
     /// True if some rule allows the workload to reach somebody on that port.
     #[must_use]
     pub fn expects_on(&self, from: &WorkloadName, port: u16) -> bool {
-        let allows = |key: Key| self.tables.allowed_from.get(&key).is_some_and(|rules| rules.at(port).is_some());
+        let allows = |key: Key| self.tables.allowed_from.at(&key, port).is_some();
         self.keys_of(from).any(allows)
     }
 
@@ -230,6 +237,11 @@ impl Policy {
             Place::Mesh => Vec::new(),
             Place::Outside => self.outsides.by_address.covering(addr),
         }
+    }
+
+    /// The rule at a position.
+    pub(crate) fn rule_at(&self, position: u32) -> Option<&Rule> {
+        self.rules.get(usize::try_from(position).ok()?)
     }
 
     /// The outside at a position.

@@ -1,6 +1,5 @@
-//! Sets of TCP ports, and the first rule for each port.
+//! Sets of TCP ports.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use toml::de::DeValue;
@@ -14,8 +13,8 @@ const SHOWN_MAX: usize = 16;
 /// Ports from `first` to `last`, both included; `1 <= first <= last`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PortRange {
-    first: u16,
-    last: u16,
+    pub(crate) first: u16,
+    pub(crate) last: u16,
 }
 
 /// A set of ports: ranges in ascending order that do not overlap.
@@ -44,6 +43,10 @@ impl Ports {
             }
         }
         Self(ranges.into_iter().map(|(range, _)| range).collect())
+    }
+
+    pub(crate) fn ranges(&self) -> &[PortRange] {
+        &self.0
     }
 
     /// The number of ranges.
@@ -140,91 +143,13 @@ impl fmt::Display for Ports {
     }
 }
 
-/// A rule lays claim to these ports.
-#[derive(Debug, Clone, Copy)]
-struct Claim {
-    range: PortRange,
-    rule: u32,
-}
-
-/// Collects the claims of rules, to be settled once.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Claims(Vec<Claim>);
-
-impl Claims {
-    /// A rule, by its position in the file, claims these ports.
-    pub(crate) fn add(&mut self, ports: &Ports, rule: u32) {
-        self.0.extend(ports.0.iter().map(|range| Claim { range: *range, rule }));
-    }
-
-    /// Gives every port to the first rule that claims it.
-    pub(crate) fn settle(self) -> FirstRules {
-        // Sweeps over the ports; `open` counts the claims on the current one, the first rule first.
-        let mut edges: Vec<(u32, bool, u32)> = Vec::with_capacity(self.0.len() * 2);
-        for Claim { range, rule } in self.0 {
-            edges.push((u32::from(range.first), true, rule));
-            edges.push((u32::from(range.last) + 1, false, rule));
-        }
-        // At equal ports, closings (false) come before openings.
-        edges.sort_unstable();
-        let (mut settled, mut open) = (FirstRules(Vec::new()), BTreeMap::<u32, i64>::new());
-        let mut edges = edges.into_iter().peekable();
-        while let Some((port, opens, rule)) = edges.next() {
-            let claims = open.entry(rule).or_default();
-            *claims += if opens { 1 } else { -1 };
-            if *claims == 0 {
-                open.remove(&rule);
-            }
-            let next = edges.peek().map_or(port, |(next, ..)| *next);
-            if let Some((first_rule, _)) = open.first_key_value().filter(|_| next > port) {
-                settled.extend(port, next - 1, *first_rule);
-            }
-        }
-        settled
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Settled {
-    range: PortRange,
-    rule: u32,
-}
-
-/// The first rule for each port, as ranges in ascending order.
-#[derive(Debug, Clone)]
-pub(crate) struct FirstRules(Vec<Settled>);
-
-impl FirstRules {
-    /// The rule that decides this port. The time grows with the logarithm of the number of ranges.
-    pub(crate) fn at(&self, port: u16) -> Option<u32> {
-        let after = self.0.partition_point(|s| s.range.first <= port);
-        let settled = self.0.get(after.checked_sub(1)?)?;
-        (port <= settled.range.last).then_some(settled.rule)
-    }
-
-    /// Every rule that decides some port; a rule may come more than once.
-    pub(crate) fn rules(&self) -> impl Iterator<Item = u32> {
-        self.0.iter().map(|s| s.rule)
-    }
-
-    fn extend(&mut self, first: u32, last: u32, rule: u32) {
-        let (Ok(first), Ok(last)) = (u16::try_from(first), u16::try_from(last)) else { return };
-        match self.0.last_mut() {
-            Some(previous) if previous.rule == rule && previous.range.last.checked_add(1) == Some(first) => {
-                previous.range.last = last;
-            }
-            _ => self.0.push(Settled { range: PortRange { first, last }, rule }),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn ports(ranges: &[(u16, u16)]) -> Ports {
+    pub(crate) fn ports(ranges: &[(u16, u16)]) -> Ports {
         Ports(ranges.iter().map(|(first, last)| PortRange { first: *first, last: *last }).collect())
     }
 
@@ -243,37 +168,13 @@ mod tests {
     }
 
     #[test]
-    fn the_first_claim_wins_on_each_port() {
-        let mut claims = Claims::default();
-        claims.add(&ports(&[(80, 90), (100, 100)]), 3);
-        claims.add(&ports(&[(85, 200)]), 1);
-        claims.add(&Ports::all(), 7);
-        // The same rule may claim a port more than once.
-        claims.add(&ports(&[(85, 90)]), 1);
-        let first = claims.settle();
-        for (port, rule) in [(1, 7), (79, 7), (80, 3), (84, 3), (85, 1), (100, 1), (200, 1), (201, 7), (u16::MAX, 7)] {
-            assert_eq!(first.at(port), Some(rule), "port {port}");
-        }
-        assert_eq!(first.at(0), None);
-    }
-
-    #[test]
-    fn gaps_belong_to_nobody() {
-        let mut claims = Claims::default();
-        claims.add(&ports(&[(1, 1), (3, 3), (u16::MAX, u16::MAX)]), 0);
-        let first = claims.settle();
-        assert_eq!([1, 2, 3, 4, u16::MAX].map(|p| first.at(p)), [Some(0), None, Some(0), None, Some(0)]);
-        assert_eq!(Claims::default().settle().at(80), None);
-    }
-
-    #[test]
     fn displayed_as_written() {
         assert_eq!(ports(&[(53, 53), (8000, 8100)]).to_string(), "53, 8000-8100");
         let many: Vec<(u16, u16)> = (1..=20).map(|p| (p * 2, p * 2)).collect();
         assert!(ports(&many).to_string().ends_with("30, 32 and 4 more"));
     }
 
-    fn some_ports() -> impl Strategy<Value = Ports> {
+    pub(crate) fn some_ports() -> impl Strategy<Value = Ports> {
         proptest::collection::btree_set(1_u16..60, 0..8).prop_map(|edges| {
             let edges: Vec<u16> = edges.into_iter().collect();
             ports(&edges.chunks_exact(2).map(|pair| (pair[0], pair[1] - 1)).collect::<Vec<_>>())
@@ -286,19 +187,6 @@ mod tests {
             let both = a.intersection(&b);
             for port in 0..64 {
                 prop_assert_eq!(both.contains(port), a.contains(port) && b.contains(port), "port {}", port);
-            }
-        }
-
-        #[test]
-        fn settling_gives_each_port_to_its_first_claimant(sets in proptest::collection::vec(some_ports(), 0..6)) {
-            let mut claims = Claims::default();
-            for (rule, set) in (0..).zip(&sets) {
-                claims.add(set, rule);
-            }
-            let first = claims.settle();
-            for port in 0..64 {
-                let expected = sets.iter().position(|set| set.contains(port)).map(|i| u32::try_from(i).unwrap());
-                prop_assert_eq!(first.at(port), expected, "port {}", port);
             }
         }
     }
