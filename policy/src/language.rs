@@ -22,6 +22,7 @@ pub(crate) const TOP: &TableKind = &TableKind {
         ("workload", "[[workload]] tables"),
         ("group", "[[group]] tables"),
         ("outside", "[[outside]] tables"),
+        ("guard", "[[guard]] tables"),
         ("rule", "[[rule]] tables"),
     ],
 };
@@ -74,6 +75,17 @@ pub(crate) const OUTSIDE: &TableKind = &TableKind {
     fields: &[("name", "\"dns\""), ("prefixes", "[\"192.0.2.0/24\"]"), ("ports", PORTS)],
 };
 
+/// Who may not reach whom, whatever the rules say.
+pub(crate) const GUARD: &TableKind = &TableKind {
+    name: "[[guard]]",
+    fields: &[
+        ("name", "\"tests stay out of production\""),
+        ("from", "[\"test\"]"),
+        ("to", "[\"production\"]"),
+        ("ports", PORTS),
+    ],
+};
+
 /// Who may reach whom.
 pub(crate) const RULE: &TableKind = &TableKind {
     name: "[[rule]]",
@@ -87,7 +99,7 @@ pub(crate) const RULE: &TableKind = &TableKind {
 };
 
 /// The whole language.
-pub const LANGUAGE: [&TableKind; 5] = [TOP, WORKLOAD, GROUP, OUTSIDE, RULE];
+pub const LANGUAGE: [&TableKind; 6] = [TOP, WORKLOAD, GROUP, OUTSIDE, GUARD, RULE];
 
 impl TableKind {
     /// What a right value of this field looks like.

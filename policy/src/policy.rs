@@ -15,7 +15,7 @@ use crate::explain::{Explained, explain};
 use crate::fault::{Faults, PolicyError, PolicyErrors, quoted};
 use crate::group::{self, Groups};
 use crate::identify::{Identified, identify, miss};
-use crate::language::{GROUP, OUTSIDE, RULE, TOP, WORKLOAD};
+use crate::language::{GROUP, GUARD, OUTSIDE, RULE, TOP, WORKLOAD};
 use crate::names::Names;
 use crate::outside::{self, Outsides};
 use crate::party::Party;
@@ -182,7 +182,7 @@ impl Policy {
     /// May `from` connect to `to`?
     ///
     /// `port` is the port on which the destination program listens, or the port dialled where `to` is outside;
-    /// the ports inside the subjects' addresses are not looked at. The first rule that matches decides, and
+    /// the ports inside the subjects' addresses are not looked at. The first guard or rule that matches decides, and
     /// nothing matched is deny. An address inside the mesh is never outside, whatever the rules say.
     pub fn decide(&self, from: &Subject<'_>, to: &Subject<'_>, port: u16) -> Verdict {
         crate::decide::decide(self, from, to, port)
@@ -279,7 +279,8 @@ fn read(document: &DeTable<'_>, digest: Digest, faults: &mut Faults<'_>) -> Opti
     let declared = group::declare(&groups, &mut names, faults);
     let outsides = outside::read(&top.tables(OUTSIDE, "outside", faults), &mesh, &mut names, faults);
     let groups = group::read(&groups, declared, &workloads, &names, faults);
-    let rules = rule::read(&top.tables(RULE, "rule", faults), &names, &outsides, faults);
+    let (guards, rules) = (top.tables(GUARD, "guard", faults), top.tables(RULE, "rule", faults));
+    let rules = rule::read(&guards, &rules, &names, &outsides, faults);
     let tables = compile(&rules, &groups, &outsides, faults);
     let mut mesh_map = PrefixMap::default();
     mesh.into_iter().for_each(|net| mesh_map.insert(net, 0));

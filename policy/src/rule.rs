@@ -36,22 +36,26 @@ pub(crate) struct Rule {
 /// A rule with the place where it is written.
 pub(crate) type Placed = (usize, Rule);
 
-/// Reads every `[[rule]]`.
+/// Reads every `[[guard]]` and every `[[rule]]`: the guards stand before all rules, wherever they are written, so that no
+/// rule can open what a guard closed.
 pub(crate) fn read<'t>(
-    tables: &[Table<'t>],
+    guards: &[Table<'t>],
+    rules: &[Table<'t>],
     names: &Names<'t>,
     outsides: &Outsides,
     faults: &mut Faults<'_>,
 ) -> Vec<Placed> {
     let mut earlier = HashMap::new();
-    tables
-        .iter()
-        .filter_map(|table| Some((table.at, read_one(table, names, outsides, &mut earlier, faults)?)))
+    let guards = guards.iter().map(|table| (table, Some(Action::Deny)));
+    let all = guards.chain(rules.iter().map(|table| (table, None)));
+    all.filter_map(|(table, action)| Some((table.at, read_one(table, action, names, outsides, &mut earlier, faults)?)))
         .collect()
 }
 
+/// Guards have a fixed action, rules say theirs.
 fn read_one<'t>(
     table: &Table<'t>,
+    fixed: Option<Action>,
     names: &Names<'t>,
     outsides: &Outsides,
     earlier: &mut HashMap<&'t str, usize>,
@@ -63,7 +67,7 @@ fn read_one<'t>(
     refuse_outside_to_outside(&from, &to, faults);
     refuse_source_ports(&from, outsides, faults);
     let ports = Ports::read(table, faults);
-    let action = action(table, faults);
+    let action = fixed.or_else(|| action(table, faults));
     let only_ends = |placed: Vec<(usize, End)>| placed.into_iter().map(|(_, end)| end).collect();
     Some(Rule { name: name?, from: only_ends(from), to: only_ends(to), ports, action: action? })
 }
@@ -79,7 +83,7 @@ fn rule_name<'t>(text: Text<'t>, earlier: &mut HashMap<&'t str, usize>, faults: 
     } else if name.trim() != name {
         "begins or ends with a space; remove it".to_owned()
     } else if let Some(line) = earlier.insert(name, faults.line(text.at)) {
-        format!("is already the name of the rule on line {line}; choose another name")
+        format!("is already the name of the guard or rule on line {line}; choose another name")
     } else {
         return Some(name.to_owned());
     };

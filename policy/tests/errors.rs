@@ -121,7 +121,7 @@ fn unknown_fields() {
         "¶moed = \"enforce\"\n¶colour = 1\nmode = \"enforce\"\n",
         &[
             "unknown field \"moed\" in the policy; did you mean \"mode\"?",
-            "unknown field \"colour\" in the policy; it knows mode, mesh, same_host, workload, group, outside, rule",
+            "unknown field \"colour\" in the policy; it knows mode, mesh, same_host, workload, group, outside, guard, rule",
         ],
     );
     refused_with(
@@ -309,7 +309,7 @@ fn names_that_are_taken() {
             "\"clients\" is already the name of the [[outside]] on line 14; choose another name",
             "\"dns\" is already the name of the [[outside]] on line 10; choose another name",
             "\"shop/db\" is already the name of the [[workload]] on line 7; choose another name",
-            "the rule name \"web to db\" is already the name of the rule on line 17; choose another name",
+            "the rule name \"web to db\" is already the name of the guard or rule on line 17; choose another name",
         ],
     );
 }
@@ -720,6 +720,18 @@ fn rules_that_stand_for_too_much() {
     refused_after_base(
         &format!("{workloads}¶[[rule]]\nname = \"all\"\nfrom = [{all}]\nto = [{all}]\naction = \"allow\"\n"),
         &["the rules up to here stand for more than 1000000 (from, to, ports) triples; shorten the lists"],
+    );
+}
+
+#[test]
+fn a_guard_says_no_action_and_shares_its_names_with_rules() {
+    refused_after_base(
+        "[[rule]]\nname = ¶\"r\"\nfrom = \"shop/web\"\nto = \"shop/db\"\naction = \"allow\"\n\
+         [[guard]]\nname = \"r\"\nfrom = \"shop/web\"\nto = \"shop/db\"\n¶action = \"allow\"\n",
+        &[
+            "the rule name \"r\" is already the name of the guard or rule on line 28; choose another name",
+            "unknown field \"action\" in [[guard]]; it knows name, from, to, ports",
+        ],
     );
 }
 

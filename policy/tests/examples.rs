@@ -274,7 +274,10 @@ fn examples_keep_their_promises() {
             deciding.extend(checked.unwrap_or_else(|_| panic!("not kept: {shown}")));
         }
         assert!(verbs.contains("allow") && verbs.contains("deny"), "{file} promises what it allows and what it denies");
-        let rules = text.lines().filter(|line| *line == "[[rule]]").count();
+        let rules = text
+            .lines()
+            .filter(|line| ["[[rule]]", "[[guard]]"].contains(&line.split_whitespace().next().unwrap_or_default()))
+            .count();
         assert_eq!(deciding.len(), rules, "{file} shows each of its rules decide; seen: {deciding:?}");
     }
 }

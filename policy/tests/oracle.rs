@@ -58,6 +58,8 @@ struct Rule {
     to: Vec<String>,
     ports: Option<Vec<Range>>,
     allow: bool,
+    /// It comes before all that are none, wherever it stands, and denies.
+    guard: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -80,7 +82,9 @@ enum Who {
 impl Spec {
     /// The position of the deciding rule, and whether it allows.
     fn decide(&self, from: Who, to: Who, port: u16) -> Option<(usize, bool)> {
-        self.rules.iter().enumerate().find(|(_, rule)| self.fits(rule, from, to, port)).map(|(i, rule)| (i, rule.allow))
+        let rules = || self.rules.iter().enumerate().filter(|(_, rule)| self.fits(rule, from, to, port));
+        let first = rules().find(|(_, rule)| rule.guard).or_else(|| rules().next());
+        first.map(|(i, rule)| (i, rule.allow))
     }
 
     fn fits(&self, rule: &Rule, from: Who, to: Who, port: u16) -> bool {
@@ -172,8 +176,11 @@ impl Spec {
         }
         for (i, rule) in self.rules.iter().enumerate() {
             let action = if rule.allow { "allow" } else { "deny" };
-            writeln!(text, "[[rule]]\nname = \"{i}\"\nfrom = {:?}\nto = {:?}", rule.from, rule.to).unwrap();
-            writeln!(text, "action = \"{action}\"").unwrap();
+            let kind = if rule.guard { "guard" } else { "rule" };
+            writeln!(text, "[[{kind}]]\nname = \"{i}\"\nfrom = {:?}\nto = {:?}", rule.from, rule.to).unwrap();
+            if !rule.guard {
+                writeln!(text, "action = \"{action}\"").unwrap();
+            }
             write_ports(&mut text, &rule.ports);
         }
         text
@@ -283,7 +290,8 @@ fn some_rule(groups: usize, outsides: Vec<Outside>) -> impl Strategy<Value = Rul
         let (from, to) = if outbound { (Vec::new(), dialled.clone()) } else { (dialling.clone(), Vec::new()) };
         (some_ends(groups, from), some_ends(groups, to))
     });
-    (ends, some_ports(), any::<bool>()).prop_map(|((from, to), ports, allow)| Rule { from, to, ports, allow })
+    (ends, some_ports(), any::<bool>(), proptest::bool::weighted(0.2))
+        .prop_map(|((from, to), ports, allow, guard)| Rule { from, to, ports, allow: allow && !guard, guard })
 }
 
 fn some_spec() -> impl Strategy<Value = Spec> {

@@ -10,6 +10,7 @@ mod connect;
 mod counted;
 mod crowd;
 mod day;
+mod decide;
 mod ends;
 mod hash;
 mod issuance;
@@ -51,6 +52,8 @@ const EXIT_CODES: &str = "Exit codes: 0 if everything was measured, whatever the
 enum What {
     /// Hashing a file, the first time and the second.
     Hash,
+    /// Decisions beside few rules and many.
+    Decide,
     /// Attribution of an accepted connection.
     Attribution,
     /// What the kernel programs add to a `connect()`.
@@ -71,6 +74,7 @@ impl What {
     fn measure(self, quick: bool, nodes: Option<usize>, report: &mut Report) -> Result<(), String> {
         match self {
             Self::Hash => hash::measure(quick, report),
+            Self::Decide => decide::measure(quick, report),
             Self::Attribution => attribution::measure(quick, report),
             Self::Connect => connect::measure(quick, report),
             Self::Churn => churn::measure(quick, report),
