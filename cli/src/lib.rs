@@ -14,6 +14,7 @@ mod bundle;
 mod exit;
 mod flows;
 mod policy_check;
+mod policy_explain;
 mod policy_publish;
 mod printable;
 mod quarantine;
@@ -75,6 +76,7 @@ fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
         Verb::Svid(command) => svid::svid(command, &layout, screen),
         Verb::Whois(whois) => whois::whois(&whois, &layout, screen),
         Verb::Policy(PolicyCommand::Check { files }) => policy_check::check(&files, screen),
+        Verb::Policy(PolicyCommand::Explain(args)) => policy_explain::explain(&args, screen),
         Verb::Policy(PolicyCommand::Publish(args)) => policy_publish::publish(&args, &layout, screen),
         Verb::Policy(PolicyCommand::Published(args)) => policy_publish::published(&args, &layout, screen),
         Verb::Policy(PolicyCommand::Status(args)) => policy_publish::status(&args, &layout, screen),

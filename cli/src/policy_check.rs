@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use bonafide_policy::{POLICY_MAX, Policy};
 
 use crate::exit::{Exit, Failure};
+use crate::policy_explain::ExplainArgs;
 use crate::policy_publish::{PublishArgs, PublishedArgs, StatusArgs};
 use crate::printable::printable;
 use crate::screen::{Screen, Tone, tell};
@@ -24,6 +25,15 @@ Examples:
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Says which rule of a policy file decides a connection, and what would allow it
+    #[command(
+        after_help = "Exits 0 if it is allowed, 3 if it is denied, 2 if the file has a mistake. No daemon is asked.
+
+Examples:
+  bonafide policy explain policy.toml --from shop/web --to shop/db --port 5432
+  bonafide policy explain policy.toml --from shop/web --to 192.0.2.1 --port 443"
+    )]
+    Explain(ExplainArgs),
     /// Publishes a policy to every node of the trust domain (where the authority runs)
     #[command(
         after_help = "The file is checked first, as by `policy check`. The authority signs it under the next version number and tells every

@@ -21,6 +21,8 @@ pub(crate) struct Outside {
     pub(crate) name: String,
     /// The ports dialled there.
     pub(crate) ports: Ports,
+    /// Its shortest prefix has so many host bits: which of two is the narrower.
+    pub(crate) size: u8,
 }
 
 /// Every outside, with the map from addresses to them.
@@ -60,11 +62,12 @@ pub(crate) fn read<'t>(
             faults.wrong(table.at, format!("the outsides have more than {OUTSIDE_MAX} prefixes; {remedy}"));
             break;
         }
+        let size = nets.iter().map(|net| net.max_prefix_len() - net.prefix_len()).max().unwrap_or_default();
         for net in nets {
             outsides.by_address.insert(net, position);
         }
         let ports = Ports::read(table, faults);
-        outsides.list.push(Outside { name: name.map(|n| n.to_string()).unwrap_or_default(), ports });
+        outsides.list.push(Outside { name: name.map(|n| n.to_string()).unwrap_or_default(), ports, size });
     }
     outsides
 }

@@ -20,6 +20,7 @@ use crate::names::Names;
 use crate::outside::{self, Outsides};
 use crate::party::Party;
 use crate::prefix::PrefixMap;
+use crate::remedy::{self, Remedy};
 use crate::rule::{self, Rule};
 use crate::table::Table;
 use crate::workload::{self, Workload};
@@ -186,6 +187,12 @@ impl Policy {
     /// nothing matched is deny. An address inside the mesh is never outside, whatever the rules say.
     pub fn decide(&self, from: &Subject<'_>, to: &Subject<'_>, port: u16) -> Verdict {
         crate::decide::decide(self, from, to, port)
+    }
+
+    /// What would let this pass, and nothing else; `None` if it passes already.
+    #[must_use]
+    pub fn remedy(&self, from: &Subject<'_>, to: &Subject<'_>, port: u16) -> Option<Remedy> {
+        remedy::remedy(self, from, to, port)
     }
 
     /// True if some rule could allow the workload to reach some workload on some port.

@@ -31,6 +31,8 @@ pub(crate) struct Rule {
     pub(crate) ports: Ports,
     /// And then.
     pub(crate) action: Action,
+    /// It stands before all that are none.
+    pub(crate) guard: bool,
 }
 
 /// A rule with the place where it is written.
@@ -67,9 +69,10 @@ fn read_one<'t>(
     refuse_outside_to_outside(&from, &to, faults);
     refuse_source_ports(&from, outsides, faults);
     let ports = Ports::read(table, faults);
+    let guard = fixed.is_some();
     let action = fixed.or_else(|| action(table, faults));
     let only_ends = |placed: Vec<(usize, End)>| placed.into_iter().map(|(_, end)| end).collect();
-    Some(Rule { name: name?, from: only_ends(from), to: only_ends(to), ports, action: action? })
+    Some(Rule { name: name?, from: only_ends(from), to: only_ends(to), ports, action: action?, guard })
 }
 
 fn rule_name<'t>(text: Text<'t>, earlier: &mut HashMap<&'t str, usize>, faults: &mut Faults<'_>) -> Option<String> {
