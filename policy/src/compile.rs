@@ -13,31 +13,65 @@ use crate::rule::{Action, Placed, Rule};
 /// The most (from, to, port range) triples that the rules together may stand for.
 const TRIPLES_MAX: usize = 1_000_000;
 
-/// An end as the tables know it: workloads that are in the same groups share what rules say about these.
+/// An end as the tables know it: a workload, a class of workloads that are in the same groups and share what rules say
+/// about these, or an outside. Its kind is in the two highest bits: a policy's text is too short for positions to reach
+/// them, and small keys are found sooner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Key {
-    Workload(u32),
-    Class(u32),
-    Outside(u32),
-}
+pub(crate) struct Key(u32);
+
+const KIND: u32 = 0b11 << 30;
+const WORKLOAD: u32 = 0;
+const CLASS: u32 = 0b01 << 30;
+const OUTSIDE: u32 = 0b10 << 30;
 
 impl Key {
-    /// Every key under which a rule may be about this workload.
-    pub(crate) fn of_workload(position: u32, groups: &Groups) -> impl Iterator<Item = Self> {
-        std::iter::once(Self::Workload(position)).chain(groups.class_of(position).map(Self::Class))
+    fn workload(position: u32) -> Self {
+        Self(WORKLOAD | (position & !KIND))
     }
 
-    fn is_outside(self) -> bool {
-        matches!(self, Self::Outside(_))
+    fn class(position: u32) -> Self {
+        Self(CLASS | (position & !KIND))
+    }
+
+    pub(crate) fn outside(position: u32) -> Self {
+        Self(OUTSIDE | (position & !KIND))
+    }
+
+    /// Every key under which a rule may be about this workload.
+    pub(crate) fn of_workload(position: u32, groups: &Groups) -> impl Iterator<Item = Self> {
+        std::iter::once(Self::workload(position)).chain(groups.class_of(position).map(Self::class))
+    }
+
+    /// The position of the outside, if it is one.
+    pub(crate) fn as_outside(self) -> Option<u32> {
+        (self.0 & KIND == OUTSIDE).then_some(self.0 & !KIND)
+    }
+}
+
+/// Who connects to whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Pair(u64);
+
+impl Pair {
+    pub(crate) fn of(from: Key, to: Key) -> Self {
+        Self(u64::from(from.0) << 32 | u64::from(to.0))
+    }
+
+    fn from(self) -> Key {
+        Key(u32::try_from(self.0 >> 32).unwrap_or_default())
+    }
+
+    pub(crate) fn to(self) -> Key {
+        Key(u32::try_from(self.0 & u64::from(u32::MAX)).unwrap_or_default())
     }
 }
 
 /// The keys of those that a rule calls so.
 fn keys(end: End, groups: &Groups) -> Vec<Key> {
     match end {
-        End::Workload(position) => vec![Key::Workload(position)],
-        End::Group(position) => groups.classes(position).iter().copied().map(Key::Class).collect(),
-        End::Outside(position) => vec![Key::Outside(position)],
+        End::Workload(position) => vec![Key::workload(position)],
+        End::Group(position) => groups.classes(position).iter().copied().map(Key::class).collect(),
+        End::Outside(position) => vec![Key::outside(position)],
     }
 }
 
@@ -45,7 +79,7 @@ fn keys(end: End, groups: &Groups) -> Vec<Key> {
 #[derive(Debug, Clone)]
 pub(crate) struct Tables {
     /// Decides.
-    pub(crate) pairs: FirstRules<(Key, Key)>,
+    pub(crate) pairs: FirstRules<Pair>,
     /// Explains: the first rule that allows the source to reach something on a port.
     pub(crate) allowed_from: FirstRules<Key>,
     /// Explains: the first rule that allows something to reach the destination on a port.
@@ -88,7 +122,7 @@ pub(crate) fn compile(rules: &[Placed], groups: &Groups, outsides: &Outsides, fa
 #[derive(Default)]
 struct Claimed {
     triples: usize,
-    pairs: Claims<(Key, Key)>,
+    pairs: Claims<Pair>,
     from: Claims<Key>,
     to: Claims<Key>,
 }
@@ -100,7 +134,7 @@ impl Claimed {
     }
 
     fn add(&mut self, action: Action, from: &[Key], to: Key, ports: &Ports, position: u32) {
-        from.iter().for_each(|from| self.pairs.add((*from, to), ports, position));
+        from.iter().for_each(|from| self.pairs.add(Pair::of(*from, to), ports, position));
         if action == Action::Allow {
             from.iter().for_each(|from| self.from.add(*from, ports, position));
             self.to.add(to, ports, position);
@@ -110,8 +144,9 @@ impl Claimed {
     fn settle(self, rules: &[Placed]) -> Tables {
         let allows = |position: u32| action_of(rules, position) == Some(Action::Allow);
         let pairs = self.pairs.settle(allows);
-        let between_workloads = |(from, to): &&(Key, Key)| !from.is_outside() && !to.is_outside();
-        let reach_mesh = pairs.allowed().filter(between_workloads).map(|(from, _)| *from).collect();
+        let workload = |key: Key| key.as_outside().is_none();
+        let between_workloads = |pair: &&Pair| workload(pair.from()) && workload(pair.to());
+        let reach_mesh = pairs.allowed().filter(between_workloads).map(|pair| pair.from()).collect();
         Tables { pairs, allowed_from: self.from.settle(allows), allowed_to: self.to.settle(allows), reach_mesh }
     }
 }
@@ -119,4 +154,19 @@ impl Claimed {
 fn action_of(rules: &[Placed], position: u32) -> Option<Action> {
     let (_, rule) = rules.get(usize::try_from(position).ok()?)?;
     Some(rule.action)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_different_kinds_and_pairs_in_either_direction_are_different() {
+        let keys = [Key::workload(5), Key::class(5), Key::outside(5), Key::workload(6)];
+        assert_eq!(keys.iter().collect::<HashSet<_>>().len(), keys.len());
+        assert_eq!(keys.map(Key::as_outside), [None, None, Some(5), None]);
+        let pairs: HashSet<Pair> = keys.iter().flat_map(|from| keys.iter().map(|to| Pair::of(*from, *to))).collect();
+        assert_eq!(pairs.len(), 16);
+        assert!(pairs.iter().all(|pair| Pair::of(pair.from(), pair.to()) == *pair));
+    }
 }

@@ -6,7 +6,6 @@ use std::net::{IpAddr, SocketAddr};
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 
-use crate::compile::Key;
 use crate::names::End;
 use crate::party::{Party, Ruling};
 use crate::policy::{Place, Policy};
@@ -109,13 +108,10 @@ impl<'p> Flow<'p> {
 
     fn miss_by_ports(&self) -> Option<NearMiss> {
         let pairs = &self.policy.tables.pairs;
-        let allowing = self.from.pairs(&self.to).filter_map(|ends| Some((pairs.allowing(&ends)?, ends.1)));
+        let allowing = self.from.pairs(&self.to).filter_map(|ends| Some((pairs.allowing(&ends)?, ends.to())));
         let (position, to) = allowing.min_by_key(|(position, _)| *position)?;
         let rule = self.policy.rule_at(position)?;
-        let dialled = match to {
-            Key::Outside(outside) => self.policy.outside_at(outside),
-            Key::Workload(_) | Key::Class(_) => None,
-        };
+        let dialled = to.as_outside().and_then(|outside| self.policy.outside_at(outside));
         let expected = match dialled {
             Some(outside) => rule.ports.intersection(&outside.ports).to_string(),
             None => rule.ports.to_string(),

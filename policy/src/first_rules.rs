@@ -42,9 +42,7 @@ impl<K: Copy + Ord + Hash> Claims<K> {
             let Some(of) = claims.first().map(|claim| claim.of) else { continue };
             let start = settled.len();
             settle(claims, start, &mut settled);
-            let rules = settled.get(start..).into_iter().flatten().map(|s| s.rule);
-            let allowing = rules.filter(|rule| allows(*rule)).min();
-            spans.insert(of, Span { start, end: settled.len(), allowing });
+            spans.insert(of, Span::of(start, &mut settled, &allows));
         }
         settled.shrink_to_fit();
         FirstRules { spans, settled }
@@ -95,13 +93,44 @@ struct Settled {
     rule: u32,
 }
 
-/// Where the ports of a subject stand in the table, in ascending order.
+/// The ports of a subject: in place where it is one range, as mostly; else where they stand in the table, in ascending
+/// order. A decision about a large policy is a few misses of the cache, and this saves one.
 #[derive(Debug, Clone, Copy)]
-struct Span {
-    start: usize,
-    end: usize,
-    /// The first rule that allows some port.
-    allowing: Option<u32>,
+enum Span {
+    One {
+        settled: Settled,
+        allows: bool,
+    },
+    /// The first rule that allows some port, or [`NONE`].
+    Many {
+        start: u32,
+        end: u32,
+        allowing: u32,
+    },
+}
+
+/// No rule. Positions of rules stay far below: a policy's text is too short.
+const NONE: u32 = u32::MAX;
+
+impl Span {
+    /// Of what was settled since `start`.
+    fn of(start: usize, settled: &mut Vec<Settled>, allows: &impl Fn(u32) -> bool) -> Self {
+        if let Some(&[one]) = settled.get(start..) {
+            settled.pop();
+            return Self::One { settled: one, allows: allows(one.rule) };
+        }
+        let rules = settled.get(start..).into_iter().flatten().map(|s| s.rule);
+        let allowing = rules.filter(|rule| allows(*rule)).min().unwrap_or(NONE);
+        let position = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        Self::Many { start: position(start), end: position(settled.len()), allowing }
+    }
+
+    fn allowing(self) -> Option<u32> {
+        match self {
+            Self::One { settled, allows } => allows.then_some(settled.rule),
+            Self::Many { allowing, .. } => (allowing != NONE).then_some(allowing),
+        }
+    }
 }
 
 /// The rule that decides each port of each subject.
@@ -115,21 +144,25 @@ pub(crate) struct FirstRules<K> {
 impl<K: Eq + Hash> FirstRules<K> {
     /// The rule that decides this port. The time grows with the logarithm of the number of the subject's ranges.
     pub(crate) fn at(&self, of: &K, port: u16) -> Option<u32> {
-        let span = self.spans.get(of)?;
-        let ranges = self.settled.get(span.start..span.end)?;
-        let after = ranges.partition_point(|s| s.range.first <= port);
-        let settled = ranges.get(after.checked_sub(1)?)?;
-        (port <= settled.range.last).then_some(settled.rule)
+        let settled = match self.spans.get(of)? {
+            Span::One { settled, .. } => *settled,
+            Span::Many { start, end, .. } => {
+                let ranges = self.settled.get(usize::try_from(*start).ok()?..usize::try_from(*end).ok()?)?;
+                let after = ranges.partition_point(|s| s.range.first <= port);
+                *ranges.get(after.checked_sub(1)?)?
+            }
+        };
+        (settled.range.first <= port && port <= settled.range.last).then_some(settled.rule)
     }
 
     /// The first rule that allows some port.
     pub(crate) fn allowing(&self, of: &K) -> Option<u32> {
-        self.spans.get(of)?.allowing
+        self.spans.get(of)?.allowing()
     }
 
     /// The subjects of which some port is allowed.
     pub(crate) fn allowed(&self) -> impl Iterator<Item = &K> {
-        self.spans.iter().filter(|(_, span)| span.allowing.is_some()).map(|(of, _)| of)
+        self.spans.iter().filter(|(_, span)| span.allowing().is_some()).map(|(of, _)| of)
     }
 }
 

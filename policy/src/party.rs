@@ -1,6 +1,6 @@
 //! One end of a flow as a policy knows it: names and addresses are looked up once, and decisions compare numbers.
 
-use crate::compile::Key;
+use crate::compile::{Key, Pair};
 use crate::decide::Subject;
 use crate::policy::Policy;
 use crate::rule::{Action, Rule};
@@ -65,8 +65,8 @@ impl<'p> Party<'p> {
         self.policy.rule_at(self.pairs(to).filter_map(|pair| pairs.at(&pair, port)).min()?)
     }
 
-    pub(crate) fn pairs(&self, to: &Self) -> impl Iterator<Item = (Key, Key)> {
-        self.keys().flat_map(|from| to.keys().map(move |to| (from, to)))
+    pub(crate) fn pairs(&self, to: &Self) -> impl Iterator<Item = Pair> {
+        self.keys().flat_map(|from| to.keys().map(move |to| Pair::of(from, to)))
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
@@ -75,7 +75,7 @@ impl<'p> Party<'p> {
             Keys::Workload(own, class) => (Some(*own), *class, [].as_slice()),
             Keys::Outside(outsides) => (None, None, outsides.as_slice()),
         };
-        own.into_iter().chain(class).chain(outsides.iter().copied().map(Key::Outside))
+        own.into_iter().chain(class).chain(outsides.iter().copied().map(Key::outside))
     }
 }
 

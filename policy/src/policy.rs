@@ -9,7 +9,7 @@ use bonafide_proto::record::NearMiss;
 use toml::de::DeTable;
 
 use crate::certified::{self, Certified};
-use crate::compile::{Key, Tables, compile};
+use crate::compile::{Key, Pair, Tables, compile};
 use crate::decide::{Subject, Verdict};
 use crate::explain::{Explained, explain};
 use crate::fault::{Faults, PolicyError, PolicyErrors, quoted};
@@ -204,8 +204,8 @@ impl Policy {
     /// True if some rule allows `from` to reach `to` on some port; a denying rule before it may still decide.
     #[must_use]
     pub fn may_reach(&self, from: &WorkloadName, to: &WorkloadName) -> bool {
-        let allows = |pair: (Key, Key)| self.tables.pairs.allowing(&pair).is_some();
-        self.keys_of(from).any(|from| self.keys_of(to).any(|to| allows((from, to))))
+        let allows = |pair: Pair| self.tables.pairs.allowing(&pair).is_some();
+        self.keys_of(from).any(|from| self.keys_of(to).any(|to| allows(Pair::of(from, to))))
     }
 
     /// True if some rule allows the workload to reach somebody on that port.
