@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use bonafide_policy::{Policy, Remedy, Subject};
+use bonafide_proto::clock::{Clock as _, SystemClock};
 use bonafide_proto::name::WorkloadName;
 
 use crate::exit::{Exit, Failure};
@@ -59,6 +60,7 @@ impl Who {
 /// Exit code 0 if it is allowed, 3 if not.
 pub(crate) fn explain(args: &ExplainArgs, screen: &mut Screen) -> Result<Exit, Failure> {
     let policy = policy_check::parse(&args.file).map_err(|e| Failure::BadInput(printable_lines(&e)))?;
+    let policy = policy.at(SystemClock.unix());
     let (from, to) = (args.from.subject(), args.to.subject());
     let verdict = policy.decide(&from, &to, args.port);
     let tone = if verdict.is_allow() { Tone::Good } else { Tone::Bad };

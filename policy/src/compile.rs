@@ -67,7 +67,7 @@ impl Pair {
 }
 
 /// The keys of those that a rule calls so.
-fn keys(end: End, groups: &Groups) -> Vec<Key> {
+pub(crate) fn keys(end: End, groups: &Groups) -> Vec<Key> {
     match end {
         End::Workload(position) => vec![Key::workload(position)],
         End::Group(position) => groups.classes(position).iter().copied().map(Key::class).collect(),
@@ -95,8 +95,14 @@ fn ports_at(rule: &Rule, to: End, outsides: &Outsides) -> Option<Ports> {
     (!outside.ports.is_all()).then(|| rule.ports.intersection(&outside.ports))
 }
 
-/// Builds the tables.
-pub(crate) fn compile(rules: &[Placed], groups: &Groups, outsides: &Outsides, faults: &mut Faults<'_>) -> Tables {
+/// Builds the tables of the rules that have not expired then.
+pub(crate) fn compile(
+    rules: &[Placed],
+    now: i64,
+    groups: &Groups,
+    outsides: &Outsides,
+    faults: &mut Faults<'_>,
+) -> Tables {
     let mut claims = Claimed::default();
     for (position, (at, rule)) in (0..).zip(rules) {
         let from: Vec<Key> = rule.from.iter().flat_map(|end| keys(*end, groups)).collect();
@@ -113,7 +119,9 @@ pub(crate) fn compile(rules: &[Placed], groups: &Groups, outsides: &Outsides, fa
                 faults.wrong(*at, format!("{limit}; shorten the lists"));
                 return claims.settle(rules);
             }
-            to.into_iter().for_each(|to| claims.add(rule.action, &from, to, ports, position));
+            if rule.expires.is_none_or(|expiry| now < expiry.0) {
+                to.into_iter().for_each(|to| claims.add(rule.action, &from, to, ports, position));
+            }
         }
     }
     claims.settle(rules)

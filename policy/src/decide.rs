@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 
+use crate::compile;
 use crate::names::End;
 use crate::party::{Party, Ruling};
 use crate::policy::{Place, Policy};
@@ -13,6 +14,8 @@ use crate::rule::Rule;
 
 /// The most names that an explanation writes out.
 const SHOWN_MAX: usize = 8;
+/// The most expired rules that are looked through for one that would have allowed a flow.
+const EXPIRED_MAX: usize = 1000;
 
 /// One end of a flow, as far as it proved who it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,9 +104,27 @@ struct Flow<'p> {
 }
 
 impl<'p> Flow<'p> {
-    /// The rule that misses by one field: by its ports if there is one, else by its source, else by its destination.
+    /// The rule that misses by one field: by its time or its ports if there is one, else by its source, else by its
+    /// destination.
     fn nearest(&self, from: &Subject<'_>, to: &Subject<'_>) -> Option<NearMiss> {
-        self.miss_by_ports().or_else(|| self.miss_by_source(from)).or_else(|| self.miss_by_destination(to))
+        self.miss_by_time()
+            .or_else(|| self.miss_by_ports())
+            .or_else(|| self.miss_by_source(from))
+            .or_else(|| self.miss_by_destination(to))
+    }
+
+    fn miss_by_time(&self) -> Option<NearMiss> {
+        let expired = |rule: &&Rule| rule.expires.is_some_and(|expiry| expiry.0 <= self.policy.now);
+        let rules = self.policy.rules.iter().map(|(_, rule)| rule).filter(expired);
+        let rule = rules.take(EXPIRED_MAX).find(|rule| {
+            let is = |ends: &[End], party: &Party<'_>| {
+                let mut named = ends.iter().flat_map(|end| compile::keys(*end, &self.policy.groups));
+                named.any(|named| party.keys().any(|key| key == named))
+            };
+            rule.ports.contains(self.port) && is(&rule.from, &self.from) && is(&rule.to, &self.to)
+        })?;
+        let expected = rule.expires.map(|expiry| format!("a time before {expiry}")).unwrap_or_default();
+        Some(miss(rule, "expires", expected, "a later one".to_owned()))
     }
 
     fn miss_by_ports(&self) -> Option<NearMiss> {

@@ -95,6 +95,7 @@ pub(crate) const RULE: &TableKind = &TableKind {
         ("to", "[\"shop/db\"]"),
         ("ports", PORTS),
         ("action", "\"allow\""),
+        ("expires", "2027-01-31T18:00:00Z"),
     ],
 };
 

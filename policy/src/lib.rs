@@ -8,6 +8,7 @@ mod compile;
 mod decide;
 mod demand;
 mod evidence;
+mod expiry;
 mod explain;
 mod fault;
 mod first_rules;

@@ -21,7 +21,7 @@ use crate::outside::{self, Outsides};
 use crate::party::Party;
 use crate::prefix::PrefixMap;
 use crate::remedy::{self, Remedy};
-use crate::rule::{self, Rule};
+use crate::rule::{self, Placed, Rule};
 use crate::table::Table;
 use crate::workload::{self, Workload};
 
@@ -29,6 +29,9 @@ use crate::workload::{self, Workload};
 pub const POLICY_MAX: usize = 4 << 20;
 /// In longer texts the search for syntax errors stops at the first: each one found takes memory.
 const ALL_SYNTAX_ERRORS_MAX: usize = 256 << 10;
+
+/// Who does not say what time it is: whatever expires has expired.
+const NO_TIME: i64 = i64::MAX;
 
 /// What happens to a flow that no rule allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,12 +85,16 @@ pub struct Policy {
     pub(crate) by_name: HashMap<WorkloadName, u32, foldhash::quality::RandomState>,
     pub(crate) groups: Groups,
     pub(crate) outsides: Outsides,
-    pub(crate) rules: Vec<Rule>,
+    pub(crate) rules: Vec<Placed>,
+    /// What time it was made for, unix seconds: rules that expired by then are not in the tables.
+    pub(crate) now: i64,
     pub(crate) tables: Tables,
 }
 
 impl Policy {
     /// Understands a text completely or refuses it. `file` is only for the messages.
+    ///
+    /// Rules that expire allow nothing yet: see [`Policy::at`].
     ///
     /// # Errors
     /// Every mistake at once, each with its place and what would be right.
@@ -100,6 +107,26 @@ impl Policy {
         let document = document(text, &mut faults);
         let policy = document.and_then(|document| read(&document, Digest::of(text.as_bytes()), &mut faults));
         faults.verdict(file, policy)
+    }
+
+    /// The policy as it is at this time, unix seconds: rules with a later `expires` allow what they say, until
+    /// [`Policy::next_expiry`].
+    #[must_use]
+    pub fn at(mut self, now: i64) -> Self {
+        if self.rules.iter().any(|(_, rule)| rule.expires.is_some()) {
+            // What could be wrong was found when the text was read.
+            let mut none = Faults::in_text("");
+            self.tables = compile(&self.rules, now, &self.groups, &self.outsides, &mut none);
+        }
+        self.now = now;
+        self
+    }
+
+    /// When the next rule expires, unix seconds; `None` if none does any more.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<i64> {
+        let expiries = self.rules.iter().filter_map(|(_, rule)| rule.expires).map(|expiry| expiry.0);
+        expiries.filter(|expiry| *expiry > self.now).min()
     }
 
     /// What happens to a flow that no rule allows.
@@ -248,7 +275,7 @@ impl Policy {
 
     /// The rule at a position.
     pub(crate) fn rule_at(&self, position: u32) -> Option<&Rule> {
-        self.rules.get(usize::try_from(position).ok()?)
+        self.rules.get(usize::try_from(position).ok()?).map(|(_, rule)| rule)
     }
 
     /// The outside at a position.
@@ -288,7 +315,7 @@ fn read(document: &DeTable<'_>, digest: Digest, faults: &mut Faults<'_>) -> Opti
     let groups = group::read(&groups, declared, &workloads, &names, faults);
     let (guards, rules) = (top.tables(GUARD, "guard", faults), top.tables(RULE, "rule", faults));
     let rules = rule::read(&guards, &rules, &names, &outsides, faults);
-    let tables = compile(&rules, &groups, &outsides, faults);
+    let tables = compile(&rules, NO_TIME, &groups, &outsides, faults);
     let mut mesh_map = PrefixMap::default();
     mesh.into_iter().for_each(|net| mesh_map.insert(net, 0));
     Some(Policy {
@@ -300,7 +327,8 @@ fn read(document: &DeTable<'_>, digest: Digest, faults: &mut Faults<'_>) -> Opti
         workloads,
         groups,
         outsides,
-        rules: rules.into_iter().map(|(_, rule)| rule).collect(),
+        rules,
+        now: NO_TIME,
         tables,
     })
 }

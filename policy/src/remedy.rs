@@ -29,7 +29,8 @@ pub enum Remedy {
 /// See [`Policy::remedy`].
 pub(crate) fn remedy(policy: &Policy, from: &Subject<'_>, to: &Subject<'_>, port: u16) -> Option<Remedy> {
     let Verdict::Deny(denied) = policy.decide(from, to, port) else { return None };
-    let denying = denied.rule.as_ref().and_then(|name| policy.rules.iter().find(|rule| rule.name == *name));
+    let denying =
+        denied.rule.as_ref().and_then(|name| policy.rules.iter().map(|(_, rule)| rule).find(|rule| rule.name == *name));
     Some(match (ends(policy, from, to, port), denying) {
         (_, Some(guard)) if guard.guard => Remedy::Guarded(guard.name.clone()),
         (Err(first), _) => Remedy::Unnamed(first),
@@ -84,7 +85,7 @@ fn outside(policy: &Policy, addr: SocketAddr, dialled: Option<u16>) -> Result<St
 fn rule_name(policy: &Policy, wanted: &str) -> String {
     // Names of workloads and outsides are ASCII.
     let wanted = wanted.get(..NAME_MAX).unwrap_or(wanted);
-    let taken = |name: &str| policy.rules.iter().any(|rule| rule.name == name);
+    let taken = |name: &str| policy.rules.iter().any(|(_, rule)| rule.name == name);
     let numbered = (2..).map(|number: u32| format!("{wanted} ({number})"));
     std::iter::once(wanted.to_owned()).chain(numbered).find(|name| !taken(name)).unwrap_or_default()
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::expiry::{self, Expiry};
 use crate::fault::{Faults, quoted};
 use crate::names::{End, Names};
 use crate::outside::Outsides;
@@ -33,6 +34,8 @@ pub(crate) struct Rule {
     pub(crate) action: Action,
     /// It stands before all that are none.
     pub(crate) guard: bool,
+    /// From this moment on it allows nothing any more.
+    pub(crate) expires: Option<Expiry>,
 }
 
 /// A rule with the place where it is written.
@@ -71,8 +74,17 @@ fn read_one<'t>(
     let ports = Ports::read(table, faults);
     let guard = fixed.is_some();
     let action = fixed.or_else(|| action(table, faults));
+    let expires = expiry::read(table, action, faults);
     let only_ends = |placed: Vec<(usize, End)>| placed.into_iter().map(|(_, end)| end).collect();
-    Some(Rule { name: name?, from: only_ends(from), to: only_ends(to), ports, action: action?, guard })
+    Some(Rule {
+        name: name?,
+        from: only_ends(from),
+        to: only_ends(to),
+        ports,
+        action: action?,
+        guard,
+        expires: expires?,
+    })
 }
 
 fn rule_name<'t>(text: Text<'t>, earlier: &mut HashMap<&'t str, usize>, faults: &mut Faults<'_>) -> Option<String> {

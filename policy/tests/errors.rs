@@ -134,9 +134,9 @@ fn unknown_fields() {
         "action = \"allow\"",
         "action = \"allow\"\n¶priority = 3\n¶\"\\u0430ction\" = 1\n¶\"\\u001b[31m\" = 1",
         &[
-            "unknown field \"priority\" in [[rule]]; it knows name, from, to, ports, action",
+            "unknown field \"priority\" in [[rule]]; it knows name, from, to, ports, action, expires",
             "unknown field \"\\u{430}ction\" in [[rule]]; did you mean \"action\"?",
-            "unknown field \"\\u{1b}[31m\" in [[rule]]; it knows name, from, to, ports, action",
+            "unknown field \"\\u{1b}[31m\" in [[rule]]; it knows name, from, to, ports, action, expires",
         ],
     );
 }

@@ -129,7 +129,7 @@ impl Identity {
         let mut watching = JoinSet::new();
         watching.spawn(fetching.run());
         watching.spawn(lapses::lapses(daemon.clone(), Arc::clone(&memory), Arc::clone(&heard)));
-        watching.spawn(watch::policy(daemon.clone(), Arc::clone(&memory), policy_in));
+        watching.spawn(watch::policy(daemon.clone(), Arc::clone(&memory), Arc::clone(&clock), policy_in));
         watching.spawn(watch::trust(daemon.clone(), Arc::clone(&clock), heard, trust_in));
         let leaves = Leaves::new(daemon.clone(), trust.clone(), quarantine.clone(), clock);
         let seen = flows::Seen::default();

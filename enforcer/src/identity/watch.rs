@@ -23,10 +23,41 @@ pub(super) const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// The longest pause: a restarted identityd is found again this fast.
 pub(super) const PAUSE_MAX: Duration = Duration::from_millis(800);
 
-/// Follows the policy, for ever.
-pub(super) async fn policy(daemon: Daemon, memory: Arc<Memory>, into: Sender<Option<Arc<Policy>>>) {
-    let take = |update| take_policy(&update, &memory, &into);
-    follow("policy", || daemon.clone().watch_policy(), take, || ()).await;
+/// Follows the policy and lets its rules expire, for ever.
+pub(super) async fn policy(daemon: Daemon, memory: Arc<Memory>, clock: SharedClock, into: Sender<Option<Arc<Policy>>>) {
+    let take = |update| take_policy(&update, &memory, &clock, &into);
+    let following = follow("policy", || daemon.clone().watch_policy(), take, || ());
+    tokio::join!(following, expire(&clock, &into));
+}
+
+/// The clock of the host may be set: so often it is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Puts the policy in force again without its rules that expire, when they do.
+async fn expire(clock: &SharedClock, into: &Sender<Option<Arc<Policy>>>) {
+    let mut policies = into.subscribe();
+    loop {
+        let next = policies.borrow_and_update().as_ref().and_then(|policy| policy.next_expiry());
+        let Some(next) = next else {
+            if policies.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        if next <= clock.unix() {
+            let digest = into.borrow().as_ref().map(|policy| policy.digest());
+            tracing::info!(?digest, "a rule of the policy expired");
+            into.send_modify(|policy| {
+                let now = policy.take().map(|policy| Arc::new(Policy::clone(&policy).at(clock.unix())));
+                *policy = now;
+            });
+            continue;
+        }
+        let at = Duration::from_secs(u64::try_from(next).unwrap_or(u64::MAX));
+        let left = at.saturating_sub(clock.now()).min(LOOK);
+        // Another policy may have another expiry; none is lost if this ends early.
+        let _ = tokio::time::timeout(left, policies.changed()).await;
+    }
 }
 
 /// Follows the trust, for ever.
@@ -66,7 +97,7 @@ where
     }
 }
 
-fn take_policy(update: &wire::PolicyUpdate, memory: &Memory, into: &Sender<Option<Arc<Policy>>>) {
+fn take_policy(update: &wire::PolicyUpdate, memory: &Memory, clock: &SharedClock, into: &Sender<Option<Arc<Policy>>>) {
     let digest = Digest::of(update.text.as_bytes());
     if update.sha256 != digest.0 {
         tracing::error!(file = update.file, "the policy was damaged on its way; the one before stays in force");
@@ -80,7 +111,7 @@ fn take_policy(update: &wire::PolicyUpdate, memory: &Memory, into: &Sender<Optio
             tracing::info!(file = update.file, %digest, mode = policy.mode().as_str(), "policy in force");
             // Before anybody is judged by it: who was looked at under the old one has to be looked at again.
             memory.another_policy();
-            into.send_replace(Some(Arc::new(policy)));
+            into.send_replace(Some(Arc::new(policy.at(clock.unix()))));
         }
         Err(errors) => tracing::error!(%errors, "the policy does not parse; the one before stays in force"),
     }

@@ -3,7 +3,7 @@ use bonafide_proto::wire::node as wire;
 
 use super::fake::{Fake, bundle};
 use super::*;
-use crate::tunnel::testing::Mesh;
+use crate::tunnel::testing::{Mesh, T0};
 
 const ENFORCE: &str = "mode = \"enforce\"\nmesh = [\"10.77.0.0/16\"]\n";
 const OBSERVE: &str = "mode = \"observe\"\nmesh = [\"10.77.0.0/16\"]\n";
@@ -33,6 +33,33 @@ async fn the_policy_follows_and_a_broken_one_never_replaces_it() {
     fake.set_policy(BROKEN);
     fake.set_policy(OTHER);
     arrived(&mut policy, |p| p.digest() == Digest::of(OTHER.as_bytes())).await;
+}
+
+#[tokio::test]
+async fn a_rule_that_expires_is_gone_from_the_policy_in_force_when_its_time_has_come() {
+    let mut fake = Fake::stopped();
+    let identity = client(&fake);
+    let mut policy = identity.policy();
+    // A minute and then two after the tests' beginning.
+    let rule = |name, expires| {
+        format!(
+            "[[rule]]\nname = '{name}'\nfrom = 'a'\nto = 'a'\nports = [{name}]\naction = 'allow'\nexpires = {expires}\n"
+        )
+    };
+    let rules = format!("{}{}", rule("1", "2027-01-15T08:01:00Z"), rule("2", "2027-01-15T08:02:00Z"));
+    fake.set_policy(&format!("{ENFORCE}[[workload]]\nname = 'a'\nexe = '/a'\n{rules}"));
+    fake.resume();
+    let a = "a".parse().unwrap();
+    let expected_on = |policy: &bonafide_policy::Policy| [1, 2].map(|port| policy.expects_on(&a, port));
+    let first = arrived(&mut policy, |_| true).await;
+    assert_eq!((expected_on(&first), first.next_expiry()), ([true, true], Some(T0 + 60)));
+    fake.mesh.hand.advance(60);
+    let second = arrived(&mut policy, |p| p.next_expiry() != Some(T0 + 60)).await;
+    assert_eq!((expected_on(&second), second.next_expiry()), ([false, true], Some(T0 + 120)));
+    // As after a long sleep of the machine.
+    fake.mesh.hand.advance(6000);
+    let third = arrived(&mut policy, |p| p.next_expiry().is_none()).await;
+    assert_eq!((expected_on(&third), third.digest()), ([false, false], first.digest()));
 }
 
 #[tokio::test]
