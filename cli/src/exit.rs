@@ -8,7 +8,7 @@ pub(crate) const EXIT_CODES: &str = "Exit codes:
   0  done; everything asked about is well
   1  failed: something does not answer, is not serving, or broke
   2  wrong usage or bad input, a join token that is refused included: nothing was changed
-  3  answered, and the answer is no (refused; a program without a workload)";
+  3  answered, and the answer is no (refused; a program without a workload; a policy whose tests fail)";
 
 /// The codes of [`EXIT_CODES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

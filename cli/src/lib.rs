@@ -75,7 +75,7 @@ fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
         Verb::Bundle(BundleCommand::Show) => bundle::show(&layout, screen),
         Verb::Svid(command) => svid::svid(command, &layout, screen),
         Verb::Whois(whois) => whois::whois(&whois, &layout, screen),
-        Verb::Policy(PolicyCommand::Check { files }) => policy_check::check(&files, screen),
+        Verb::Policy(PolicyCommand::Check(args)) => policy_check::check(&args, screen),
         Verb::Policy(PolicyCommand::Explain(args)) => policy_explain::explain(&args, screen),
         Verb::Policy(PolicyCommand::Publish(args)) => policy_publish::publish(&args, &layout, screen),
         Verb::Policy(PolicyCommand::Published(args)) => policy_publish::published(&args, &layout, screen),

@@ -24,6 +24,7 @@ pub(crate) const TOP: &TableKind = &TableKind {
         ("outside", "[[outside]] tables"),
         ("guard", "[[guard]] tables"),
         ("rule", "[[rule]] tables"),
+        ("test", "[[test]] tables"),
     ],
 };
 
@@ -99,8 +100,21 @@ pub(crate) const RULE: &TableKind = &TableKind {
     ],
 };
 
+/// What the author expects of the policy.
+pub(crate) const TEST: &TableKind = &TableKind {
+    name: "[[test]]",
+    fields: &[
+        ("name", "\"the web reaches its database\""),
+        ("from", "\"shop/web\""),
+        ("to", "\"shop/db\""),
+        ("port", "5432"),
+        ("expect", "\"allow\""),
+        ("rule", "\"web to db\""),
+    ],
+};
+
 /// The whole language.
-pub const LANGUAGE: [&TableKind; 6] = [TOP, WORKLOAD, GROUP, OUTSIDE, GUARD, RULE];
+pub const LANGUAGE: [&TableKind; 7] = [TOP, WORKLOAD, GROUP, OUTSIDE, GUARD, RULE, TEST];
 
 impl TableKind {
     /// What a right value of this field looks like.

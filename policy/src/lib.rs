@@ -3,6 +3,7 @@
 //! Pure: no file is opened here and no clock is read. A text either becomes a [`Policy`] that cannot be wrong,
 //! or [`PolicyErrors`] that name every mistake with its place and what would be right.
 
+mod case;
 mod certified;
 mod compile;
 mod decide;
@@ -29,6 +30,7 @@ mod shadow;
 mod table;
 mod workload;
 
+pub use case::CaseResult;
 pub use certified::Certified;
 pub use decide::{Allowed, Denied, Subject, Verdict};
 pub use explain::{Compare, Explained, Fit};

@@ -8,6 +8,7 @@ use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 use toml::de::DeTable;
 
+use crate::case::{self, Case, CaseResult};
 use crate::certified::{self, Certified};
 use crate::compile::{Key, Pair, Tables, compile};
 use crate::decide::{Subject, Verdict};
@@ -15,7 +16,7 @@ use crate::explain::{Explained, explain};
 use crate::fault::{Faults, PolicyError, PolicyErrors, quoted};
 use crate::group::{self, Groups};
 use crate::identify::{Identified, identify, miss};
-use crate::language::{GROUP, GUARD, OUTSIDE, RULE, TOP, WORKLOAD};
+use crate::language::{GROUP, GUARD, OUTSIDE, RULE, TEST, TOP, WORKLOAD};
 use crate::names::Names;
 use crate::outside::{self, Outsides};
 use crate::party::Party;
@@ -89,6 +90,7 @@ pub struct Policy {
     /// What time it was made for, unix seconds: rules that expired by then are not in the tables.
     pub(crate) now: i64,
     pub(crate) tables: Tables,
+    pub(crate) cases: Vec<Case>,
 }
 
 impl Policy {
@@ -216,6 +218,12 @@ impl Policy {
         crate::decide::decide(self, from, to, port)
     }
 
+    /// Tries every `[[test]]`, in the order of the file. Say first what time it is ([`Policy::at`]).
+    #[must_use]
+    pub fn try_cases(&self) -> Vec<CaseResult> {
+        self.cases.iter().map(|case| case.run(self)).collect()
+    }
+
     /// What would let this pass, and nothing else; `None` if it passes already.
     #[must_use]
     pub fn remedy(&self, from: &Subject<'_>, to: &Subject<'_>, port: u16) -> Option<Remedy> {
@@ -315,6 +323,7 @@ fn read(document: &DeTable<'_>, digest: Digest, faults: &mut Faults<'_>) -> Opti
     let groups = group::read(&groups, declared, &workloads, &names, faults);
     let (guards, rules) = (top.tables(GUARD, "guard", faults), top.tables(RULE, "rule", faults));
     let rules = rule::read(&guards, &rules, &names, &outsides, faults);
+    let cases = case::read(&top.tables(TEST, "test", faults), &names, &workloads, &rules, faults);
     let tables = compile(&rules, NO_TIME, &groups, &outsides, faults);
     let mut mesh_map = PrefixMap::default();
     mesh.into_iter().for_each(|net| mesh_map.insert(net, 0));
@@ -330,6 +339,7 @@ fn read(document: &DeTable<'_>, digest: Digest, faults: &mut Faults<'_>) -> Opti
         rules,
         now: NO_TIME,
         tables,
+        cases,
     })
 }
 

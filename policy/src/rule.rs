@@ -19,6 +19,15 @@ pub(crate) enum Action {
     Deny,
 }
 
+impl Action {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        }
+    }
+}
+
 /// One rule.
 #[derive(Debug, Clone)]
 pub(crate) struct Rule {
@@ -66,7 +75,7 @@ fn read_one<'t>(
     earlier: &mut HashMap<&'t str, usize>,
     faults: &mut Faults<'_>,
 ) -> Option<Rule> {
-    let name = table.required_text("name", faults).and_then(|text| rule_name(text, earlier, faults));
+    let name = table.required_text("name", faults).and_then(|text| checked_name("rule", text, earlier, faults));
     let from = ends(table, "from", names, faults);
     let to = ends(table, "to", names, faults);
     refuse_outside_to_outside(&from, &to, faults);
@@ -87,22 +96,29 @@ fn read_one<'t>(
     })
 }
 
-fn rule_name<'t>(text: Text<'t>, earlier: &mut HashMap<&'t str, usize>, faults: &mut Faults<'_>) -> Option<String> {
+/// A name in words; `of` is what it is the name of.
+pub(crate) fn checked_name<'t>(
+    of: &str,
+    text: Text<'t>,
+    earlier: &mut HashMap<&'t str, usize>,
+    faults: &mut Faults<'_>,
+) -> Option<String> {
     let name = text.value;
     let problem = if name.is_empty() {
         "is empty; say in a few words what it permits".to_owned()
     } else if name.len() > RULE_NAME_MAX {
         format!("is longer than {RULE_NAME_MAX} bytes")
     } else if let Some(c) = name.chars().find(|c| !matches!(c, ' '..='~')) {
-        format!("contains '{}'; a rule's name is printable ASCII", c.escape_default())
+        format!("contains '{}'; a {of}'s name is printable ASCII", c.escape_default())
     } else if name.trim() != name {
         "begins or ends with a space; remove it".to_owned()
     } else if let Some(line) = earlier.insert(name, faults.line(text.at)) {
-        format!("is already the name of the guard or rule on line {line}; choose another name")
+        let other = if of == "rule" { "guard or rule" } else { of };
+        format!("is already the name of the {other} on line {line}; choose another name")
     } else {
         return Some(name.to_owned());
     };
-    faults.wrong(text.at, format!("the rule name {} {problem}", quoted(name)));
+    faults.wrong(text.at, format!("the {of} name {} {problem}", quoted(name)));
     None
 }
 
@@ -115,12 +131,16 @@ fn ends<'t>(table: &Table<'t>, field: &str, names: &Names<'t>, faults: &mut Faul
 }
 
 fn action(table: &Table<'_>, faults: &mut Faults<'_>) -> Option<Action> {
-    let text = table.required_text("action", faults)?;
+    table.required_text("action", faults).and_then(|text| action_of(text, "action", faults))
+}
+
+/// `"allow"` or `"deny"`; `what` is what it is called.
+pub(crate) fn action_of(text: Text<'_>, what: &str, faults: &mut Faults<'_>) -> Option<Action> {
     match text.value {
         "allow" => Some(Action::Allow),
         "deny" => Some(Action::Deny),
         other => {
-            faults.wrong(text.at, format!("the action {} is not known; write \"allow\" or \"deny\"", quoted(other)));
+            faults.wrong(text.at, format!("the {what} {} is not known; write \"allow\" or \"deny\"", quoted(other)));
             None
         }
     }

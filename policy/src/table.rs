@@ -63,6 +63,12 @@ impl<'t> Table<'t> {
         text
     }
 
+    /// A value that must be there.
+    pub(crate) fn required(&self, field: &str, faults: &mut Faults<'_>) -> Option<&'t Value<'t>> {
+        self.demand(field, faults);
+        self.get(field)
+    }
+
     /// A string that must be there.
     pub(crate) fn required_text(&self, field: &str, faults: &mut Faults<'_>) -> Option<Text<'t>> {
         self.demand(field, faults);

@@ -121,7 +121,7 @@ fn unknown_fields() {
         "¶moed = \"enforce\"\n¶colour = 1\nmode = \"enforce\"\n",
         &[
             "unknown field \"moed\" in the policy; did you mean \"mode\"?",
-            "unknown field \"colour\" in the policy; it knows mode, mesh, same_host, workload, group, outside, guard, rule",
+            "unknown field \"colour\" in the policy; it knows mode, mesh, same_host, workload, group, outside, guard, rule, test",
         ],
     );
     refused_with(

@@ -27,6 +27,9 @@ use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Hos
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 
+/// When the examples are tried, unix seconds.
+const NOW: i64 = 1_800_000_000;
+
 fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../policy-examples")
 }
@@ -273,11 +276,15 @@ fn examples_keep_their_promises() {
             let checked = std::panic::catch_unwind(|| check(&policy, promise));
             deciding.extend(checked.unwrap_or_else(|_| panic!("not kept: {shown}")));
         }
+        let failed: Vec<_> = policy.at(NOW).try_cases().into_iter().filter(|case| case.failure.is_some()).collect();
+        assert!(failed.is_empty(), "{file}: {failed:?}");
         assert!(verbs.contains("allow") && verbs.contains("deny"), "{file} promises what it allows and what it denies");
         let rules = text
             .lines()
             .filter(|line| ["[[rule]]", "[[guard]]"].contains(&line.split_whitespace().next().unwrap_or_default()))
             .count();
+        // A rule that expires decides nothing for those who do not say what time it is.
+        let rules = rules - text.lines().filter(|line| line.starts_with("expires = ")).count();
         assert_eq!(deciding.len(), rules, "{file} shows each of its rules decide; seen: {deciding:?}");
     }
 }
