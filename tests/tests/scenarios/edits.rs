@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use bonafide_proto::clock::{Clock as _, SystemClock};
 use bonafide_proto::record::{End, EndedBy, FlowRecord, Outcome, Reason};
+use bonafide_tests::ends::Ends;
 use bonafide_tests::node::Backend;
 use bonafide_tests::policy::Policy;
 use bonafide_tests::process::{Program, run};
@@ -12,6 +14,11 @@ use bonafide_tests::topology::{Family, Site};
 use bonafide_tests::wait::{wait_for, wait_until};
 use bonafide_tests::world::{BareWorld, POLICY_DELAY, World};
 use rustix::process::Signal;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// How long an exception is made for: time enough to open connections by it.
+const LEASE: Duration = Duration::from_secs(10);
 
 on_each_backend! {
     a_removed_rule_ends_idle_connections_within_a_second_at_both_ends,
@@ -66,6 +73,48 @@ fn time_until_over(holder: &mut Program) -> Duration {
     wait_until("the connection to be ended", 3 * POLICY_DELAY, || !holder.is_running());
     assert!(holder.output().contains("ECONNRESET"), "it should have been reset: {}", holder.output());
     start.elapsed()
+}
+
+#[test]
+fn a_rule_that_expires_ends_what_it_allowed_and_is_named_by_what_is_refused_then() {
+    let bare = BareWorld::create();
+    let client = script(&bare, "hold.py");
+    let without = Policy::enforce()
+        .script("test/client", &client)
+        .script("test/server", &script(&bare, "echo_server.py"))
+        // Without any rule it would not even be asked who listens there.
+        .allow("client to itself", "test/client", "test/client");
+    let world = World::start(bare, &without, Backend::Nft);
+    let _server = echo_server(world.bare(), world.netns(Site::B), 7);
+    let expires = SystemClock.unix() + i64::try_from(LEASE.as_secs()).unwrap();
+    let written = OffsetDateTime::from_unix_timestamp(expires).unwrap().format(&Rfc3339).unwrap();
+    let leased = without.allow("for now", "test/client", "test/server").lines(&format!("expires = {written}"));
+    world.a().set_policy(&leased);
+    world.b().set_policy(&leased);
+    let to = |family| Site::B.at(family, 7);
+    let mut holders = Family::BOTH.map(|family| hold(world.bare(), world.netns(Site::A), to(family)));
+    for holder in &mut holders {
+        wait_until("the connection to be ended", 2 * LEASE, || !holder.is_running());
+        let ends = world.next_flow();
+        let reasons = ends.both().map(|record| record.reason);
+        assert!(reasons.contains(&Some(Reason::PolicyChanged)), "{reasons:?}");
+        for record in ends.both() {
+            assert_eq!((record.verdict, record.rule.as_deref()), (Outcome::Allowed, Some("for now")), "{record:#?}");
+        }
+    }
+    assert!(SystemClock.unix() >= expires, "it ended before its time");
+    for family in Family::BOTH {
+        assert!(
+            !run(&mut say(world.netns(Site::A), &client, to(family), "hi"))
+                .status
+                .is_some_and(|status| status.success())
+        );
+        let Ends { source: record, destination } = world.next_flow();
+        assert_eq!(destination.reason, Some(Reason::RefusedByPeer), "{destination:#?}");
+        let nearest = record.nearest.as_ref().map(|near| (near.of.as_str(), near.field.as_str()));
+        assert_eq!((record.reason, nearest), (Some(Reason::NoRule), Some(("for now", "expires"))), "{record:#?}");
+    }
+    world.finish();
 }
 
 #[test]
