@@ -27,7 +27,7 @@ use crate::key::{Key, KeyError};
 use crate::machine::Machine;
 use crate::mesh::{Held, MeshState};
 use crate::order::{Holder, Order, Validity};
-use crate::policies::{Policies, PolicyFollower, Publication, PublishError, policy_text};
+use crate::policies::{CONFIRM_MIN, Policies, PolicyFollower, Publication, PublishError, policy_text};
 use crate::quarantine::{Quarantine, QuarantineError, check_reason};
 use crate::refusal::MembershipRefusal;
 use crate::retention;
@@ -39,6 +39,7 @@ use crate::state;
 use crate::store::engine::Engine;
 use crate::store::{
     Admitted, By, Change, Committed, Embedded, Etcd, Event, NodeRecord, PolicyRecord, Store, StoreError, TokenRecord,
+    Unconfirmed,
 };
 use bonafide_proto::token::{JoinToken, Secret, TokenError};
 
@@ -229,7 +230,50 @@ impl Authority {
         }
         let text = policy_text(&published.signed).map_err(PublishError::from)?;
         let author = published.record.author.clone();
-        self.publish(by, &Publication { text, author, version: None })?;
+        // What waits to be confirmed goes on waiting.
+        let left =
+            |unconfirmed: Unconfirmed| unconfirmed.until.saturating_sub(self.clock.unix()).max(i64::from(CONFIRM_MIN));
+        let confirm_within = published.record.unconfirmed.map(left).and_then(|left| u32::try_from(left).ok());
+        self.publish(by, &Publication { confirm_within, ..Publication::of(text, author) })?;
+        Ok(())
+    }
+
+    /// Makes the policy that was published last one that stays.
+    ///
+    /// # Errors
+    /// [`PublishError::NotWaiting`], or the store's.
+    pub fn confirm_policy(&self, by: &By, version: u64) -> Result<PolicyRecord, PublishError> {
+        self.policies.confirm(by, version)
+    }
+
+    /// Publishes an earlier version again; without a number the last one that was another.
+    ///
+    /// # Errors
+    /// Any [`PublishError`].
+    pub fn roll_policy_back(&self, by: &By, to: Option<u64>) -> Result<PolicyRecord, PublishError> {
+        self.publish(by, &self.policies.back_to(to)?)
+    }
+
+    /// Publishes the version before the last one again, if nobody confirmed that in its time. Asked now and then.
+    ///
+    /// # Errors
+    /// Any [`PublishError`].
+    pub fn take_back_unconfirmed(&self) -> Result<(), PublishError> {
+        let Some((waiting, version)) = self.policies.due() else { return Ok(()) };
+        let publication = self.policies.back_to(Some(version))?;
+        let still = |seen: Option<&PolicyRecord>| {
+            seen.is_some_and(|seen| seen.version == waiting && seen.unconfirmed.is_some())
+        };
+        let back = match self.publish_if(&By::Daemon, &publication, still) {
+            // It was confirmed at this moment, or another authority of the same store did it.
+            Err(PublishError::Meanwhile { .. }) => return Ok(()),
+            other => other?,
+        };
+        tracing::warn!(
+            version = back.version,
+            of = version,
+            "nobody confirmed the policy: the one before is in force again"
+        );
         Ok(())
     }
 
@@ -590,9 +634,18 @@ impl Authority {
     /// # Errors
     /// Any [`PublishError`]; nobody is told anything then.
     pub fn publish(&self, by: &By, publication: &Publication) -> Result<PolicyRecord, PublishError> {
+        self.publish_if(by, publication, |_| true)
+    }
+
+    fn publish_if(
+        &self,
+        by: &By,
+        publication: &Publication,
+        still: impl FnOnce(Option<&PolicyRecord>) -> bool,
+    ) -> Result<PolicyRecord, PublishError> {
         // Who was away while the roots changed believes the oldest of them.
         let root = self.rotation.presiding()?;
-        self.policies.publish(by, publication, &root.signer, &self.trust_bundle())
+        self.policies.publish(by, publication, &root.signer, &self.trust_bundle(), still)
     }
 
     /// The policy that was published last, now and after every publication; and the certificate by which the member

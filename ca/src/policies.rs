@@ -24,13 +24,16 @@ use crate::csr::CsrError;
 use crate::daemon::ended;
 use crate::followers::{Followers, Place};
 use crate::key::{KeyError, RootKey};
-use crate::store::{By, Event, PolicyRecord, Store, StoreError};
+use crate::store::{By, EARLIER_MAX, EarlierPolicy, Event, PolicyRecord, Store, StoreError, Unconfirmed};
 pub(crate) use signing::Draft;
 
 /// How far ahead of all that is known a version may be that the operator chooses: a mistyped one would leave no higher.
 const AHEAD_MAX: u64 = 1_000_000;
 /// How often the store is looked at, although it says when it changes.
 const LOOK: Duration = Duration::from_secs(2);
+/// The shortest time, and the longest, that a version may wait to be confirmed, in seconds.
+pub(crate) const CONFIRM_MIN: u32 = 5;
+const CONFIRM_MAX: u32 = 86_400;
 /// The longest reason for which a node refused a policy, in bytes.
 const WHY_MAX: usize = 1024;
 
@@ -79,6 +82,30 @@ pub enum PublishError {
         /// The highest.
         highest: u64,
     },
+    /// How long it may stay unconfirmed.
+    #[error("a version may stay unconfirmed for {CONFIRM_MIN} to {CONFIRM_MAX} seconds, not {0}")]
+    ConfirmWithin(u32),
+    /// Nothing was published before.
+    #[error("there is no earlier version to go back to")]
+    NoEarlier,
+    /// Not kept, or never was.
+    #[error("version {asked} is not kept; of the earlier ones these are: {kept}")]
+    NotKept {
+        /// What was asked for.
+        asked: u64,
+        /// Those that are.
+        kept: String,
+    },
+    /// Nothing waits to be confirmed, or another version.
+    #[error("version {asked} does not wait to be confirmed: version {published} was published last, and {how}")]
+    NotWaiting {
+        /// What was asked for.
+        asked: u64,
+        /// The last.
+        published: u64,
+        /// Whether that one waits.
+        how: &'static str,
+    },
     /// No certificate for the signer.
     #[error(transparent)]
     Issue(#[from] IssueError),
@@ -105,6 +132,16 @@ pub struct Publication {
     pub author: String,
     /// Its number; `None`: the next.
     pub version: Option<u64>,
+    /// Within so many seconds somebody has to confirm it, or the version before it comes back.
+    pub confirm_within: Option<u32>,
+}
+
+impl Publication {
+    /// Of this text, by this author, under the next number, for good.
+    #[must_use]
+    pub fn of(text: String, author: String) -> Self {
+        Self { text, author, version: None, confirm_within: None }
+    }
 }
 
 /// A policy that was published.
@@ -225,15 +262,17 @@ impl Policies {
         PolicyFollower { published: self.told.subscribe(), place: self.followers.enter(node) }
     }
 
-    /// Signs the next version, writes it down, and tells those that follow.
+    /// Signs the next version, writes it down, and tells those that follow; provided that what was published last is `still`
+    /// as the caller saw it.
     pub(crate) fn publish(
         &self,
         by: &By,
         publication: &Publication,
         root: &Signer<RootKey>,
         bundle: &TrustBundle,
+        still: impl FnOnce(Option<&PolicyRecord>) -> bool,
     ) -> Result<PolicyRecord, PublishError> {
-        let Publication { text, author, version } = publication;
+        let Publication { text, author, version, confirm_within } = publication;
         if author.len() > AUTHOR_MAX || author.chars().any(char::is_control) {
             return Err(PublishError::Author);
         }
@@ -241,8 +280,13 @@ impl Policies {
             return Err(PublishError::Text(text.len()));
         }
         let seen = self.store.policy()?;
+        if !still(seen.as_ref()) {
+            let (version, author) = seen.map_or_else(Default::default, |seen| (seen.version, seen.author));
+            return Err(PublishError::Meanwhile { version, author });
+        }
         let version = self.number(seen.as_ref(), *version)?;
         let created = self.clock.unix();
+        let unconfirmed = unconfirmed(seen.as_ref(), *confirm_within, created)?;
         let draft = Draft { version, created, author, text };
         let signed = signing::sign(&draft, root, bundle, &self.store)?;
         let read = SignedPolicy::verify(&signed, bundle)?;
@@ -254,6 +298,8 @@ impl Policies {
             text: Digest::of(text.as_bytes()),
             signed: Digest::of(&signed),
             size: signed.len() as u64,
+            earlier: earlier(seen.as_ref()),
+            unconfirmed,
         };
         if !self.put(by, seen.as_ref(), &record, &signed)? {
             let PolicyRecord { version, author, .. } = self.store.policy()?.unwrap_or(record);
@@ -272,11 +318,61 @@ impl Policies {
         let event = Event::new("policy-published", by).with("version", new.version).with("author", &new.author);
         change.note(event.with("text", new.text));
         let won = change.commit()?.is_some();
-        let over = if won { seen } else { Some(new) };
+        let forgotten = seen.and_then(|seen| seen.earlier.get(EARLIER_MAX - 1)).map(EarlierPolicy::laid);
+        let over = if won { forgotten } else { Some(new.laid()) };
         if let Some(Err(e)) = over.map(|over| self.store.clear_policy(over)) {
-            tracing::warn!(error = %e, "parts of a policy that is published no longer stay in the store");
+            tracing::warn!(error = %e, "parts of a policy that is kept no longer stay in the store");
         }
         Ok(won)
+    }
+
+    /// The version that was published last stays for good.
+    pub(crate) fn confirm(&self, by: &By, asked: u64) -> Result<PolicyRecord, PublishError> {
+        let seen = self.store.policy()?.ok_or(PublishError::NoEarlier)?;
+        if seen.version != asked || seen.unconfirmed.is_none() {
+            let how = if seen.unconfirmed.is_some() { "waits" } else { "does not wait" };
+            return Err(PublishError::NotWaiting { asked, published: seen.version, how });
+        }
+        let new = PolicyRecord { unconfirmed: None, ..seen.clone() };
+        let mut change = self.store.change();
+        change.policy(Some(&seen), &new)?;
+        change.note(Event::new("policy-confirmed", by).with("version", asked));
+        if change.commit()?.is_none() {
+            return Err(PublishError::Meanwhile { version: seen.version, author: seen.author });
+        }
+        self.look()?;
+        tracing::info!(version = asked, "policy confirmed");
+        Ok(new)
+    }
+
+    /// The text of an earlier version, to be published again; without a number of the last one that is another.
+    pub(crate) fn back_to(&self, asked: Option<u64>) -> Result<Publication, PublishError> {
+        let record = self.store.policy()?.ok_or(PublishError::NoEarlier)?;
+        let wanted = |earlier: &&EarlierPolicy| match asked {
+            Some(asked) => earlier.version == asked,
+            None => earlier.text != record.text,
+        };
+        let Some(earlier) = record.earlier.iter().find(wanted) else {
+            let kept = record.earlier.iter().map(|earlier| earlier.version.to_string()).collect::<Vec<_>>().join(", ");
+            return Err(asked.map_or(PublishError::NoEarlier, |asked| PublishError::NotKept { asked, kept }));
+        };
+        let author = format!("version {} of {}, again", earlier.version, earlier.author);
+        let author = author.get(..author.floor_char_boundary(AUTHOR_MAX)).unwrap_or_default().to_owned();
+        Ok(Publication::of(self.text_of(earlier)?, author))
+    }
+
+    /// The text of a version that was replaced.
+    pub(crate) fn text_of(&self, earlier: &EarlierPolicy) -> Result<String, PublishError> {
+        let gone =
+            || PublishError::NotKept { asked: earlier.version, kept: "it was replaced at this moment".to_owned() };
+        Ok(policy_text(&self.store.earlier_policy(earlier)?.ok_or_else(gone)?)?)
+    }
+
+    /// The version that was published last and the one to go back to by now, because nobody confirmed it.
+    pub(crate) fn due(&self) -> Option<(u64, u64)> {
+        let told = self.now()?;
+        let Unconfirmed { until, back_to } = told.record.unconfirmed?;
+        (self.clock.unix() >= until).then_some((told.record.version, back_to))
     }
 
     /// The number of the next version: above all that was published here, and all that is held.
@@ -299,7 +395,11 @@ impl Policies {
     fn tell(&self, published: Published) {
         let published = Arc::new(published);
         self.told.send_if_modified(|told| {
-            let later = told.as_ref().is_none_or(|told| told.record.version < published.record.version);
+            let newer = |told: &Arc<Published>| {
+                let (told, new) = (&told.record, &published.record);
+                told.version < new.version || (told.version == new.version && told != new)
+            };
+            let later = told.as_ref().is_none_or(newer);
             if later {
                 *told = Some(published);
             }
@@ -316,6 +416,10 @@ pub(crate) async fn keep_told(authority: &Arc<Authority>, stopped: watch::Receiv
         if let Ok(Err(e)) = tokio::task::spawn_blocking(move || looking.policies().look()).await {
             tracing::error!(error = %e, "the store does not say which policy was published last");
         }
+        let taking_back = authority.clone();
+        if let Ok(Err(e)) = tokio::task::spawn_blocking(move || taking_back.take_back_unconfirmed()).await {
+            tracing::error!(error = %e, "a policy that nobody confirmed cannot be taken back yet");
+        }
         // It may have no sender any more; then there is still the clock.
         let changed = async {
             if changes.changed().await.is_err() {
@@ -328,6 +432,27 @@ pub(crate) async fn keep_told(authority: &Arc<Authority>, stopped: watch::Receiv
             () = ended(stopped.clone()) => return,
         }
     }
+}
+
+/// Those before the next version.
+fn earlier(seen: Option<&PolicyRecord>) -> Vec<EarlierPolicy> {
+    let Some(seen) = seen else { return Vec::new() };
+    std::iter::once(seen.replaced()).chain(seen.earlier.iter().cloned()).take(EARLIER_MAX).collect()
+}
+
+/// What is unconfirmed already leads back to what was confirmed last.
+fn unconfirmed(
+    seen: Option<&PolicyRecord>,
+    within: Option<u32>,
+    now: i64,
+) -> Result<Option<Unconfirmed>, PublishError> {
+    let Some(within) = within else { return Ok(None) };
+    if !(CONFIRM_MIN..=CONFIRM_MAX).contains(&within) {
+        return Err(PublishError::ConfirmWithin(within));
+    }
+    let seen = seen.ok_or(PublishError::NoEarlier)?;
+    let back_to = seen.unconfirmed.map_or(seen.version, |unconfirmed| unconfirmed.back_to);
+    Ok(Some(Unconfirmed { until: now.saturating_add(i64::from(within)), back_to }))
 }
 
 /// The highest version that a node holds, and which node.

@@ -35,7 +35,7 @@ use committer::Committer;
 pub use embedded::Embedded;
 use engine::{Condition, Engine, Key, Tree, Write};
 pub use etcd::{Etcd, EtcdPlace, EtcdTls, PlaceError};
-pub use policies::PolicyRecord;
+pub use policies::{EARLIER_MAX, EarlierPolicy, Laid, PolicyRecord, Unconfirmed};
 pub use roots::{IssuingRecord, RootRecord, RootsRecord, Stage};
 
 /// Why the store did not answer.

@@ -8,14 +8,16 @@ use crate::audit::AuditCommand;
 use crate::bundle::BundleCommand;
 use crate::exit::EXIT_CODES;
 use crate::flows::FlowsArgs;
+use crate::history::HistoryArgs;
 use crate::launch::{Capability, Launch};
-use crate::policy_check::PolicyCommand;
+use crate::policy::PolicyCommand;
 use crate::quarantine::QuarantineArgs;
 use crate::revoke::RevokeCommand;
 use crate::run::RunArgs;
 use crate::screen::ColourWhen;
 use crate::svid::SvidCommand;
 use crate::whois::WhoisArgs;
+use crate::why::WhyArgs;
 use crate::workload::WorkloadCommand;
 
 /// Bonafide: a mesh in which a rule names programs, not addresses.
@@ -41,6 +43,10 @@ pub enum Verb {
     Status,
     /// Shows flow records
     Flows(FlowsArgs),
+    /// Shows or exports what was seen on this node, for weeks back
+    History(HistoryArgs),
+    /// Says why a flow was let through or refused, and what would change that
+    Why(WhyArgs),
     /// Says who a process is: its fingerprint, the workload it earns, what it misses
     Whois(WhoisArgs),
     /// Asks the workload endpoint, as any program may: for a certificate, a token, the roots

@@ -104,6 +104,10 @@ pub(crate) fn attestation(socket: &Path) -> AttestationClient<Channel> {
     AttestationClient::new(endpoint::channel(socket))
 }
 
+pub(crate) fn enforcement(socket: &Path) -> EnforcementClient<Channel> {
+    EnforcementClient::new(endpoint::channel(socket))
+}
+
 pub(crate) fn admission(socket: &Path) -> AdmissionClient<Channel> {
     AdmissionClient::new(endpoint::channel(socket))
 }
@@ -117,7 +121,7 @@ pub(crate) async fn issuance_status(socket: &Path) -> Result<IssuanceStatus, NoA
 }
 
 pub(crate) async fn enforcement_status(socket: &Path) -> Result<EnforcementStatus, NoAnswer> {
-    ask(socket, EnforcementClient::new(endpoint::channel(socket)).status(StatusRequest {})).await
+    ask(socket, enforcement(socket).status(StatusRequest {})).await
 }
 
 #[cfg(test)]

@@ -13,17 +13,19 @@ mod audit;
 mod bundle;
 mod exit;
 mod flows;
-mod policy_check;
-mod policy_explain;
-mod policy_publish;
+mod history;
+mod policy;
 mod printable;
 mod quarantine;
+mod replace;
 mod revoke;
 mod run;
 mod screen;
+mod seen;
 mod status;
 mod svid;
 mod whois;
+mod why;
 mod workload;
 
 use std::process::ExitCode;
@@ -34,8 +36,7 @@ pub use admission::{CreateArgs, GrantArgs, NodeCommand, TokenCommand};
 pub use bundle::BundleCommand;
 pub use exit::Exit;
 pub use flows::{Filter, FlowTable, FlowsArgs, Line, Tail, Verdict, record};
-pub use policy_check::PolicyCommand;
-pub use policy_publish::{PublishArgs, PublishedArgs, StatusArgs};
+pub use policy::{PolicyCommand, PublishArgs, PublishedArgs, StatusArgs};
 pub use printable::{printable, printable_json};
 pub use quarantine::QuarantineArgs;
 pub use revoke::{AwayArgs, RevokeArgs, RevokeCommand, UnbanArgs};
@@ -71,15 +72,13 @@ fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
     let layout = Layout::new(&args.dir);
     match args.command {
         Verb::Status => status::status(&layout, screen),
+        Verb::History(args) => history::history(&args, &layout, screen),
         Verb::Flows(flows) => flows::flows(&flows, &layout.records(), screen),
         Verb::Bundle(BundleCommand::Show) => bundle::show(&layout, screen),
         Verb::Svid(command) => svid::svid(command, &layout, screen),
+        Verb::Why(args) => why::why(&args, &layout, screen),
         Verb::Whois(whois) => whois::whois(&whois, &layout, screen),
-        Verb::Policy(PolicyCommand::Check(args)) => policy_check::check(&args, screen),
-        Verb::Policy(PolicyCommand::Explain(args)) => policy_explain::explain(&args, screen),
-        Verb::Policy(PolicyCommand::Publish(args)) => policy_publish::publish(&args, &layout, screen),
-        Verb::Policy(PolicyCommand::Published(args)) => policy_publish::published(&args, &layout, screen),
-        Verb::Policy(PolicyCommand::Status(args)) => policy_publish::status(&args, &layout, screen),
+        Verb::Policy(command) => policy::policy(command, &layout, screen),
         Verb::Token(TokenCommand::Create(create)) => admission::create_token(&create, &layout, screen),
         Verb::Node(NodeCommand::Grant(args)) => admission::grant(&args, &layout, screen),
         Verb::Node(NodeCommand::Evict(args)) => revoke::evict(args, &layout, screen),

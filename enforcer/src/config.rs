@@ -7,6 +7,7 @@ use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
 use crate::capture::{Backend, Control};
+use crate::history::Limits;
 
 /// The largest configuration file that is read, in bytes.
 const FILE_MAX: u64 = 1024 * 1024;
@@ -32,6 +33,8 @@ pub struct Config {
     pub log: String,
     /// What other daemons of this node may reach uncaptured.
     pub control: Vec<Control>,
+    /// How much history is kept.
+    pub history: Limits,
 }
 
 /// Why a configuration file was refused. Exit code 2.
@@ -81,6 +84,30 @@ struct RawConfig {
     log: String,
     #[serde(default)]
     control: Vec<RawControl>,
+    #[serde(default)]
+    history: RawHistory,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHistory {
+    days: Option<i64>,
+    mebibytes: Option<i64>,
+}
+
+impl RawHistory {
+    fn checked(&self) -> Result<Limits, (&'static str, String)> {
+        let usual = Limits::default();
+        let days = self.days.map(|days| u16::try_from(days).ok().filter(|days| (1..=3650).contains(days)).ok_or(days));
+        let days =
+            days.unwrap_or(Ok(usual.days)).map_err(|days| ("history.days", format!("is {days}; give 1 to 3650")))?;
+        let room = |mebibytes: i64| {
+            u64::try_from(mebibytes).ok().filter(|room| (16..=1 << 20).contains(room)).ok_or(mebibytes)
+        };
+        let bytes = self.mebibytes.map(|mebibytes| room(mebibytes).map(|mebibytes| mebibytes << 20));
+        let wrong = |mebibytes| ("history.mebibytes", format!("is {mebibytes}; give 16 to 1048576"));
+        Ok(Limits { days, bytes: bytes.unwrap_or(Ok(usual.bytes)).map_err(wrong)? })
+    }
 }
 
 #[derive(Deserialize)]
@@ -167,6 +194,7 @@ impl Config {
         .try_for_each(absolute)?;
         let control = raw.control.into_iter().map(|c| c.checked().map_err(|(field, message)| value(field, message)));
         let control = control.collect::<Result<_, _>>()?;
+        let history = raw.history.checked().map_err(|(field, message)| value(field, message))?;
         Ok(Self {
             socket: raw.socket,
             identityd_socket: raw.identityd_socket,
@@ -177,6 +205,7 @@ impl Config {
             inbound_port,
             log: raw.log,
             control,
+            history,
         })
     }
 }
@@ -191,6 +220,17 @@ mod tests {
     fn defaults_fill_the_ports() {
         let config = Config::parse(Path::new("e.toml"), GOOD).unwrap();
         assert_eq!((config.outbound_port, config.inbound_port), (15001, 15006));
+    }
+
+    #[test]
+    fn the_history_has_its_limits() {
+        let limits =
+            |text: &str| Config::parse(Path::new("e.toml"), &format!("{GOOD}{text}")).map(|config| config.history);
+        assert_eq!(limits("").unwrap(), Limits { days: 90, bytes: 1 << 30 });
+        assert_eq!(limits("[history]\ndays = 7\nmebibytes = 64\n").unwrap(), Limits { days: 7, bytes: 64 << 20 });
+        for (wrong, said) in [("days = 0", "history.days is 0"), ("mebibytes = 15", "history.mebibytes is 15")] {
+            assert!(limits(&format!("[history]\n{wrong}\n")).unwrap_err().to_string().contains(said), "{wrong}");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use tonic::transport::Server;
 use crate::capture::{Capture, CaptureError, Exemption, Plan};
 use crate::config::Config;
 use crate::flow::{Abort as _, Node, refuse};
+use crate::history::History;
 use crate::identity::Identity;
 use crate::live::Live;
 use crate::observe::{Observer, observes};
@@ -85,6 +86,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         ports: [config.outbound_port, config.inbound_port],
         identity,
     });
+    remember(&config, &node.records);
     let (captures, captured) = watch::channel(None);
     serve_operator(admin, Operator { node: Arc::clone(&node), backend: config.backend, captures: captured });
     tokio::spawn(reverify::run(Arc::clone(&node.live), node.identity.clone()));
@@ -120,6 +122,14 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         }
     }
     finish(capture, &node).await
+}
+
+/// Without a history the mesh works all the same: flow records have everything that it counts.
+fn remember(config: &Config, records: &Records) {
+    match History::open(config.state.join("history"), config.history, Arc::new(SystemClock)) {
+        Ok(history) => records.count_in(history),
+        Err(e) => tracing::error!(error = %e, "flows are recorded, and not counted in the history"),
+    }
 }
 
 /// A new policy: every live flow is asked again at once, then the rules follow the mode.
@@ -196,6 +206,7 @@ async fn finish(capture: Capture, node: &Node) -> Result<(), DaemonError> {
     while !node.live.is_empty() && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    node.records.history().into_iter().for_each(|history| history.stop());
     tracing::info!(ended, "stopping");
     if capture.mode() != Mode::Enforce {
         capture.remove().await?;

@@ -12,7 +12,7 @@ use bonafide_policy::{Denied, Mode, Policy, Verdict};
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::flow::{FlowKey, NetNs};
 use bonafide_proto::name::{SpiffeId, WorkloadName};
-use bonafide_proto::record::{Outcome, Party, Reason};
+use bonafide_proto::record::{Outcome, Party, Reason, Tried};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use tokio::io::DuplexStream;
 use tokio::net::TcpStream;
@@ -118,14 +118,15 @@ pub(crate) fn program(attested: Result<Attested, AttestRefusal>) -> Result<Progr
 /// The name that an attestation earned, or why it earned none.
 pub(crate) fn named(attestation: &Attestation) -> Result<&WorkloadName, Why> {
     let path = &attestation.fingerprint.exe.path;
-    match (&attestation.workload, attestation.near_misses.first()) {
-        (Some(workload), _) => Ok(workload),
-        (None, Some(near)) => {
-            let detail = format!("{path} fits no workload; nearest is {:?}", near.of);
-            Err(Why { nearest: Some(near.clone()), ..Why::new(Reason::NoWorkload, detail) })
-        }
-        (None, None) => Err(Why::new(Reason::NoWorkload, format!("{path} fits no workload"))),
-    }
+    let (detail, nearest) = match (&attestation.workload, attestation.near_misses.first()) {
+        (Some(workload), _) => return Ok(workload),
+        (None, Some(near)) => (format!("{path} fits no workload; nearest is {:?}", near.of), Some(near.clone())),
+        (None, None) => (format!("{path} fits no workload"), None),
+    };
+    let pid = attestation.executions.first().map_or_else(|| "PID".to_owned(), |execution| execution.pid.to_string());
+    let remedy =
+        format!("# no rule can allow it yet: the program has no name; bonafide workload add --from-pid {pid}\n");
+    Err(Why { nearest, remedy: Some(remedy), ..Why::new(Reason::NoWorkload, detail) })
 }
 
 /// The question who listens now where this one was asked before. It is asked from a port of its own, to be held until
@@ -163,12 +164,14 @@ pub(crate) fn why_no_svid(refusal: &AttestRefusal) -> Why {
 pub struct Grant {
     outcome: Outcome,
     rule: Option<String>,
+    tried: Option<Tried>,
     why: Option<Why>,
 }
 
 impl Grant {
     /// Writes the verdict into the account.
     pub fn enter(self, account: &mut Account) {
+        account.tried(self.tried.as_ref());
         match self.outcome {
             Outcome::Allowed => account.allowed(self.rule.as_deref()),
             observed => account.observed(observed, self.why.as_ref()),
@@ -177,7 +180,7 @@ impl Grant {
 
     /// Shadow mode: the other end's program cannot be known in the clear.
     pub fn undecided() -> Self {
-        Self { outcome: Outcome::Undecided, rule: None, why: None }
+        Self { outcome: Outcome::Undecided, rule: None, tried: None, why: None }
     }
 }
 
@@ -185,23 +188,26 @@ impl Grant {
 pub(crate) fn judge(mode: Mode, verdict: Result<Verdict, Why>) -> Result<Grant, Why> {
     let refusal = match verdict {
         Ok(Verdict::Allow(allowed)) => {
-            return Ok(Grant { outcome: Outcome::Allowed, rule: Some(allowed.rule), why: None });
+            let (rule, tried) = (Some(allowed.rule), allowed.tried);
+            return Ok(Grant { outcome: Outcome::Allowed, rule, tried, why: None });
         }
         Ok(Verdict::Deny(denied)) => why_denied(denied),
         Err(why) => why,
     };
     match mode {
         Mode::Enforce => Err(refusal),
-        Mode::Observe | Mode::Shadow => Ok(Grant { outcome: Outcome::WouldRefuse, rule: None, why: Some(refusal) }),
+        Mode::Observe | Mode::Shadow => {
+            Ok(Grant { outcome: Outcome::WouldRefuse, rule: None, tried: refusal.tried.clone(), why: Some(refusal) })
+        }
     }
 }
 
 /// A destination that the policy does not know, in the words of the record.
 pub(crate) fn unknown_address(addr: SocketAddr) -> Why {
-    Why::new(
-        Reason::UnknownAddress,
-        format!("{addr} is neither in the policy's mesh nor in an [[outside]]; add one of them, and a rule"),
-    )
+    let remedy =
+        format!("# no rule can allow it yet: no [[outside]] covers {}; declare one\n", addr.ip().to_canonical());
+    let detail = format!("{addr} is neither in the policy's mesh nor in an [[outside]]; add one of them, and a rule");
+    Why { remedy: Some(remedy), ..Why::new(Reason::UnknownAddress, detail) }
 }
 
 /// A denial in the words of the record.
@@ -214,7 +220,9 @@ pub(crate) fn why_denied(denied: Denied) -> Why {
         }
         (None, None) => (Reason::NoRule, "no rule allows it".to_owned()),
     };
-    Why { rule: denied.rule, nearest: denied.nearest, ..Why::new(reason, detail) }
+    let remedy = Some(denied.remedy.to_string());
+    let Denied { rule, nearest, tried, .. } = denied;
+    Why { rule, nearest, remedy, tried, ..Why::new(reason, detail) }
 }
 
 /// A tunnel error in the words of the record.

@@ -7,6 +7,7 @@ pub mod capture;
 pub mod config;
 pub mod daemon;
 pub mod flow;
+pub mod history;
 pub mod identity;
 mod inbound;
 pub mod live;

@@ -12,7 +12,7 @@ use bonafide_proto::convert::Attestation;
 use bonafide_proto::flow::canonical;
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::observed::{Attested, Ending, ObservedFlow, Protocol, There};
-use bonafide_proto::record::{End, EndedBy, FlowRecord, Outcome, Party, RECORD_VERSION, Reason, Transport};
+use bonafide_proto::record::{End, EndedBy, FlowRecord, Outcome, Party, RECORD_VERSION, Reason, Transport, Tried};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use tokio::sync::watch;
 
@@ -88,7 +88,7 @@ impl Observer {
 
     fn record(&self, flow: &ObservedFlow, policy: &Policy, barred: &Quarantine) -> FlowRecord {
         let (source, destination) = addresses(flow);
-        let Judged { outcome, rule, why } = judge(policy, barred, flow);
+        let Judged { outcome, rule, tried, why } = judge(policy, barred, flow);
         let (ended_by, came_to_nothing) = ended(flow);
         let mut record = FlowRecord {
             v: RECORD_VERSION,
@@ -104,6 +104,8 @@ impl Observer {
             reason: None,
             detail: None,
             nearest: None,
+            remedy: None,
+            tried,
             transport: Transport::Observed,
             source: Party { addr: Some(source), ..Party::default() },
             destination: Party { addr: Some(destination), ..Party::default() },
@@ -179,12 +181,16 @@ fn addresses(flow: &ObservedFlow) -> (SocketAddr, SocketAddr) {
 struct Judged {
     outcome: Outcome,
     rule: Option<String>,
+    tried: Option<Tried>,
     why: Option<Why>,
 }
 
 fn judge(policy: &Policy, barred: &Quarantine, flow: &ObservedFlow) -> Judged {
-    let would_refuse = |why: Why| Judged { outcome: Outcome::WouldRefuse, rule: why.rule.clone(), why: Some(why) };
-    let undecided = || Judged { outcome: Outcome::Undecided, rule: None, why: None };
+    let would_refuse = |why: Why| {
+        let (rule, tried) = (why.rule.clone(), why.tried.clone());
+        Judged { outcome: Outcome::WouldRefuse, rule, tried, why: Some(why) }
+    };
+    let undecided = || Judged { outcome: Outcome::Undecided, rule: None, tried: None, why: None };
     let at_the_other_end = |why: Why| Why { detail: format!("at the other end: {}", why.detail), ..why };
     // Where nobody listens, there is nobody to be judged.
     if is_nobody(flow, &flow.here) {
@@ -212,7 +218,9 @@ fn judge(policy: &Policy, barred: &Quarantine, flow: &ObservedFlow) -> Judged {
     let (here, port) = (Subject::Workload(here), addresses(flow).1.port());
     let (from, to) = if flow.source { (&here, &there) } else { (&there, &here) };
     match policy.decide(from, to, port) {
-        Verdict::Allow(Allowed { rule, .. }) => Judged { outcome: Outcome::Allowed, rule: Some(rule), why: None },
+        Verdict::Allow(Allowed { rule, tried }) => {
+            Judged { outcome: Outcome::Allowed, rule: Some(rule), tried, why: None }
+        }
         Verdict::Deny(denied) => would_refuse(why_denied(denied)),
     }
 }
@@ -265,6 +273,7 @@ fn ended(flow: &ObservedFlow) -> (EndedBy, Option<&'static str>) {
 fn say_why(record: &mut FlowRecord, why: Option<&Why>, came_to_nothing: Option<&str>) {
     record.reason = why.map(|why| why.reason).or(came_to_nothing.map(|_| Reason::Unreachable));
     record.nearest = why.and_then(|why| why.nearest.clone());
+    record.remedy = why.and_then(|why| why.remedy.clone());
     record.detail = match (why, came_to_nothing) {
         (Some(why), Some(nothing)) => Some(format!("{}; {nothing}", why.detail)),
         (Some(why), None) => Some(why.detail.clone()),

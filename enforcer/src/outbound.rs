@@ -192,7 +192,11 @@ impl Attributed {
         if self.captured.policy.may_reach_mesh(workload) {
             return Ok(());
         }
-        Err(Why::new(Reason::NoRule, format!("no rule allows {workload} to reach any workload")))
+        let dialled = self.captured.dialled;
+        let remedy =
+            self.captured.policy.remedy(&Subject::Workload(workload), &Subject::Outside(dialled), dialled.port());
+        let remedy = remedy.map(|remedy| remedy.to_string());
+        Err(Why { remedy, ..Why::new(Reason::NoRule, format!("no rule allows {workload} to reach any workload")) })
     }
 
     /// Handshake, verdict, relay.

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use bonafide_policy::{Mode, Policy};
 use bonafide_proto::wire::node::enforcement_server::Enforcement;
-use bonafide_proto::wire::node::{EnforcementStatus, StatusRequest};
-use tokio::sync::watch;
+use bonafide_proto::wire::node::{EnforcementStatus, HistoryPage, HistoryRequest, StatusRequest};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::capture::Backend;
 use crate::flow::Node;
+use crate::history::{History, Span};
 use crate::observe::observes;
 
 /// Answers from the node's own counters.
@@ -26,8 +28,41 @@ fn in_force(policy: Option<Arc<Policy>>, captures: Option<Mode>) -> Option<Arc<P
     policy.filter(|policy| captures == Some(policy.mode()))
 }
 
+/// The most edges of one page.
+const PAGE: usize = 256;
+/// Pages on their way.
+const PAGES: usize = 4;
+
+/// Reads the history page by page, as fast as they are taken.
+fn pages(history: &History, span: Span, to: &mpsc::Sender<Result<HistoryPage, Status>>) {
+    let mut page = HistoryPage::default();
+    let read = history.read(span, |count| {
+        page.edges.extend(serde_json::to_vec(&count).ok());
+        page.edges.len() < PAGE || to.blocking_send(Ok(std::mem::take(&mut page))).is_ok()
+    });
+    let last = read.map_err(|e| Status::internal(e.to_string())).map(|kept| HistoryPage {
+        left_out: kept.left_out,
+        damaged: u32::try_from(kept.damaged).unwrap_or(u32::MAX),
+        ..page
+    });
+    // Whoever asked may be gone.
+    let _ = to.blocking_send(last);
+}
+
 #[tonic::async_trait]
 impl Enforcement for Operator {
+    type HistoryStream = ReceiverStream<Result<HistoryPage, Status>>;
+
+    async fn history(&self, request: Request<HistoryRequest>) -> Result<Response<Self::HistoryStream>, Status> {
+        let HistoryRequest { since, until, by_hour } = request.into_inner();
+        let until = if until == 0 { i64::MAX } else { until };
+        let history = self.node.records.history().cloned();
+        let history = history.ok_or_else(|| Status::unavailable("there is no history; the enforcer's log says why"))?;
+        let (to, answer) = mpsc::channel(PAGES);
+        tokio::task::spawn_blocking(move || pages(&history, Span { since, until, by_hour }, &to));
+        Ok(Response::new(ReceiverStream::new(answer)))
+    }
+
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<EnforcementStatus>, Status> {
         let captures = *self.captures.borrow();
         let policy = in_force(self.node.policy().ok(), captures);

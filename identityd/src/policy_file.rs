@@ -29,8 +29,8 @@ const SETTLED: Duration = Duration::from_millis(100);
 pub(crate) struct PolicyFile {
     path: PathBuf,
     clock: SharedClock,
-    /// The version last read, if reading it again cannot tell anything new.
-    read: Option<Version>,
+    /// The versions last read, of the file and of those it includes, if reading them again cannot tell anything new.
+    read: Option<Vec<(PathBuf, Version)>>,
     state: watch::Sender<State>,
 }
 
@@ -88,22 +88,42 @@ impl PolicyFile {
     }
 
     fn look(&mut self) {
-        let version = std::fs::metadata(&self.path).map(|m| Version::from(&m));
-        if let Ok(version) = &version
-            && self.read == Some(*version)
-        {
+        let is_as_read = |(path, version): &(PathBuf, Version)| {
+            std::fs::metadata(path).is_ok_and(|now| Version::from(&now) == *version)
+        };
+        if self.read.as_ref().is_some_and(|read| read.iter().all(is_as_read)) {
             return;
         }
-        match read(&self.path) {
-            Ok((version, text)) => {
-                self.read = self.settled(version).then_some(version);
+        let (read, text) = self.whole();
+        let settled = read.iter().all(|(_, version)| self.settled(*version));
+        match text {
+            Ok(text) => {
+                self.read = settled.then_some(read);
                 self.take(text);
             }
-            Err(e) => {
+            Err(why) => {
                 self.read = None;
-                self.fail(format!("{}: {e}", self.path.display()));
+                self.fail(why);
             }
         }
+    }
+
+    /// The file, put together with those it includes; and what was read for that.
+    fn whole(&self) -> (Vec<(PathBuf, Version)>, Result<String, String>) {
+        let mut versions = Vec::new();
+        let name = self.path.display().to_string();
+        let text = read(&self.path).map_err(|e| format!("{name}: {e}")).and_then(|(version, text)| {
+            versions.push((self.path.clone(), version));
+            let beside = self.path.parent().map(Path::to_owned).unwrap_or_default();
+            let included = |name: &str| {
+                let path = beside.join(name);
+                let (version, text) = read(&path).map_err(|e| e.to_string())?;
+                versions.push((path, version));
+                Ok(text)
+            };
+            bonafide_policy::assemble(&name, &text, included).map_err(|e| e.to_string())
+        });
+        (versions, text)
     }
 
     fn settled(&self, version: Version) -> bool {
@@ -243,6 +263,30 @@ mod tests {
 
     fn text(state: &State) -> Option<&str> {
         state.loaded.as_ref().map(|l| l.text.as_str())
+    }
+
+    #[tokio::test]
+    async fn what_is_included_is_part_of_the_policy_and_a_change_of_it_is_noticed() {
+        let mut fixture = Fixture::start(None);
+        let part = fixture.dir.path().join("part.toml");
+        let with = |exe: &str| format!("[[workload]]\nname = \"a\"\nexe = \"{exe}\"\n");
+        std::fs::write(&part, with("/a")).unwrap();
+        fixture.write(&format!("{ENFORCE}include = [\"part.toml\"]\n"));
+        let has = |state: &State, exe: &str| state.loaded.as_ref().is_some_and(|loaded| loaded.text.contains(exe));
+        fixture.seen.wait_for(|state| has(state, "\"/a\"")).await.unwrap();
+        std::fs::write(&part, with("/b")).unwrap();
+        fixture.seen.wait_for(|state| has(state, "\"/b\"")).await.unwrap();
+        // A part that is broken, or that others could write, never replaces what works.
+        std::fs::write(&part, "[[workload").unwrap();
+        let state = fixture.seen.wait_for(|state| state.error.is_some()).await.unwrap().clone();
+        assert!(state.error.as_ref().unwrap().contains("part.toml:1:") && has(&state, "\"/b\""), "{:?}", state.error);
+        std::fs::write(&part, with("/c")).unwrap();
+        fixture.seen.wait_for(|state| state.error.is_none() && has(state, "\"/c\"")).await.unwrap();
+        std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o666)).unwrap();
+        let writable =
+            |state: &State| state.error.as_ref().is_some_and(|why| why.contains("its mode 0666 lets others write it"));
+        let state = fixture.seen.wait_for(writable).await.unwrap().clone();
+        assert!(has(&state, "\"/c\""));
     }
 
     #[tokio::test]

@@ -57,7 +57,7 @@ impl Pair {
         Self(u64::from(from.0) << 32 | u64::from(to.0))
     }
 
-    fn from(self) -> Key {
+    pub(crate) fn from(self) -> Key {
         Key(u32::try_from(self.0 >> 32).unwrap_or_default())
     }
 
@@ -95,8 +95,18 @@ fn ports_at(rule: &Rule, to: End, outsides: &Outsides) -> Option<Ports> {
     (!outside.ports.is_all()).then(|| rule.ports.intersection(&outside.ports))
 }
 
+/// Which rules are in tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// Those that decide.
+    InForce,
+    /// Those that are only tried, too.
+    Tried,
+}
+
 /// Builds the tables of the rules that have not expired then.
 pub(crate) fn compile(
+    which: Which,
     rules: &[Placed],
     now: i64,
     groups: &Groups,
@@ -119,7 +129,8 @@ pub(crate) fn compile(
                 faults.wrong(*at, format!("{limit}; shorten the lists"));
                 return claims.settle(rules);
             }
-            if rule.expires.is_none_or(|expiry| now < expiry.0) {
+            let decides = which == Which::Tried || !rule.tried;
+            if decides && rule.is_in_time(now) {
                 to.into_iter().for_each(|to| claims.add(rule.action, &from, to, ports, position));
             }
         }

@@ -4,13 +4,15 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use bonafide_proto::name::WorkloadName;
-use bonafide_proto::record::NearMiss;
+use bonafide_proto::record::{NearMiss, Outcome, Tried};
 
 use crate::compile;
 use crate::names::End;
 use crate::party::{Party, Ruling};
-use crate::policy::{Place, Policy};
-use crate::rule::Rule;
+use crate::policy::{NO_TIME, Place, Policy};
+use crate::remedy::{self, Remedy};
+use crate::rule::{Action, Rule};
+use crate::schedule;
 
 /// The most names that an explanation writes out.
 const SHOWN_MAX: usize = 8;
@@ -41,6 +43,8 @@ pub enum Verdict {
 pub struct Allowed {
     /// The rule that decided.
     pub rule: String,
+    /// What a rule that is only tried would have decided.
+    pub tried: Option<Tried>,
 }
 
 /// Why it may not pass.
@@ -50,6 +54,10 @@ pub struct Denied {
     pub rule: Option<String>,
     /// If no rule matched: a rule that would have allowed it but for one field (`from`, `to` or `ports`).
     pub nearest: Option<NearMiss>,
+    /// What would let this pass, and nothing else.
+    pub remedy: Remedy,
+    /// What a rule that is only tried would have decided.
+    pub tried: Option<Tried>,
 }
 
 impl Verdict {
@@ -59,6 +67,15 @@ impl Verdict {
         match self {
             Self::Allow(allowed) => Some(&allowed.rule),
             Self::Deny(denied) => denied.rule.as_deref(),
+        }
+    }
+
+    /// What a rule that is only tried would have decided.
+    #[must_use]
+    pub fn tried(&self) -> Option<&Tried> {
+        match self {
+            Self::Allow(allowed) => allowed.tried.as_ref(),
+            Self::Deny(denied) => denied.tried.as_ref(),
         }
     }
 
@@ -72,10 +89,10 @@ impl Verdict {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Allow(Allowed { rule }) => write!(f, "allowed by rule \"{rule}\""),
+            Self::Allow(Allowed { rule, .. }) => write!(f, "allowed by rule \"{rule}\""),
             Self::Deny(Denied { rule: Some(rule), .. }) => write!(f, "denied by rule \"{rule}\""),
-            Self::Deny(Denied { rule: None, nearest: None }) => f.write_str("denied: no rule allows it"),
-            Self::Deny(Denied { rule: None, nearest: Some(NearMiss { of, field, expected, seen }) }) => {
+            Self::Deny(Denied { rule: None, nearest: None, .. }) => f.write_str("denied: no rule allows it"),
+            Self::Deny(Denied { rule: None, nearest: Some(NearMiss { of, field, expected, seen }), .. }) => {
                 write!(
                     f,
                     "denied: no rule allows it; rule \"{of}\" would, but for {field}: expected {expected}, seen {seen}"
@@ -88,10 +105,22 @@ impl fmt::Display for Verdict {
 /// The first rule that matches decides; nothing matched is deny.
 pub(crate) fn decide(policy: &Policy, from: &Subject<'_>, to: &Subject<'_>, port: u16) -> Verdict {
     let flow = Flow { policy, from: policy.party(from), to: policy.party(to), port };
+    let against = |denying| remedy::against(policy, denying, from, to, port);
+    let trial = flow.from.trial(&flow.to, port);
+    let tried = trial.map(|rule| {
+        let verdict = if rule.action == Action::Allow { Outcome::Allowed } else { Outcome::Refused };
+        Tried { rule: rule.name.clone(), verdict }
+    });
     match flow.from.may_reach(&flow.to, port) {
-        Ruling::Allow(rule) => Verdict::Allow(Allowed { rule: rule.to_owned() }),
-        Ruling::Deny(rule) => Verdict::Deny(Denied { rule: Some(rule.to_owned()), nearest: None }),
-        Ruling::NoRule => Verdict::Deny(Denied { rule: None, nearest: flow.nearest(from, to) }),
+        Ruling::Allow(rule) => Verdict::Allow(Allowed { rule: rule.to_owned(), tried }),
+        Ruling::Deny(rule) => {
+            let remedy = against(policy.rule_named(rule));
+            Verdict::Deny(Denied { rule: Some(rule.to_owned()), nearest: None, remedy, tried })
+        }
+        Ruling::NoRule => {
+            let nearest = flow.miss_by_mode(trial).or_else(|| flow.nearest(from, to));
+            Verdict::Deny(Denied { rule: None, nearest, remedy: against(None), tried })
+        }
     }
 }
 
@@ -113,9 +142,15 @@ impl<'p> Flow<'p> {
             .or_else(|| self.miss_by_destination(to))
     }
 
+    fn miss_by_mode(&self, trial: Option<&Rule>) -> Option<NearMiss> {
+        let rule = trial.filter(|rule| rule.action == Action::Allow)?;
+        Some(miss(rule, "mode", "enforce".to_owned(), "shadow".to_owned()))
+    }
+
     fn miss_by_time(&self) -> Option<NearMiss> {
-        let expired = |rule: &&Rule| rule.expires.is_some_and(|expiry| expiry.0 <= self.policy.now);
-        let rules = self.policy.rules.iter().map(|(_, rule)| rule).filter(expired);
+        let now = self.policy.now;
+        let out_of_time = |rule: &&Rule| !rule.tried && rule.action == Action::Allow && !rule.is_in_time(now);
+        let rules = self.policy.rules.iter().map(|(_, rule)| rule).filter(out_of_time);
         let rule = rules.take(EXPIRED_MAX).find(|rule| {
             let is = |ends: &[End], party: &Party<'_>| {
                 let mut named = ends.iter().flat_map(|end| compile::keys(*end, &self.policy.groups));
@@ -123,8 +158,16 @@ impl<'p> Flow<'p> {
             };
             rule.ports.contains(self.port) && is(&rule.from, &self.from) && is(&rule.to, &self.to)
         })?;
-        let expected = rule.expires.map(|expiry| format!("a time before {expiry}")).unwrap_or_default();
-        Some(miss(rule, "expires", expected, "a later one".to_owned()))
+        Some(match (rule.expires.filter(|expiry| expiry.0 <= now), &rule.schedule) {
+            (None, Some(schedule)) if now == NO_TIME => {
+                miss(rule, "schedule", schedule.to_string(), "no time at all".to_owned())
+            }
+            (None, Some(schedule)) => miss(rule, "schedule", schedule.to_string(), schedule::shown(now)),
+            (expiry, _) => {
+                let expected = expiry.map(|expiry| format!("a time before {expiry}")).unwrap_or_default();
+                miss(rule, "expires", expected, "a later one".to_owned())
+            }
+        })
     }
 
     fn miss_by_ports(&self) -> Option<NearMiss> {

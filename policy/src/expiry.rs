@@ -92,7 +92,7 @@ mod tests {
                 let policy = policy(&text);
                 let (before, after) = (policy.clone().at(BEFORE), policy.clone().at(BEFORE + 1));
                 assert_eq!(decided(&before).rule(), Some("r"), "{text}");
-                assert_eq!((before.next_expiry(), after.next_expiry()), (Some(BEFORE + 1), None));
+                assert_eq!((before.next_change(), after.next_change()), (Some(BEFORE + 1), None));
                 let said = decided(&after).to_string();
                 let near =
                     "rule \"r\" would, but for expires: expected a time before 2027-01-15T08:00:01Z, seen a later one";

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::section::{Section, section, sections};
+
 /// How many errors are listed; the rest are counted.
 pub const ERRORS_MAX: usize = 1000;
 /// How many errors may search for a similar name: searching compares with every known one.
@@ -12,6 +14,8 @@ const QUOTE_MAX: usize = 80;
 /// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyError {
+    /// The included file that it is in; none for the first file.
+    pub file: Option<String>,
     /// Line, from 1.
     pub line: usize,
     /// Column in characters, from 1.
@@ -57,7 +61,8 @@ impl fmt::Display for PolicyErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, error) in self.errors.iter().enumerate() {
             let end_of_previous = if index == 0 { "" } else { "\n" };
-            write!(f, "{end_of_previous}{}:{}:{}: {}", self.file, error.line, error.column, error.message)?;
+            let file = error.file.as_ref().unwrap_or(&self.file);
+            write!(f, "{end_of_previous}{file}:{}:{}: {}", error.line, error.column, error.message)?;
         }
         match self.left_out {
             0 => Ok(()),
@@ -84,12 +89,26 @@ pub(crate) struct Faults<'t> {
     syntax: Vec<Fault>,
     meaning: Vec<Fault>,
     left_out: usize,
+    sections: Vec<Section>,
 }
 
 impl<'t> Faults<'t> {
     pub(crate) fn in_text(text: &'t str) -> Self {
         let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Self { text, line_starts, syntax: Vec::new(), meaning: Vec::new(), left_out: 0 }
+        Self { text, line_starts, syntax: Vec::new(), meaning: Vec::new(), left_out: 0, sections: sections(text) }
+    }
+
+    /// The files after the first.
+    pub(crate) fn sections(&self) -> &[Section] {
+        &self.sections
+    }
+
+    /// Where this byte is, in words: `line 7`, or `line 7 of teams/payments.toml`.
+    pub(crate) fn place(&self, at: usize) -> String {
+        match section(&self.sections, at) {
+            Some(section) => format!("line {} of {}", self.line(at) - section.line, section.name),
+            None => format!("line {}", self.line(at)),
+        }
     }
 
     /// The text is no TOML here.
@@ -161,7 +180,12 @@ impl<'t> Faults<'t> {
         found.truncate(ERRORS_MAX);
         let errors = found
             .into_iter()
-            .map(|f| PolicyError { line: self.line(f.at), column: self.column(f.at), message: f.message })
+            .map(|f| {
+                let section = section(&self.sections, f.at);
+                let line = self.line(f.at) - section.map_or(0, |section| section.line);
+                let file = section.map(|section| section.name.clone());
+                PolicyError { file, line, column: self.column(f.at), message: f.message }
+            })
             .collect();
         PolicyErrors { file: file.to_owned(), errors, left_out }
     }

@@ -160,6 +160,28 @@ impl<K: Eq + Hash> FirstRules<K> {
         self.spans.get(of)?.allowing()
     }
 
+    /// Every rule that decides some port of some subject, perhaps more than once.
+    pub(crate) fn rules(&self) -> impl Iterator<Item = u32> {
+        let in_place = self.spans.values().filter_map(|span| match span {
+            Span::One { settled, .. } => Some(settled.rule),
+            Span::Many { .. } => None,
+        });
+        in_place.chain(self.settled.iter().map(|settled| settled.rule))
+    }
+
+    /// The ports of a subject, each range with the rule that decides it.
+    pub(crate) fn ranges<'s>(&'s self, of: &K) -> impl Iterator<Item = (PortRange, u32)> + use<'s, K> {
+        let (one, many) = match self.spans.get(of) {
+            Some(Span::One { settled, .. }) => (Some(*settled), None),
+            Some(Span::Many { start, end, .. }) => {
+                let (start, end) = (usize::try_from(*start).unwrap_or(0), usize::try_from(*end).unwrap_or(0));
+                (None, self.settled.get(start..end))
+            }
+            None => (None, None),
+        };
+        one.into_iter().chain(many.into_iter().flatten().copied()).map(|settled| (settled.range, settled.rule))
+    }
+
     /// The subjects of which some port is allowed.
     pub(crate) fn allowed(&self) -> impl Iterator<Item = &K> {
         self.spans.iter().filter(|(_, span)| span.allowing().is_some()).map(|(of, _)| of)

@@ -60,6 +60,20 @@ impl Groups {
         self.names.get(usize::try_from(position).ok()?).map(String::as_str)
     }
 
+    /// What rules call them.
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The workloads of each class.
+    pub(crate) fn by_class(&self) -> HashMap<u32, Vec<u32>> {
+        let mut by_class: HashMap<u32, Vec<u32>> = HashMap::new();
+        for (workload, class) in (0..).zip(&self.class_of) {
+            class.iter().for_each(|class| by_class.entry(*class).or_default().push(workload));
+        }
+        by_class
+    }
+
     /// Its classes: workloads of one class are in the same groups.
     pub(crate) fn classes(&self, position: u32) -> &[u32] {
         usize::try_from(position).ok().and_then(|i| self.classes.get(i)).map_or(&[], Vec::as_slice)
@@ -68,6 +82,21 @@ impl Groups {
     /// The class of a workload.
     pub(crate) fn class_of(&self, workload: u32) -> Option<u32> {
         *self.class_of.get(usize::try_from(workload).ok()?)?
+    }
+
+    /// The group that is exactly these workloads, by position.
+    pub(crate) fn called(&self, workloads: &BTreeSet<u32>) -> Option<&str> {
+        let mut members: HashMap<u32, usize> = HashMap::new();
+        self.class_of.iter().flatten().for_each(|class| *members.entry(*class).or_default() += 1);
+        let theirs: Option<BTreeSet<u32>> = workloads.iter().map(|workload| self.class_of(*workload)).collect();
+        let theirs = theirs?;
+        let whole: usize = theirs.iter().filter_map(|class| members.get(class)).sum();
+        if workloads.is_empty() || whole != workloads.len() {
+            return None;
+        }
+        let alike = |classes: &Vec<u32>| classes.iter().copied().collect::<BTreeSet<_>>() == theirs;
+        let position = self.classes.iter().position(alike)?;
+        self.names.get(position).map(String::as_str)
     }
 
     fn of(names: Vec<String>, members: &[BTreeSet<u32>], workloads: usize) -> Self {

@@ -10,7 +10,12 @@ pub struct TableKind {
 }
 
 const PORTS: &str = "[53, \"8000-8100\"]";
+const OWNER: &str = "\"payments@example.org\"";
+const TICKET: &str = "\"SEC-4711\"";
 const DIGEST: &str = "\"sha256:<64 hex digits>\"";
+
+/// Fields of rules that are kept for what is said inside a connection. Ignored, they would let through more than they say.
+pub(crate) const RESERVED: [&str; 7] = ["http", "grpc", "postgres", "mysql", "redis", "kafka", "dns"];
 
 /// The top level of the file.
 pub(crate) const TOP: &TableKind = &TableKind {
@@ -19,6 +24,8 @@ pub(crate) const TOP: &TableKind = &TableKind {
         ("mode", "\"enforce\""),
         ("mesh", "[\"10.77.0.0/16\", \"fd77::/16\"]"),
         ("same_host", "\"verified\""),
+        ("include", "[\"teams/payments.toml\"]"),
+        ("team", "[[team]] tables"),
         ("workload", "[[workload]] tables"),
         ("group", "[[group]] tables"),
         ("outside", "[[outside]] tables"),
@@ -26,6 +33,12 @@ pub(crate) const TOP: &TableKind = &TableKind {
         ("rule", "[[rule]] tables"),
         ("test", "[[test]] tables"),
     ],
+};
+
+/// Who may say in files of their own who reaches their workloads.
+pub(crate) const TEAM: &TableKind = &TableKind {
+    name: "[[team]]",
+    fields: &[("name", OWNER), ("files", "[\"teams/payments.toml\"]"), ("workloads", "[\"payments/*\"]")],
 };
 
 /// A program that earns a name.
@@ -54,6 +67,7 @@ pub(crate) const WORKLOAD: &TableKind = &TableKind {
         ("gid", "33"),
         ("nodes", "[\"host-a\", \"host-b\"]"),
         ("allow_taints", "[\"no-script\"]"),
+        ("owner", OWNER),
         ("workload_api", "true"),
     ],
 };
@@ -84,6 +98,9 @@ pub(crate) const GUARD: &TableKind = &TableKind {
         ("from", "[\"test\"]"),
         ("to", "[\"production\"]"),
         ("ports", PORTS),
+        ("mode", "\"shadow\""),
+        ("owner", OWNER),
+        ("ticket", TICKET),
     ],
 };
 
@@ -96,7 +113,11 @@ pub(crate) const RULE: &TableKind = &TableKind {
         ("to", "[\"shop/db\"]"),
         ("ports", PORTS),
         ("action", "\"allow\""),
+        ("mode", "\"shadow\""),
         ("expires", "2027-01-31T18:00:00Z"),
+        ("schedule", "[\"Mon-Fri 08:00-18:00\"]"),
+        ("owner", OWNER),
+        ("ticket", TICKET),
     ],
 };
 
@@ -114,7 +135,7 @@ pub(crate) const TEST: &TableKind = &TableKind {
 };
 
 /// The whole language.
-pub const LANGUAGE: [&TableKind; 7] = [TOP, WORKLOAD, GROUP, OUTSIDE, GUARD, RULE, TEST];
+pub const LANGUAGE: [&TableKind; 8] = [TOP, TEAM, WORKLOAD, GROUP, OUTSIDE, GUARD, RULE, TEST];
 
 impl TableKind {
     /// What a right value of this field looks like.

@@ -39,7 +39,7 @@ impl<'t> Names<'t> {
         if let Some((other, at)) = self.declared.get(name.value) {
             // Outsides are read after workloads, wherever they stand: the later place is the mistake.
             let (first, at, second) = if *at < name.at { (*other, *at, name.at) } else { (end, name.at, *at) };
-            let taken = format!("is already the name of the {} on line {}", first.kind().name, faults.line(at));
+            let taken = format!("is already the name of the {} on {}", first.kind().name, faults.place(at));
             faults.wrong(second, format!("{} {taken}; choose another name", quoted(name.value)));
             return;
         }

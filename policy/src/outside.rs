@@ -23,6 +23,8 @@ pub(crate) struct Outside {
     pub(crate) ports: Ports,
     /// Its shortest prefix has so many host bits: which of two is the narrower.
     pub(crate) size: u8,
+    /// It is a whole address family, or both.
+    pub(crate) is_everywhere: bool,
 }
 
 /// Every outside, with the map from addresses to them.
@@ -63,11 +65,13 @@ pub(crate) fn read<'t>(
             break;
         }
         let size = nets.iter().map(|net| net.max_prefix_len() - net.prefix_len()).max().unwrap_or_default();
+        let is_everywhere = nets.iter().any(|net| net.prefix_len() == 0);
         for net in nets {
             outsides.by_address.insert(net, position);
         }
         let ports = Ports::read(table, faults);
-        outsides.list.push(Outside { name: name.map(|n| n.to_string()).unwrap_or_default(), ports, size });
+        let name = name.map(|n| n.to_string()).unwrap_or_default();
+        outsides.list.push(Outside { name, ports, size, is_everywhere });
     }
     outsides
 }

@@ -1,6 +1,6 @@
 //! One end of a flow as a policy knows it: names and addresses are looked up once, and decisions compare numbers.
 
-use crate::compile::{Key, Pair};
+use crate::compile::{Key, Pair, Tables};
 use crate::decide::Subject;
 use crate::policy::Policy;
 use crate::rule::{Action, Rule};
@@ -50,19 +50,23 @@ impl<'p> Party<'p> {
     /// May it connect to `to`? As [`Policy::decide`], without an explanation and without an allocation: at most four
     /// look-ups between workloads, however many rules there are. Parties of two policies may not.
     pub fn may_reach(&self, to: &Self, port: u16) -> Ruling<'p> {
-        match self.first_rule(to, port) {
+        match self.first_rule(&self.policy.tables, to, port) {
             Some(Rule { name, action: Action::Allow, .. }) => Ruling::Allow(name),
             Some(Rule { name, action: Action::Deny, .. }) => Ruling::Deny(name),
             None => Ruling::NoRule,
         }
     }
 
-    fn first_rule(&self, to: &Self, port: u16) -> Option<&'p Rule> {
+    /// The rule that would decide if all those decided that are only tried, if it is one of them.
+    pub(crate) fn trial(&self, to: &Self, port: u16) -> Option<&'p Rule> {
+        self.first_rule(self.policy.trials.as_deref()?, to, port).filter(|rule| rule.tried)
+    }
+
+    fn first_rule(&self, tables: &Tables, to: &Self, port: u16) -> Option<&'p Rule> {
         if !std::ptr::eq(self.policy, to.policy) {
             return None;
         }
-        let pairs = &self.policy.tables.pairs;
-        self.policy.rule_at(self.pairs(to).filter_map(|pair| pairs.at(&pair, port)).min()?)
+        self.policy.rule_at(self.pairs(to).filter_map(|pair| tables.pairs.at(&pair, port)).min()?)
     }
 
     pub(crate) fn pairs(&self, to: &Self) -> impl Iterator<Item = Pair> {

@@ -1,8 +1,10 @@
 //! [`Policy`]: a text that was understood completely, ready to answer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::OnceLock;
 
+use bonafide_proto::edge::EdgeCount;
 use bonafide_proto::fingerprint::{Digest, Fingerprint};
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
@@ -10,20 +12,28 @@ use toml::de::DeTable;
 
 use crate::case::{self, Case, CaseResult};
 use crate::certified::{self, Certified};
-use crate::compile::{Key, Pair, Tables, compile};
+use crate::compile::{Key, Pair, Tables, Which, compile};
 use crate::decide::{Subject, Verdict};
+use crate::diff::{self, PolicyDiff};
 use crate::explain::{Explained, explain};
 use crate::fault::{Faults, PolicyError, PolicyErrors, quoted};
 use crate::group::{self, Groups};
 use crate::identify::{Identified, identify, miss};
-use crate::language::{GROUP, GUARD, OUTSIDE, RULE, TEST, TOP, WORKLOAD};
+use crate::language::{GROUP, GUARD, OUTSIDE, RULE, TEAM, TEST, TOP, WORKLOAD};
+use crate::learn::{self, Learned, Lessons};
+use crate::lint::{self, Lint};
 use crate::names::Names;
 use crate::outside::{self, Outsides};
 use crate::party::Party;
 use crate::prefix::PrefixMap;
+use crate::readiness::{self, Readiness};
 use crate::remedy::{self, Remedy};
+use crate::responsible::Responsible;
+use crate::review::{self, Review};
 use crate::rule::{self, Placed, Rule};
+use crate::section::INCLUDE;
 use crate::table::Table;
+use crate::team::{self, Limits};
 use crate::workload::{self, Workload};
 
 /// The longest policy text, in bytes.
@@ -32,7 +42,7 @@ pub const POLICY_MAX: usize = 4 << 20;
 const ALL_SYNTAX_ERRORS_MAX: usize = 256 << 10;
 
 /// Who does not say what time it is: whatever expires has expired.
-const NO_TIME: i64 = i64::MAX;
+pub(crate) const NO_TIME: i64 = i64::MAX;
 
 /// What happens to a flow that no rule allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,9 +97,13 @@ pub struct Policy {
     pub(crate) groups: Groups,
     pub(crate) outsides: Outsides,
     pub(crate) rules: Vec<Placed>,
+    /// Positions of the rules, in the order of their names.
+    pub(crate) rules_by_name: OnceLock<Vec<u32>>,
     /// What time it was made for, unix seconds: rules that expired by then are not in the tables.
     pub(crate) now: i64,
     pub(crate) tables: Tables,
+    /// The tables with the rules that are only tried, where there are such.
+    pub(crate) trials: Option<Box<Tables>>,
     pub(crate) cases: Vec<Case>,
 }
 
@@ -103,7 +117,7 @@ impl Policy {
     pub fn parse(file: &str, text: &str) -> Result<Self, PolicyErrors> {
         if text.len() > POLICY_MAX {
             let message = format!("the policy is {} bytes long; the limit is {POLICY_MAX}", text.len());
-            return Err(PolicyErrors::one(file, PolicyError { line: 1, column: 1, message }));
+            return Err(PolicyErrors::one(file, PolicyError { file: None, line: 1, column: 1, message }));
         }
         let mut faults = Faults::in_text(text);
         let document = document(text, &mut faults);
@@ -111,24 +125,24 @@ impl Policy {
         faults.verdict(file, policy)
     }
 
-    /// The policy as it is at this time, unix seconds: rules with a later `expires` allow what they say, until
-    /// [`Policy::next_expiry`].
+    /// The policy as it is at this time, unix seconds: rules with a later `expires`, or in their hours, allow what they say, until
+    /// [`Policy::next_change`].
     #[must_use]
     pub fn at(mut self, now: i64) -> Self {
-        if self.rules.iter().any(|(_, rule)| rule.expires.is_some()) {
+        if self.rules.iter().any(|(_, rule)| rule.expires.is_some() || rule.schedule.is_some()) {
             // What could be wrong was found when the text was read.
             let mut none = Faults::in_text("");
-            self.tables = compile(&self.rules, now, &self.groups, &self.outsides, &mut none);
+            self.tables = compile(Which::InForce, &self.rules, now, &self.groups, &self.outsides, &mut none);
+            self.trials = trials(&self.rules, now, &self.groups, &self.outsides);
         }
         self.now = now;
         self
     }
 
-    /// When the next rule expires, unix seconds; `None` if none does any more.
+    /// When the next rule expires, or its hours begin or end, unix seconds; `None` if none does any more.
     #[must_use]
-    pub fn next_expiry(&self) -> Option<i64> {
-        let expiries = self.rules.iter().filter_map(|(_, rule)| rule.expires).map(|expiry| expiry.0);
-        expiries.filter(|expiry| *expiry > self.now).min()
+    pub fn next_change(&self) -> Option<i64> {
+        self.rules.iter().filter_map(|(_, rule)| rule.next_change(self.now)).min()
     }
 
     /// What happens to a flow that no rule allows.
@@ -158,7 +172,7 @@ impl Policy {
     /// workload ([`Policy::knows`]).
     #[must_use]
     pub fn miss_of(&self, name: &WorkloadName, fingerprint: &Fingerprint) -> Option<NearMiss> {
-        self.workloads.iter().find(|workload| workload.name == *name).and_then(|workload| miss(workload, fingerprint))
+        self.workload_named(name).and_then(|workload| miss(workload, fingerprint))
     }
 
     /// Every workload beside this evidence, nearest first: which selectors hold, and what was seen where one does not.
@@ -173,8 +187,7 @@ impl Policy {
     /// # Errors
     /// The first of these selectors that fails, or that the policy does not know the workload.
     pub fn accepts_certified(&self, name: &WorkloadName, certified: &Certified<'_>) -> Result<(), NearMiss> {
-        let workload = self.workloads.iter().find(|workload| workload.name == *name);
-        certified::accept(name, workload, certified)
+        certified::accept(name, self.workload_named(name), certified)
     }
 
     /// Whether the policy has a workload of this name.
@@ -186,7 +199,7 @@ impl Policy {
     /// Whether the programs of this workload are given its identity by the SPIFFE Workload API.
     #[must_use]
     pub fn serves_workload_api(&self, name: &WorkloadName) -> bool {
-        self.workloads.iter().any(|workload| workload.workload_api && workload.name == *name)
+        self.workload_named(name).is_some_and(|workload| workload.workload_api)
     }
 
     /// On which side of the mesh an address lies. IPv4-mapped IPv6 addresses are IPv4 addresses.
@@ -228,6 +241,63 @@ impl Policy {
     #[must_use]
     pub fn remedy(&self, from: &Subject<'_>, to: &Subject<'_>, port: u16) -> Option<Remedy> {
         remedy::remedy(self, from, to, port)
+    }
+
+    /// What is allowed in it and yet hardly meant; `text` is what it was read from. Say first what time it is
+    /// ([`Policy::at`]).
+    #[must_use]
+    pub fn lint(&self, text: &str) -> Vec<Lint> {
+        lint::lint(self, text)
+    }
+
+    /// The rules that decide something and decided none of these flows; `text` is what this policy was read from.
+    #[must_use]
+    pub fn never_hit(&self, text: &str, edges: &[EdgeCount]) -> Vec<Lint> {
+        lint::never_hit(self, text, edges)
+    }
+
+    /// What `new` would change for the flows of these edges. Say first to both what time it is ([`Policy::at`]).
+    #[must_use]
+    pub fn diff(&self, new: &Self, edges: &[EdgeCount]) -> PolicyDiff {
+        diff::diff(self, new, edges)
+    }
+
+    /// How far each application is from being enforced, by the flows of these edges; in the order of their names.
+    #[must_use]
+    pub fn readiness(&self, edges: &[EdgeCount]) -> Vec<Readiness> {
+        readiness::readiness(self, edges)
+    }
+
+    /// A label of a workload.
+    pub(crate) fn label(&self, name: &WorkloadName, key: &str) -> Option<&str> {
+        self.workload_named(name)?.labels.get(key).map(String::as_str)
+    }
+
+    /// What this policy says of the flow of each edge; flows that both ends recorded may be told of once.
+    #[must_use]
+    pub fn review(&self, edges: &[EdgeCount]) -> Vec<Review> {
+        review::review(self, edges)
+    }
+
+    /// What the policy of this text lacks at this time, unix seconds, for the flows of these edges.
+    ///
+    /// # Errors
+    /// The text's mistakes.
+    pub fn learn(
+        file: &str,
+        text: &str,
+        now: i64,
+        edges: &[EdgeCount],
+        lessons: Lessons,
+    ) -> Result<Learned, PolicyErrors> {
+        learn::learn(file, text, now, edges, lessons)
+    }
+
+    /// Every name that rules may use.
+    pub(crate) fn names(&self) -> BTreeSet<String> {
+        let workloads = self.workloads.iter().map(|workload| workload.name.to_string());
+        let outsides = self.outsides.list.iter().map(|outside| outside.name.clone());
+        workloads.chain(outsides).chain(self.groups.names().iter().cloned()).collect()
     }
 
     /// True if some rule could allow the workload to reach some workload on some port.
@@ -286,6 +356,35 @@ impl Policy {
         self.rules.get(usize::try_from(position).ok()?).map(|(_, rule)| rule)
     }
 
+    /// Who answers for the guard or rule of this name.
+    #[must_use]
+    pub fn responsible(&self, rule: &str) -> Option<&Responsible> {
+        self.rule_named(rule).map(|rule| &rule.responsible).filter(|responsible| !responsible.is_unknown())
+    }
+
+    /// Who answers for a workload.
+    #[must_use]
+    pub fn owner(&self, name: &WorkloadName) -> Option<&str> {
+        self.workload_named(name)?.owner.as_deref()
+    }
+
+    fn workload_named(&self, name: &WorkloadName) -> Option<&Workload> {
+        self.workloads.get(usize::try_from(*self.by_name.get(name)?).ok()?)
+    }
+
+    /// The guard or rule of this name.
+    pub(crate) fn rule_named(&self, name: &str) -> Option<&Rule> {
+        let called = |position: &u32| self.rule_at(*position).map_or("", |rule| rule.name.as_str());
+        // Sorted when it is first asked for: most policies of a node never are, and positions are small.
+        let by_name = self.rules_by_name.get_or_init(|| {
+            let mut positions: Vec<u32> = (0..).zip(&self.rules).map(|(position, _)| position).collect();
+            positions.sort_unstable_by(|a, b| called(a).cmp(called(b)));
+            positions
+        });
+        let found = by_name.binary_search_by(|position| called(position).cmp(name)).ok()?;
+        self.rule_at(*by_name.get(found)?)
+    }
+
     /// The outside at a position.
     pub(crate) fn outside_at(&self, position: u32) -> Option<&outside::Outside> {
         self.outsides.list.get(usize::try_from(position).ok()?)
@@ -315,16 +414,31 @@ fn read(document: &DeTable<'_>, digest: Digest, faults: &mut Faults<'_>) -> Opti
     let mode = read_mode(&top, faults);
     let same_host = read_same_host(&top, faults);
     let mesh = outside::read_mesh(&top, faults);
+    check_included(&top, faults);
+    let teams = team::read(&top.tables(TEAM, "team", faults), faults);
+    let sections = faults.sections().to_vec();
+    let limits = Limits::of(&teams, &sections, faults);
     let mut names = Names::default();
-    let workloads = workload::read(&top.tables(WORKLOAD, "workload", faults), &mut names, faults);
+    let tables = top.tables(WORKLOAD, "workload", faults);
+    limits.declared(&tables, "workload", faults);
+    let mut workloads = workload::read(&tables, &mut names, faults);
+    for workload in workloads.iter_mut().filter(|workload| workload.owner.is_none()) {
+        let team = teams.iter().find(|team| team.covers(workload.name.as_str()));
+        workload.owner = team.map(|team| team.name.clone());
+    }
     let groups = top.tables(GROUP, "group", faults);
+    limits.declared(&groups, "group", faults);
     let declared = group::declare(&groups, &mut names, faults);
-    let outsides = outside::read(&top.tables(OUTSIDE, "outside", faults), &mesh, &mut names, faults);
+    let tables = top.tables(OUTSIDE, "outside", faults);
+    limits.declared(&tables, "outside", faults);
+    let outsides = outside::read(&tables, &mesh, &mut names, faults);
     let groups = group::read(&groups, declared, &workloads, &names, faults);
     let (guards, rules) = (top.tables(GUARD, "guard", faults), top.tables(RULE, "rule", faults));
+    limits.no_guards(&guards, faults);
     let rules = rule::read(&guards, &rules, &names, &outsides, faults);
+    limits.rules(&rules, &workloads, &groups, &outsides, faults);
     let cases = case::read(&top.tables(TEST, "test", faults), &names, &workloads, &rules, faults);
-    let tables = compile(&rules, NO_TIME, &groups, &outsides, faults);
+    let tables = compile(Which::InForce, &rules, NO_TIME, &groups, &outsides, faults);
     let mut mesh_map = PrefixMap::default();
     mesh.into_iter().for_each(|net| mesh_map.insert(net, 0));
     Some(Policy {
@@ -334,13 +448,39 @@ fn read(document: &DeTable<'_>, digest: Digest, faults: &mut Faults<'_>) -> Opti
         mesh: mesh_map,
         by_name: (0..).zip(&workloads).map(|(position, w)| (w.name.clone(), position)).collect(),
         workloads,
+        trials: trials(&rules, NO_TIME, &groups, &outsides),
         groups,
         outsides,
         rules,
+        rules_by_name: OnceLock::new(),
         now: NO_TIME,
         tables,
         cases,
     })
+}
+
+/// What is included must be there: a policy of which a part is missing is another policy.
+fn check_included(top: &Table<'_>, faults: &mut Faults<'_>) {
+    let there: Vec<String> = faults.sections().iter().map(|section| section.name.clone()).collect();
+    let named = if top.get(INCLUDE).is_some() { top.texts(INCLUDE, faults).unwrap_or_default() } else { Vec::new() };
+    for text in &named {
+        if !there.iter().any(|name| name == text.value) {
+            let how = "policies of several files are put together by `bonafide policy assemble`";
+            faults.wrong(text.at, format!("{} is included and not here; {how}", quoted(text.value)));
+        }
+    }
+    if let Some(stray) = faults.sections().iter().find(|section| !named.iter().any(|text| text.value == section.name)) {
+        let (at, name) = (stray.at, stray.name.clone());
+        faults.wrong(at, format!("{} is here and not included", quoted(&name)));
+    }
+}
+
+/// None if no rule is only tried.
+fn trials(rules: &[Placed], now: i64, groups: &Groups, outsides: &Outsides) -> Option<Box<Tables>> {
+    // What could be wrong was found when the tables of all others were built.
+    let mut none = Faults::in_text("");
+    let any = rules.iter().any(|(_, rule)| rule.tried);
+    any.then(|| Box::new(compile(Which::Tried, rules, now, groups, outsides, &mut none)))
 }
 
 fn read_mode(top: &Table<'_>, faults: &mut Faults<'_>) -> Option<Mode> {

@@ -1,9 +1,11 @@
 //! What would let a denied flow pass, and nothing but such flows: a rule to copy, and where it has to stand.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use crate::decide::{Subject, Verdict};
 use crate::policy::{Place, Policy};
+use crate::rule::Rule;
 
 /// The longest part of a rule's name that is made of the names of its ends, in bytes.
 const NAME_MAX: usize = 110;
@@ -26,33 +28,67 @@ pub enum Remedy {
     Unnamed(String),
 }
 
+/// To be copied into a policy: a rule, or a comment that says why there is none.
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Add(rule) => f.write_str(rule),
+            Self::AddBefore { rule, denying } => write!(f, "# before the rule \"{denying}\"\n{rule}"),
+            Self::Guarded(guard) => {
+                writeln!(f, "# no rule can allow it: the guard \"{guard}\" stands before all rules")
+            }
+            Self::Unnamed(first) => writeln!(f, "# no rule can allow it yet: {first}"),
+        }
+    }
+}
+
 /// See [`Policy::remedy`].
 pub(crate) fn remedy(policy: &Policy, from: &Subject<'_>, to: &Subject<'_>, port: u16) -> Option<Remedy> {
-    let Verdict::Deny(denied) = policy.decide(from, to, port) else { return None };
-    let denying =
-        denied.rule.as_ref().and_then(|name| policy.rules.iter().map(|(_, rule)| rule).find(|rule| rule.name == *name));
-    Some(match (ends(policy, from, to, port), denying) {
+    match policy.decide(from, to, port) {
+        Verdict::Allow(_) => None,
+        Verdict::Deny(denied) => Some(denied.remedy),
+    }
+}
+
+/// What would let this pass, which the given rule denies, or none allows.
+pub(crate) fn against(
+    policy: &Policy,
+    denying: Option<&Rule>,
+    from: &Subject<'_>,
+    to: &Subject<'_>,
+    port: u16,
+) -> Remedy {
+    match (ends(policy, from, to, port), denying) {
         (_, Some(guard)) if guard.guard => Remedy::Guarded(guard.name.clone()),
         (Err(first), _) => Remedy::Unnamed(first),
         (Ok(rule), Some(denying)) => Remedy::AddBefore { rule, denying: denying.name.clone() },
         (Ok(rule), None) => Remedy::Add(rule),
-    })
+    }
 }
 
 /// The rule, or what keeps one from being written.
 fn ends(policy: &Policy, from: &Subject<'_>, to: &Subject<'_>, port: u16) -> Result<String, String> {
+    let (from, to) = names(policy, from, to, port)?;
+    let called = rule_name(policy, &format!("{from} to {to} on {port}"));
+    Ok(format!(
+        "[[rule]]\nname = \"{called}\"\nfrom = \"{from}\"\nto = \"{to}\"\nports = [{port}]\naction = \"allow\"\n"
+    ))
+}
+
+/// What a rule that allows exactly this would call both ends, or what keeps one from being written.
+pub(crate) fn names(
+    policy: &Policy,
+    from: &Subject<'_>,
+    to: &Subject<'_>,
+    port: u16,
+) -> Result<(String, String), String> {
     if port == 0 {
         return Err("port 0 is no port; ports are 1 to 65535".to_owned());
     }
     if let (Subject::Outside(_), Subject::Outside(_)) = (from, to) {
         return Err("one end must be a [[workload]]: what passes between two others never meets an enforcer".to_owned());
     }
-    let from = name(policy, from, None)?;
-    let to = name(policy, to, Some(port))?;
-    let called = rule_name(policy, &format!("{from} to {to} on {port}"));
-    Ok(format!(
-        "[[rule]]\nname = \"{called}\"\nfrom = \"{from}\"\nto = \"{to}\"\nports = [{port}]\naction = \"allow\"\n"
-    ))
+    Ok((name(policy, from, None)?, name(policy, to, Some(port))?))
 }
 
 /// What a rule calls this end; `dialled` is the port, if it is the end that is dialled.
@@ -82,10 +118,10 @@ fn outside(policy: &Policy, addr: SocketAddr, dialled: Option<u16>) -> Result<St
 }
 
 /// A name that no rule has.
-fn rule_name(policy: &Policy, wanted: &str) -> String {
+pub(crate) fn rule_name(policy: &Policy, wanted: &str) -> String {
     // Names of workloads and outsides are ASCII.
     let wanted = wanted.get(..NAME_MAX).unwrap_or(wanted);
-    let taken = |name: &str| policy.rules.iter().any(|(_, rule)| rule.name == name);
+    let taken = |name: &str| policy.rule_named(name).is_some();
     let numbered = (2..).map(|number: u32| format!("{wanted} ({number})"));
     std::iter::once(wanted.to_owned()).chain(numbered).find(|name| !taken(name)).unwrap_or_default()
 }

@@ -6,14 +6,17 @@ use crate::expiry::{self, Expiry};
 use crate::fault::{Faults, quoted};
 use crate::names::{End, Names};
 use crate::outside::Outsides;
+use crate::policy::NO_TIME;
 use crate::ports::Ports;
+use crate::responsible::{self, Responsible};
+use crate::schedule::{self, Schedule};
 use crate::table::{Table, Text, all_different};
 
 /// The longest name of a rule, in bytes.
 const RULE_NAME_MAX: usize = 128;
 
 /// What a rule says about the flows it matches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
     Allow,
     Deny,
@@ -43,8 +46,32 @@ pub(crate) struct Rule {
     pub(crate) action: Action,
     /// It stands before all that are none.
     pub(crate) guard: bool,
+    /// It decides nothing yet: what it would decide is recorded beside what is decided.
+    pub(crate) tried: bool,
     /// From this moment on it allows nothing any more.
     pub(crate) expires: Option<Expiry>,
+    /// It allows in these hours only.
+    pub(crate) schedule: Option<Schedule>,
+    /// Who answers for it.
+    pub(crate) responsible: Responsible,
+}
+
+impl Rule {
+    /// Whether its time is now, unix seconds.
+    pub(crate) fn is_in_time(&self, now: i64) -> bool {
+        let in_hours = self.schedule.as_ref().is_none_or(|schedule| now != NO_TIME && schedule.covers(now));
+        in_hours && self.expires.is_none_or(|expiry| now < expiry.0)
+    }
+
+    /// When that changes next, unix seconds, if it does.
+    pub(crate) fn next_change(&self, now: i64) -> Option<i64> {
+        let expires = self.expires.map(|expiry| expiry.0);
+        if expires.is_some_and(|expires| expires <= now) {
+            return None;
+        }
+        let hours = self.schedule.as_ref().map(|schedule| schedule.next_change(now));
+        [expires, hours].into_iter().flatten().min()
+    }
 }
 
 /// A rule with the place where it is written.
@@ -84,6 +111,9 @@ fn read_one<'t>(
     let guard = fixed.is_some();
     let action = fixed.or_else(|| action(table, faults));
     let expires = expiry::read(table, action, faults);
+    let schedule = schedule::read(table, action, faults);
+    let tried = tried(table, faults);
+    let responsible = responsible::read(table, faults);
     let only_ends = |placed: Vec<(usize, End)>| placed.into_iter().map(|(_, end)| end).collect();
     Some(Rule {
         name: name?,
@@ -92,7 +122,10 @@ fn read_one<'t>(
         ports,
         action: action?,
         guard,
+        tried: tried?,
         expires: expires?,
+        schedule: schedule?,
+        responsible,
     })
 }
 
@@ -112,9 +145,9 @@ pub(crate) fn checked_name<'t>(
         format!("contains '{}'; a {of}'s name is printable ASCII", c.escape_default())
     } else if name.trim() != name {
         "begins or ends with a space; remove it".to_owned()
-    } else if let Some(line) = earlier.insert(name, faults.line(text.at)) {
+    } else if let Some(before) = earlier.insert(name, text.at) {
         let other = if of == "rule" { "guard or rule" } else { of };
-        format!("is already the name of the {other} on line {line}; choose another name")
+        format!("is already the name of the {other} on {}; choose another name", faults.place(before))
     } else {
         return Some(name.to_owned());
     };
@@ -141,6 +174,24 @@ pub(crate) fn action_of(text: Text<'_>, what: &str, faults: &mut Faults<'_>) -> 
         "deny" => Some(Action::Deny),
         other => {
             faults.wrong(text.at, format!("the {what} {} is not known; write \"allow\" or \"deny\"", quoted(other)));
+            None
+        }
+    }
+}
+
+/// Whether it is only tried; none if that was not understood, which was reported. Where capture stands is the policy's
+/// `mode`, so to a rule "observe" and "shadow" are the same.
+fn tried(table: &Table<'_>, faults: &mut Faults<'_>) -> Option<bool> {
+    if table.get("mode").is_none() {
+        return Some(false);
+    }
+    let text = table.text("mode", faults)?;
+    match text.value {
+        "enforce" => Some(false),
+        "shadow" | "observe" => Some(true),
+        other => {
+            let right = "write \"shadow\" (it is only tried) or \"enforce\" (it decides)";
+            faults.wrong(text.at, format!("the mode {} is not known; {right}", quoted(other)));
             None
         }
     }

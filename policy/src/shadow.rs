@@ -27,9 +27,9 @@ pub(crate) fn report(workloads: &HashMap<Selectors, usize>, faults: &mut Faults<
         let alike = keys.filter_map(|key| index.get(&key)).flatten();
         let wider = alike.filter(|(wide, _)| *wide != narrow && narrow.lies_within(wide)).min_by_key(|(_, at)| *at);
         if let Some((wide, of)) = wider {
-            let line = faults.line(*of);
-            let why = format!("every program that fits this [[workload]] also fits the one on line {line}");
-            let remedy = remedy(narrow, wide, line);
+            let line = faults.place(*of);
+            let why = format!("every program that fits this [[workload]] also fits the one on {line}");
+            let remedy = remedy(narrow, wide, &line);
             faults.wrong_if_whole(*at, format!("{why}, so it could never be earned; {remedy}"));
         }
     }
@@ -45,19 +45,19 @@ fn shapes(workloads: &HashMap<Selectors, usize>) -> BTreeMap<Shape, usize> {
     shapes
 }
 
-fn remedy(narrow: &Selectors, wide: &Selectors, line: usize) -> String {
+fn remedy(narrow: &Selectors, wide: &Selectors, line: &str) -> String {
     let more = TELLING.iter().find(|field| narrow.demands.contains_key(field) && !wide.demands.contains_key(field));
     if let Some(field) = more {
-        return format!("add another {} to the one on line {line}, or remove one of the two", field.name());
+        return format!("add another {} to the one on {line}, or remove one of the two", field.name());
     }
     let differs = TELLING.iter().find_map(|field| {
         let (narrow, wide) = (narrow.demands.get(field)?, wide.demands.get(field)?);
         (narrow != wide).then_some(narrow)
     });
     let change = match differs {
-        Some(Demand::Digests(_)) => format!("remove this one's digests from the one on line {line}"),
-        Some(Demand::Nodes(_)) => format!("remove this one's nodes from the one on line {line}"),
-        Some(Demand::Labels(_)) => format!("add a label to the one on line {line} that sets it apart"),
+        Some(Demand::Digests(_)) => format!("remove this one's digests from the one on {line}"),
+        Some(Demand::Nodes(_)) => format!("remove this one's nodes from the one on {line}"),
+        Some(Demand::Labels(_)) => format!("add a label to the one on {line} that sets it apart"),
         Some(Demand::Text(_) | Demand::Number(_)) | None => "tell them apart by another field".to_owned(),
     };
     format!("{change}, or remove one of the two")

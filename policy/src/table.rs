@@ -4,7 +4,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::fault::{Faults, quoted};
-use crate::language::TableKind;
+use crate::language::{GUARD, RESERVED, RULE, TableKind};
 
 /// A string in the text.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +34,13 @@ impl<'t> Table<'t> {
     pub(crate) fn open(kind: &'static TableKind, at: usize, fields: &'t DeTable<'t>, faults: &mut Faults<'_>) -> Self {
         for key in fields.keys() {
             let (at, name): (usize, &str) = (key.span().start, key.get_ref());
-            if !kind.fields.iter().any(|(known, _)| *known == name) {
+            if [GUARD.name, RULE.name].contains(&kind.name) && RESERVED.contains(&name) {
+                let now = "a rule is about whole connections to a port; remove it";
+                faults.wrong(
+                    at,
+                    format!("{name} in {}: what is said inside a connection is not judged yet: {now}", kind.name),
+                );
+            } else if !kind.fields.iter().any(|(known, _)| *known == name) {
                 let known = kind.fields.iter().map(|(known, _)| *known);
                 let remedy = faults.did_you_mean(name, known, || format!("it knows {}", names(kind)));
                 faults.wrong_if_whole(at, format!("unknown field {} in {}; {remedy}", quoted(name), kind.name));

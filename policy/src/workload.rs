@@ -10,6 +10,7 @@ use crate::fault::{Faults, quoted};
 use crate::labels::{self, Labels};
 use crate::language::WORKLOAD;
 use crate::names::{self, End, Names};
+use crate::responsible;
 use crate::selector::{ALLOW_TAINTS, Field, Selectors};
 use crate::shadow;
 use crate::table::{Table, Text, all_different};
@@ -23,6 +24,8 @@ pub(crate) struct Workload {
     pub(crate) labels: Labels,
     /// What earns the name: all that are given must hold.
     pub(crate) selectors: Selectors,
+    /// Who answers for it.
+    pub(crate) owner: Option<String>,
     /// Whether its programs are given its identity itself, and not only the connections made in its name.
     pub(crate) workload_api: bool,
 }
@@ -38,14 +41,15 @@ pub(crate) fn read<'t>(tables: &[Table<'t>], names: &mut Names<'t>, faults: &mut
         let name = read_name(table, End::Workload(position), names, faults);
         let labels = read_labels(table, faults);
         let workload_api = read_workload_api(table, faults);
+        let owner = responsible::line(table, "owner", faults);
         let Some(selectors) = read_selectors(table, faults) else { continue };
         if let Some(at) = earlier.insert(selectors.clone(), table.at) {
-            let line = faults.line(at);
-            let same = format!("this [[workload]] selects exactly the programs of the one on line {line}");
+            let line = faults.place(at);
+            let same = format!("this [[workload]] selects exactly the programs of the one on {line}");
             faults
                 .wrong_if_whole(table.at, format!("{same}, so neither could be earned; tell them apart or remove one"));
         }
-        workloads.extend(name.map(|name| Workload { name, labels, selectors, workload_api }));
+        workloads.extend(name.map(|name| Workload { name, labels, selectors, owner, workload_api }));
     }
     shadow::report(&earlier, faults);
     workloads

@@ -121,7 +121,7 @@ fn unknown_fields() {
         "¶moed = \"enforce\"\n¶colour = 1\nmode = \"enforce\"\n",
         &[
             "unknown field \"moed\" in the policy; did you mean \"mode\"?",
-            "unknown field \"colour\" in the policy; it knows mode, mesh, same_host, workload, group, outside, guard, rule, test",
+            "unknown field \"colour\" in the policy; it knows mode, mesh, same_host, include, team, workload, group, outside, guard, rule, test",
         ],
     );
     refused_with(
@@ -134,9 +134,9 @@ fn unknown_fields() {
         "action = \"allow\"",
         "action = \"allow\"\n¶priority = 3\n¶\"\\u0430ction\" = 1\n¶\"\\u001b[31m\" = 1",
         &[
-            "unknown field \"priority\" in [[rule]]; it knows name, from, to, ports, action, expires",
+            "unknown field \"priority\" in [[rule]]; it knows name, from, to, ports, action, mode, expires, schedule, owner, ticket",
             "unknown field \"\\u{430}ction\" in [[rule]]; did you mean \"action\"?",
-            "unknown field \"\\u{1b}[31m\" in [[rule]]; it knows name, from, to, ports, action, expires",
+            "unknown field \"\\u{1b}[31m\" in [[rule]]; it knows name, from, to, ports, action, mode, expires, schedule, owner, ticket",
         ],
     );
 }
@@ -730,7 +730,7 @@ fn a_guard_says_no_action_and_shares_its_names_with_rules() {
          [[guard]]\nname = \"r\"\nfrom = \"shop/web\"\nto = \"shop/db\"\n¶action = \"allow\"\n",
         &[
             "the rule name \"r\" is already the name of the guard or rule on line 28; choose another name",
-            "unknown field \"action\" in [[guard]]; it knows name, from, to, ports",
+            "unknown field \"action\" in [[guard]]; it knows name, from, to, ports, mode, owner, ticket",
         ],
     );
 }
@@ -767,5 +767,19 @@ proptest! {
                 prop_assert!(error.message.bytes().all(|b| matches!(b, b' '..=b'~')), "{:?}", error);
             }
         }
+    }
+}
+
+#[test]
+fn protocols_inside_connections_are_refused_and_not_ignored() {
+    for verb in ["http", "grpc", "postgres", "mysql", "redis", "kafka", "dns"] {
+        refused_with(
+            "action = \"allow\"",
+            &format!("action = \"allow\"\n¶{verb} = {{ method = \"GET\" }}"),
+            &[&format!(
+                "{verb} in [[rule]]: what is said inside a connection is not judged yet: a rule is about whole connections \
+                 to a port; remove it"
+            )],
+        );
     }
 }

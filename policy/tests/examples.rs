@@ -5,6 +5,7 @@
 //! #= allow from=A to=B port=N rule="which"
 //! #= deny from=A to=B port=N rule="which"              denied by a rule
 //! #= deny from=A to=B port=N nearest="rule: field"     no rule; without nearest= there must be none
+//! #= … tried="which"                                   what a rule on trial would decide; without it there must be none
 //! #= earns NAME exe=… [sha256=… script=… script_sha256=… inline_sha256=… libraries=… unit=… uid=… gid=… node=…
 //!               image=… manifest=… image_name=… container=… runtime=… container_labels=a=b,c=d
 //!               pod=NAMESPACE/NAME service_account=… pod_labels=a=b taints=a,b runtime_down=yes]
@@ -21,11 +22,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use bonafide_policy::{Certified, Denied, Identified, LANGUAGE, Policy, Subject, Verdict};
+use bonafide_policy::{Certified, Denied, Identified, LANGUAGE, LintKind, Policy, Subject, Verdict};
 use bonafide_proto::container::{Container, Pod};
 use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host, Libraries, Script, Unit};
 use bonafide_proto::name::WorkloadName;
-use bonafide_proto::record::NearMiss;
+use bonafide_proto::record::{NearMiss, Tried};
 
 /// When the examples are tried, unix seconds.
 const NOW: i64 = 1_800_000_000;
@@ -133,6 +134,7 @@ fn check_allow(policy: &Policy, line: &mut Expectation) -> Option<String> {
     match verdict(policy, line) {
         Verdict::Allow(allowed) => {
             assert_eq!(allowed.rule, line.must("rule"));
+            check_tried(line, allowed.tried.as_ref());
             Some(allowed.rule)
         }
         denied @ Verdict::Deny(_) => panic!("it is {denied}"),
@@ -141,13 +143,18 @@ fn check_allow(policy: &Policy, line: &mut Expectation) -> Option<String> {
 
 fn check_deny(policy: &Policy, line: &mut Expectation) -> Option<String> {
     match verdict(policy, line) {
-        Verdict::Deny(Denied { rule, nearest }) => {
+        Verdict::Deny(Denied { rule, nearest, tried, .. }) => {
             assert_eq!(rule, line.take("rule"), "nearest: {nearest:?}");
             assert_eq!(nearest.as_ref().map(short), line.take("nearest"));
+            check_tried(line, tried.as_ref());
             rule
         }
         allowed @ Verdict::Allow(_) => panic!("it is {allowed}"),
     }
+}
+
+fn check_tried(line: &mut Expectation, tried: Option<&Tried>) {
+    assert_eq!(tried.map(|tried| tried.rule.clone()), line.take("tried"), "{tried:?}");
 }
 
 fn check_earns(policy: &Policy, line: &mut Expectation) -> Option<String> {
@@ -283,9 +290,24 @@ fn examples_keep_their_promises() {
             .lines()
             .filter(|line| ["[[rule]]", "[[guard]]"].contains(&line.split_whitespace().next().unwrap_or_default()))
             .count();
+        // Nor does one that is only tried decide; what it would decide is promised all the same.
+        let on_trial =
+            text.lines().skip_while(|line| !line.starts_with("[[")).filter(|line| line.starts_with("mode = "));
+        let rules = rules - on_trial.count();
         // A rule that expires decides nothing for those who do not say what time it is.
         let rules = rules - text.lines().filter(|line| line.starts_with("expires = ")).count();
         assert_eq!(deciding.len(), rules, "{file} shows each of its rules decide; seen: {deciding:?}");
+    }
+}
+
+#[test]
+fn examples_are_free_of_warnings() {
+    for (file, text) in examples() {
+        // What has expired is the point of one of them; others show who earns a name, and no more.
+        let meant = [LintKind::Expired, LintKind::Unreachable];
+        let lints = Policy::parse(&file, &text).unwrap().at(NOW).lint(&text);
+        let lints: Vec<_> = lints.iter().filter(|lint| !meant.contains(&lint.kind)).collect();
+        assert!(lints.is_empty(), "{file}: {lints:#?}");
     }
 }
 

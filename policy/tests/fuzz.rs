@@ -6,13 +6,20 @@ use std::time::Duration;
 
 use bonafide_policy::Policy;
 
-const EXAMPLES: [&str; 6] = [
+/// 2027-01-15T08:00:00Z
+const NOW: i64 = 1_800_000_000;
+
+const EXAMPLES: [&str; 10] = [
     include_str!("../../policy-examples/containers.toml"),
     include_str!("../../policy-examples/deny-first.toml"),
     include_str!("../../policy-examples/libraries.toml"),
     include_str!("../../policy-examples/outside.toml"),
     include_str!("../../policy-examples/pinned-digests.toml"),
     include_str!("../../policy-examples/taints.toml"),
+    include_str!("../../policy-examples/groups.toml"),
+    include_str!("../../policy-examples/guards.toml"),
+    include_str!("../../policy-examples/tests.toml"),
+    include_str!("../../policy-examples/trial.toml"),
 ];
 
 /// An example with a piece of it replaced, by noise or by a piece of another one.
@@ -40,6 +47,13 @@ fn policies() {
                 Ok(policy) => {
                     let again = Policy::parse("p.toml", &text).unwrap();
                     assert_eq!(policy.digest(), again.digest());
+                    let policy = policy.at(NOW);
+                    assert!(policy.next_change().is_none_or(|next| next > NOW));
+                    // What they say is the author's; that they come to an end is ours.
+                    let lines = text.lines().count() + 1;
+                    assert!(policy.lint(&text).iter().all(|lint| lint.line <= lines && lint.message.is_ascii()));
+                    assert!(policy.try_cases().iter().all(|case| case.line <= lines));
+                    assert!(policy.readiness(&[]).iter().all(|readiness| !readiness.is_ready()));
                 }
                 Err(errors) => {
                     let said = errors.to_string();

@@ -4,8 +4,9 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use bonafide_policy::{Policy, Subject, Verdict};
+use bonafide_policy::{LintKind, Policy, Subject, Verdict};
 use bonafide_proto::name::WorkloadName;
+use bonafide_proto::record::Outcome;
 use ipnet::IpNet;
 use proptest::prelude::*;
 
@@ -60,6 +61,8 @@ struct Rule {
     allow: bool,
     /// It comes before all that are none, wherever it stands, and denies.
     guard: bool,
+    /// It decides nothing.
+    tried: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -82,7 +85,17 @@ enum Who {
 impl Spec {
     /// The position of the deciding rule, and whether it allows.
     fn decide(&self, from: Who, to: Who, port: u16) -> Option<(usize, bool)> {
-        let rules = || self.rules.iter().enumerate().filter(|(_, rule)| self.fits(rule, from, to, port));
+        self.first(from, to, port, |rule| !rule.tried)
+    }
+
+    /// The same, if it is one that is only tried, and all decided.
+    fn trial(&self, from: Who, to: Who, port: u16) -> Option<(usize, bool)> {
+        self.first(from, to, port, |_| true).filter(|(i, _)| self.rules[*i].tried)
+    }
+
+    fn first(&self, from: Who, to: Who, port: u16, counts: impl Fn(&Rule) -> bool) -> Option<(usize, bool)> {
+        let fits = |rule: &Rule| counts(rule) && self.fits(rule, from, to, port);
+        let rules = || self.rules.iter().enumerate().filter(|(_, rule)| fits(rule));
         let first = rules().find(|(_, rule)| rule.guard).or_else(|| rules().next());
         first.map(|(i, rule)| (i, rule.allow))
     }
@@ -130,7 +143,9 @@ impl Spec {
         let to_fits_elsewhere = rule.to.iter().any(|name| self.is(name, to, None));
         let some_destination_has = |port| rule.to.iter().any(|name| self.offers(name, port));
         rule.allow
+            && rule.tried == (field == "mode")
             && match field {
+                "mode" => self.fits(rule, from, to, port),
                 "from" => to_fits && within(&rule.ports, port),
                 "to" => from_fits && within(&rule.ports, port) && some_destination_has(port),
                 "ports" => from_fits && to_fits_elsewhere,
@@ -182,6 +197,9 @@ impl Spec {
                 writeln!(text, "action = \"{action}\"").unwrap();
             }
             write_ports(&mut text, &rule.ports);
+            if rule.tried {
+                writeln!(text, "mode = \"shadow\"").unwrap();
+            }
         }
         text
     }
@@ -290,8 +308,9 @@ fn some_rule(groups: usize, outsides: Vec<Outside>) -> impl Strategy<Value = Rul
         let (from, to) = if outbound { (Vec::new(), dialled.clone()) } else { (dialling.clone(), Vec::new()) };
         (some_ends(groups, from), some_ends(groups, to))
     });
-    (ends, some_ports(), any::<bool>(), proptest::bool::weighted(0.2))
-        .prop_map(|((from, to), ports, allow, guard)| Rule { from, to, ports, allow: allow && !guard, guard })
+    (ends, some_ports(), any::<bool>(), proptest::bool::weighted(0.2), proptest::bool::weighted(0.2)).prop_map(
+        |((from, to), ports, allow, guard, tried)| Rule { from, to, ports, allow: allow && !guard, guard, tried },
+    )
 }
 
 fn some_spec() -> impl Strategy<Value = Spec> {
@@ -331,6 +350,8 @@ proptest! {
                 let expected = spec.decide(from, to, port);
                 let decided = verdict.rule().map(|rule| (rule.parse::<usize>().unwrap(), verdict.is_allow()));
                 prop_assert_eq!(decided, expected, "{:?} to {:?}:{}\n{}", from, to, port, spec.text());
+                let tried = verdict.tried().map(|t| (t.rule.parse().unwrap(), t.verdict == Outcome::Allowed));
+                prop_assert_eq!(tried, spec.trial(from, to, port), "{:?} to {:?}:{}\n{}", from, to, port, spec.text());
                 if let Verdict::Deny(denied) = verdict {
                     let fitting = |field| spec.rules.iter().position(|r| spec.fits_but_for(r, field, from, to, port));
                     match denied.nearest {
@@ -349,6 +370,34 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn rules_that_never_decide_are_noticed_and_no_others() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    runner
+        .run(&some_spec(), |spec| {
+            let text = spec.text();
+            let lints = Policy::parse("p", &text).map_err(|e| TestCaseError::fail(e.to_string()))?.lint(&text);
+            let idle = [LintKind::Shadowed, LintKind::Duplicate];
+            let noticed: Vec<usize> =
+                lints.iter().filter(|lint| idle.contains(&lint.kind)).map(|lint| lint.line).collect();
+            for (i, rule) in spec.rules.iter().enumerate() {
+                let name = format!("name = \"{i}\"");
+                let line = text.lines().position(|line| line == name).unwrap();
+                let decides = everyone().flat_map(|from| everyone().map(move |to| (from, to))).any(|(from, to)| {
+                    let first =
+                        |port| if rule.tried { spec.trial(from, to, port) } else { spec.decide(from, to, port) };
+                    (1..=PORT_MAX + 1).any(|port| first(port).is_some_and(|(first, _)| first == i))
+                });
+                // Of outsides the few addresses here may not show all that a rule decides.
+                prop_assert!(!(decides && noticed.contains(&line)), "{}\n{}", i, text);
+                let inside = rule.from.iter().chain(&rule.to).all(|end| !end.starts_with('o'));
+                prop_assert!(!inside || decides || noticed.contains(&line), "{}\n{}", i, text);
+            }
+            Ok(())
+        })
+        .unwrap();
 }
 
 #[test]

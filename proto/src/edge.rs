@@ -9,11 +9,13 @@ use serde::{Deserialize, Serialize};
 use crate::fingerprint::Digest;
 use crate::name::{NodeName, WorkloadName};
 use crate::observed::Protocol;
-use crate::record::{End, FlowRecord, NearMiss, Outcome, Party, Reason};
+use crate::record::{End, FlowRecord, NearMiss, Outcome, Party, Reason, Tried};
 use crate::taint::Taints;
 
 /// The most IDs of flows that an edge keeps as samples.
 pub const SAMPLES_MAX: usize = 4;
+/// The most addresses that are kept of each end.
+pub const ADDRESSES_MAX: usize = 4;
 
 /// One end of an edge: who it was, as far as that was known, and by which program.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -83,6 +85,13 @@ impl Actor {
     pub fn name(&self) -> Option<&str> {
         self.workload.as_ref().map(WorkloadName::as_str).or(self.outside.as_deref())
     }
+
+    /// What a person would call it: its name, its program, or its address.
+    #[must_use]
+    pub fn label(&self) -> String {
+        let name = self.name().or(self.script.as_deref()).or(self.program.as_deref()).map(ToOwned::to_owned);
+        name.or_else(|| self.addr.map(|addr| addr.to_string())).unwrap_or_else(|| "unknown".to_owned())
+    }
 }
 
 /// Flows that are alike in all of this.
@@ -107,6 +116,9 @@ pub struct Edge {
     /// The rule that decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+    /// What a rule that is only tried would have decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried: Option<Tried>,
     /// Why they were refused or would have been, or were ended early.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
@@ -125,6 +137,7 @@ impl Edge {
             mode: record.mode.clone(),
             verdict: record.verdict,
             rule: record.rule.clone(),
+            tried: record.tried.clone(),
             reason: record.reason,
         }
     }
@@ -150,6 +163,12 @@ pub struct Seen {
     /// What came nearest to allowing the last of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nearest: Option<NearMiss>,
+    /// Addresses of the connecting end, at most [`ADDRESSES_MAX`], the newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from_addrs: Vec<IpAddr>,
+    /// Addresses of the listening end, likewise. By them what two nodes recorded of one flow is put together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub to_addrs: Vec<IpAddr>,
 }
 
 impl Seen {
@@ -164,6 +183,8 @@ impl Seen {
             last: began,
             samples: vec![record.id.clone()],
             nearest: record.nearest.clone(),
+            from_addrs: address(&record.source),
+            to_addrs: address(&record.destination),
         }
     }
 
@@ -184,7 +205,23 @@ impl Seen {
         self.samples.extend(other.samples);
         let surplus = self.samples.len().saturating_sub(SAMPLES_MAX);
         self.samples.drain(..surplus);
+        add_addresses(&mut self.from_addrs, other.from_addrs);
+        add_addresses(&mut self.to_addrs, other.to_addrs);
     }
+}
+
+fn address(party: &Party) -> Vec<IpAddr> {
+    party.addr.map(|addr| addr.ip().to_canonical()).into_iter().collect()
+}
+
+fn add_addresses(kept: &mut Vec<IpAddr>, newer: Vec<IpAddr>) {
+    if newer == *kept {
+        return;
+    }
+    kept.retain(|addr| !newer.contains(addr));
+    kept.extend(newer);
+    let surplus = kept.len().saturating_sub(ADDRESSES_MAX);
+    kept.drain(..surplus);
 }
 
 /// An edge, and how much of it was seen.
@@ -202,7 +239,25 @@ mod tests {
     use super::*;
 
     fn seen(first: i64, last: i64, sample: &str) -> Seen {
-        Seen { flows: 2, bytes_sent: 10, bytes_received: 1, first, last, samples: vec![sample.into()], nearest: None }
+        Seen {
+            flows: 2,
+            bytes_sent: 10,
+            bytes_received: 1,
+            first,
+            last,
+            samples: vec![sample.into()],
+            ..Seen::default()
+        }
+    }
+
+    #[test]
+    fn the_newest_addresses_are_kept_each_once() {
+        let addr = |last: u8| IpAddr::from([192, 0, 2, last]);
+        let mut all = Seen::default();
+        for last in [1, 2, 1, 3, 4, 5] {
+            all.add(Seen { to_addrs: vec![addr(last)], ..seen(1, 1, "a") });
+        }
+        assert_eq!((all.to_addrs, all.from_addrs), (vec![addr(1), addr(3), addr(4), addr(5)], vec![]));
     }
 
     #[test]
@@ -239,6 +294,7 @@ mod tests {
             mode: "shadow".into(),
             verdict: Outcome::WouldRefuse,
             rule: None,
+            tried: None,
             reason: Some(Reason::NoRule),
         };
         let line = EdgeCount { edge, seen: seen(1, 2, "a") };

@@ -22,7 +22,7 @@ const ID_MAX: usize = 64;
 pub type Attested = Result<Attestation, AttestRefusal>;
 
 /// The protocol of a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
     /// Connections.

@@ -208,6 +208,16 @@ pub struct NearMiss {
     pub seen: String,
 }
 
+/// What a rule that decides nothing yet would have decided.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tried {
+    /// The rule.
+    pub rule: String,
+    /// [`Outcome::Allowed`] or [`Outcome::Refused`].
+    pub verdict: Outcome,
+}
+
 /// Facts of the TLS session on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TlsFacts {
@@ -251,6 +261,9 @@ pub struct FlowRecord {
     /// The rule that decided, if one did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+    /// What a rule that is only tried would have decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried: Option<Tried>,
     /// Why it was refused, would have been, or was ended early.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
@@ -260,6 +273,10 @@ pub struct FlowRecord {
     /// What came nearest to allowing it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nearest: Option<NearMiss>,
+    /// What would let it pass and nothing else, to be copied into the policy: a `[[rule]]`, or a comment that says why there
+    /// is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
     /// How it travelled.
     pub transport: Transport,
     /// The connecting side.

@@ -276,6 +276,8 @@ fn record() -> FlowRecord {
         reason: Reason::ALL.first().copied(),
         detail: Some("two".into()),
         nearest: Some(NearMiss { of: "api".into(), field: "uid".into(), expected: "33".into(), seen: "0".into() }),
+        remedy: None,
+        tried: None,
         transport: Transport::Mtls,
         protocol: Protocol::Udp,
         source: party("[fd77::1]:41000"),

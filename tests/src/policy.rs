@@ -32,6 +32,12 @@ impl Policy {
         Self::with_mode("observe")
     }
 
+    /// A policy that somebody else wrote.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        Self { text: text.to_owned() }
+    }
+
     fn with_mode(mode: &str) -> Self {
         Self { text: format!("mode = \"{mode}\"\nmesh = {MESH}\n") }
     }

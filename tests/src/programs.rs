@@ -13,7 +13,7 @@ use crate::wait::wait_until;
 use crate::world::BareWorld;
 
 /// Scripts that come with the scenarios: name and text.
-const SCRIPTS: [(&str, &str); 13] = [
+const SCRIPTS: [(&str, &str); 14] = [
     ("echo_server.py", include_str!("../programs/echo_server.py")),
     ("forking.py", include_str!("../programs/forking.py")),
     ("say.py", include_str!("../programs/say.py")),
@@ -26,6 +26,7 @@ const SCRIPTS: [(&str, &str); 13] = [
     ("seen.py", include_str!("../programs/seen.py")),
     ("changeling.py", include_str!("../programs/changeling.py")),
     ("heir.py", include_str!("../programs/heir.py")),
+    ("shop_api.py", include_str!("../programs/shop_api.py")),
     ("become.py", include_str!("../programs/become.py")),
 ];
 
@@ -217,9 +218,26 @@ pub fn curl(netns: &Netns, exe: &Path, to: SocketAddr) -> Command {
 /// If it does not start.
 #[must_use]
 pub fn nginx(world: &BareWorld, netns: &Netns, port: u16, page: &str) -> Program {
+    let program = nginx_with(world, netns, port, |dir| {
+        std::fs::write(dir.join("index.html"), page).expect("a file can be written");
+        format!("root {};", dir.display())
+    });
+    serving(program, port)
+}
+
+/// The same, handing every request on to another server.
+///
+/// # Panics
+/// If it does not start.
+#[must_use]
+pub fn nginx_before(world: &BareWorld, netns: &Netns, port: u16, upstream: SocketAddr) -> Program {
+    serving(nginx_with(world, netns, port, |_| format!("location / {{ proxy_pass http://{upstream}; }}")), port)
+}
+
+fn nginx_with(world: &BareWorld, netns: &Netns, port: u16, serves: impl FnOnce(&Path) -> String) -> Program {
     let dir = world.dir().join(format!("nginx-{}-{port}", netns.name()));
     std::fs::create_dir_all(&dir).expect("a directory can be made");
-    std::fs::write(dir.join("index.html"), page).expect("a file can be written");
+    let serves = serves(&dir);
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {}/{kind};\n", dir.display()))
         .concat();
@@ -227,13 +245,13 @@ pub fn nginx(world: &BareWorld, netns: &Netns, port: u16, page: &str) -> Program
         "daemon off; worker_processes 2; pid {dir}/pid; error_log stderr notice;\n\
          events {{}}\n\
          http {{ access_log off; {temporary}\n\
-         server {{ listen {port}; listen [::]:{port}; root {dir}; }} }}\n",
+         server {{ listen {port}; listen [::]:{port}; {serves} }} }}\n",
         dir = dir.display()
     );
     std::fs::write(dir.join("nginx.conf"), config).expect("a file can be written");
     let mut command = netns.command(&nginx_exe().to_string_lossy());
     command.arg("-c").arg(dir.join("nginx.conf"));
-    serving(Program::start("nginx", &mut command, &log(world, "nginx")), port)
+    Program::start("nginx", &mut command, &log(world, "nginx"))
 }
 
 /// A `PostgreSQL` cluster with nothing in it, open to everybody who reaches it.
@@ -273,7 +291,13 @@ fn as_postgres(netns: &Netns, program: &Path) -> Command {
 /// psql, asking one thing.
 #[must_use]
 pub fn psql(netns: &Netns, to: SocketAddr, query: &str) -> Command {
-    let mut command = netns.command(&psql_exe().to_string_lossy());
+    psql_by(netns, &psql_exe(), to, query)
+}
+
+/// The same, by a copy of psql.
+#[must_use]
+pub fn psql_by(netns: &Netns, exe: &Path, to: SocketAddr, query: &str) -> Command {
+    let mut command = netns.command(&exe.to_string_lossy());
     let (host, port) = (to.ip().to_string(), to.port().to_string());
     command.args(["-h", &host, "-p", &port, "-U", "postgres", "-X", "-A", "-t", "-c", query]).current_dir("/");
     command

@@ -248,6 +248,29 @@ impl wire::admission_server::Admission for AdmissionService {
         policies::published(&self.0, request.into_inner()).await.map(Response::new)
     }
 
+    async fn confirm_policy(
+        &self,
+        request: Request<wire::ConfirmPolicyRequest>,
+    ) -> Result<Response<wire::PolicyPublished>, Status> {
+        let by = caller(&request)?;
+        policies::confirm(&self.0, by, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn roll_back_policy(
+        &self,
+        request: Request<wire::RollBackPolicyRequest>,
+    ) -> Result<Response<wire::PublishPolicyResponse>, Status> {
+        let by = caller(&request)?;
+        policies::roll_back(&self.0, by, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn policy_history(
+        &self,
+        request: Request<wire::PolicyHistoryRequest>,
+    ) -> Result<Response<wire::PolicyHistoryResponse>, Status> {
+        policies::history(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
     async fn rotate_root(
         &self,
         request: Request<wire::RotateRootRequest>,

@@ -26,11 +26,71 @@ pub(super) async fn publish(
     by: By,
     request: wire::PublishPolicyRequest,
 ) -> Result<wire::PublishPolicyResponse, Status> {
-    let wire::PublishPolicyRequest { text, author, version } = request;
-    let publication = Publication { text, author, version: (version != 0).then_some(version) };
+    let wire::PublishPolicyRequest { text, author, version, confirm_within } = request;
+    let confirm_within = (confirm_within != 0).then_some(confirm_within);
+    let publication =
+        Publication { version: (version != 0).then_some(version), confirm_within, ..Publication::of(text, author) };
+    published_by(authority, move |authority| authority.publish(&by, &publication)).await
+}
+
+/// Publishes an earlier version again, and says who has it.
+pub(super) async fn roll_back(
+    authority: &Arc<Authority>,
+    by: By,
+    request: wire::RollBackPolicyRequest,
+) -> Result<wire::PublishPolicyResponse, Status> {
+    let to = (request.version != 0).then_some(request.version);
+    published_by(authority, move |authority| authority.roll_policy_back(&by, to)).await
+}
+
+/// What was published last stays.
+pub(super) async fn confirm(
+    authority: &Arc<Authority>,
+    by: By,
+    request: wire::ConfirmPolicyRequest,
+) -> Result<wire::PolicyPublished, Status> {
+    let confirming = authority.clone();
+    let record = blocking(move || confirming.confirm_policy(&by, request.version).map_err(status)).await?;
+    Ok(told(&record))
+}
+
+/// The versions that are kept.
+pub(super) async fn history(
+    authority: &Arc<Authority>,
+    request: wire::PolicyHistoryRequest,
+) -> Result<wire::PolicyHistoryResponse, Status> {
+    let Some(published) = authority.policies().now() else { return Ok(wire::PolicyHistoryResponse::default()) };
+    let earlier = published.record.earlier.iter().map(|earlier| wire::PolicyPublished {
+        version: earlier.version,
+        created: earlier.created,
+        author: earlier.author.clone(),
+        sha256: earlier.text.0.to_vec(),
+        ..wire::PolicyPublished::default()
+    });
+    let versions = std::iter::once(told(&published.record)).chain(earlier).collect();
+    let text = match request.text_of {
+        0 => String::new(),
+        last if last == published.record.version => text(&published, &authority.trust_bundle())?,
+        version => earlier_text(authority, &published, version).await?,
+    };
+    Ok(wire::PolicyHistoryResponse { versions, text })
+}
+
+async fn earlier_text(authority: &Arc<Authority>, published: &Published, version: u64) -> Result<String, Status> {
+    let earlier = published.record.earlier.iter().find(|earlier| earlier.version == version).cloned();
+    let earlier = earlier.ok_or_else(|| Status::not_found(format!("version {version} is not kept")))?;
+    let asking = authority.clone();
+    blocking(move || asking.policies().text_of(&earlier).map_err(status)).await
+}
+
+/// Publishes, waits for the nodes, and says who has it.
+async fn published_by(
+    authority: &Arc<Authority>,
+    publish: impl FnOnce(&Authority) -> Result<PolicyRecord, PublishError> + Send + 'static,
+) -> Result<wire::PublishPolicyResponse, Status> {
     let publishing = authority.clone();
     let (record, members) = blocking(move || {
-        let record = publishing.publish(&by, &publication).map_err(status)?;
+        let record = publish(&publishing).map_err(status)?;
         Ok((record, members(&publishing)?))
     })
     .await?;
@@ -68,6 +128,8 @@ fn told(record: &PolicyRecord) -> wire::PolicyPublished {
         created: record.created,
         author: record.author.clone(),
         sha256: record.text.0.to_vec(),
+        unconfirmed_until: record.unconfirmed.map_or(0, |unconfirmed| unconfirmed.until),
+        back_to: record.unconfirmed.map_or(0, |unconfirmed| unconfirmed.back_to),
     }
 }
 
@@ -84,10 +146,14 @@ fn nodes(authority: &Authority, members: BTreeSet<NodeName>) -> Vec<wire::Policy
 
 fn status(e: PublishError) -> Status {
     match e {
-        PublishError::Author | PublishError::Text(_) | PublishError::Version { .. } => {
-            Status::invalid_argument(e.to_string())
+        PublishError::Author
+        | PublishError::Text(_)
+        | PublishError::Version { .. }
+        | PublishError::ConfirmWithin(_)
+        | PublishError::NotKept { .. } => Status::invalid_argument(e.to_string()),
+        PublishError::Behind { .. } | PublishError::NoEarlier | PublishError::NotWaiting { .. } => {
+            Status::failed_precondition(e.to_string())
         }
-        PublishError::Behind { .. } => Status::failed_precondition(e.to_string()),
         PublishError::Meanwhile { .. } => Status::aborted(e.to_string()),
         _ => Status::internal(e.to_string()),
     }

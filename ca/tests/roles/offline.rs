@@ -119,7 +119,8 @@ async fn a_node_joins_and_issues_below_a_root_that_is_away() {
 async fn policies_and_tokens_are_signed_while_the_root_is_away() {
     let domain = domain(365);
     let node = domain.member("a").await;
-    let publication = Publication { text: "mode = \"observe\"\n".into(), author: "Ada".into(), version: None };
+    let publication =
+        Publication { text: "mode = \"observe\"\n".into(), author: "Ada".into(), version: None, confirm_within: None };
     domain.authority.publish(&By::Uid(0), &publication).unwrap();
     let signed = domain.authority.policies().now().unwrap().signed.clone();
     assert_eq!(SignedPolicy::verify(&signed, &node.trust_bundle().unwrap()).unwrap().version(), 1);
@@ -145,7 +146,8 @@ async fn policies_and_tokens_are_signed_while_the_root_is_away() {
 #[tokio::test]
 async fn a_policy_outlives_the_issuing_certificate_that_it_was_signed_below() {
     let domain = domain(30);
-    let publication = Publication { text: "mode = \"observe\"\n".into(), author: String::new(), version: None };
+    let publication =
+        Publication { text: "mode = \"observe\"\n".into(), author: String::new(), version: None, confirm_within: None };
     domain.authority.publish(&By::Uid(0), &publication).unwrap();
     let signed = domain.authority.policies().now().unwrap().signed.clone();
     domain.clock.forward(400 * DAY);

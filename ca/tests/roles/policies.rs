@@ -30,7 +30,7 @@ const OBSERVE: &str = "mode = \"observe\"\n";
 const ENFORCE: &str = "mode = \"enforce\"\n";
 
 fn publication(text: &str) -> Publication {
-    Publication { text: text.to_owned(), author: "Ada".to_owned(), version: None }
+    Publication { text: text.to_owned(), author: "Ada".to_owned(), version: None, confirm_within: None }
 }
 
 fn publish(authority: &Authority, text: &str) -> u64 {
@@ -43,7 +43,7 @@ fn published(authority: &Authority) -> Vec<u8> {
 }
 
 async fn order(served: &Served, text: &str) -> wire::PublishPolicyResponse {
-    let request = wire::PublishPolicyRequest { text: text.to_owned(), author: "Ada".to_owned(), version: 0 };
+    let request = wire::PublishPolicyRequest { text: text.to_owned(), author: "Ada".to_owned(), ..Default::default() };
     served.admin().publish_policy(request).await.unwrap().into_inner()
 }
 
@@ -356,4 +356,77 @@ async fn one_host_alone_has_published_policies_too() {
     assert_eq!(answer.unwrap().into_inner().nodes[0].in_force, 1);
     assert_eq!(signed::SignedPolicy::decode(first.signed.as_slice()).unwrap().text, OBSERVE);
     assert_eq!(program::end(daemon, rustix::process::Signal::TERM).await, 0);
+}
+
+fn on_trial(text: &str) -> Publication {
+    Publication { confirm_within: Some(60), ..publication(text) }
+}
+
+#[test]
+fn what_nobody_confirms_is_taken_back_also_after_a_restart() {
+    let Domain { dir, clock, authority } = Domain::new();
+    let refused = authority.publish(&By::Uid(0), &on_trial(ENFORCE)).unwrap_err();
+    assert!(matches!(refused, PublishError::NoEarlier), "{refused}");
+    assert_eq!(publish(&authority, OBSERVE), 1);
+    assert_eq!(authority.publish(&By::Uid(0), &on_trial(ENFORCE)).unwrap().version, 2);
+    // Another one on trial leads back to what was confirmed last.
+    let twice = authority.publish(&By::Uid(0), &on_trial(&format!("{ENFORCE}# again\n"))).unwrap();
+    assert_eq!(twice.unconfirmed.map(|unconfirmed| unconfirmed.back_to), Some(1));
+    clock.forward(59);
+    authority.take_back_unconfirmed().unwrap();
+    assert_eq!(authority.policies().now().unwrap().record.version, 3);
+    drop(authority);
+
+    clock.forward(1);
+    let authority = Authority::open(&charter(dir.path()), clock).unwrap();
+    authority.take_back_unconfirmed().unwrap();
+    let now = authority.policies().now().unwrap();
+    assert_eq!((now.record.version, now.record.unconfirmed), (4, None));
+    assert_eq!(now.record.text, bonafide_proto::fingerprint::Digest::of(OBSERVE.as_bytes()));
+    authority.take_back_unconfirmed().unwrap();
+    assert_eq!(authority.policies().now().unwrap().record.version, 4, "once is enough");
+}
+
+#[test]
+fn what_is_confirmed_stays_and_only_what_waits_can_be() {
+    let Domain { dir: _dir, clock, authority } = Domain::new();
+    publish(&authority, OBSERVE);
+    authority.publish(&By::Uid(0), &on_trial(ENFORCE)).unwrap();
+    let wrong = authority.confirm_policy(&By::Uid(0), 1).unwrap_err().to_string();
+    assert_eq!(wrong, "version 1 does not wait to be confirmed: version 2 was published last, and waits");
+    assert_eq!(authority.confirm_policy(&By::Uid(0), 2).unwrap().unconfirmed, None);
+    let again = authority.confirm_policy(&By::Uid(0), 2).unwrap_err().to_string();
+    assert!(again.ends_with("version 2 was published last, and does not wait"), "{again}");
+    clock.forward(3600);
+    authority.take_back_unconfirmed().unwrap();
+    assert_eq!(authority.policies().now().unwrap().record.version, 2);
+    for within in [0, 4, 86_401] {
+        let asked = Publication { confirm_within: Some(within), ..publication(OBSERVE) };
+        assert!(matches!(authority.publish(&By::Uid(0), &asked), Err(PublishError::ConfirmWithin(_))));
+    }
+}
+
+#[tokio::test]
+async fn twenty_earlier_versions_are_kept_and_any_of_them_comes_back() {
+    let served = Served::on("127.0.0.1").await;
+    for n in 1..=23 {
+        order(&served, &format!("{OBSERVE}# {n}\n")).await;
+    }
+    let mut admin = served.admin();
+    let history = admin.policy_history(wire::PolicyHistoryRequest { text_of: 3 }).await.unwrap().into_inner();
+    assert_eq!(history.text, format!("{OBSERVE}# 3\n"));
+    assert_eq!(history.versions.iter().map(|v| v.version).collect::<Vec<_>>(), (3..=23).rev().collect::<Vec<_>>());
+    let gone = admin.policy_history(wire::PolicyHistoryRequest { text_of: 2 }).await.unwrap_err();
+    assert_eq!(gone.code(), tonic::Code::NotFound);
+    let to = |version| wire::RollBackPolicyRequest { version };
+    assert_eq!(admin.roll_back_policy(to(2)).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    for (asked, comes) in [(5, "# 5\n"), (0, "# 23\n"), (0, "# 5\n")] {
+        admin.roll_back_policy(to(asked)).await.unwrap();
+        let now = admin.published_policy(wire::PublishedPolicyRequest { with_text: true }).await.unwrap().into_inner();
+        assert!(now.text.ends_with(comes), "{asked}: {}", now.text);
+    }
+    let author = admin.policy_history(wire::PolicyHistoryRequest::default()).await.unwrap().into_inner().versions[2]
+        .author
+        .clone();
+    assert_eq!(author, "version 5 of Ada, again");
 }

@@ -206,6 +206,7 @@ async fn a_root_that_is_not_active_is_abandoned_and_nodes_forget_it() {
         text: "mode = \"observe\"\n".into(),
         author: String::new(),
         version: None,
+        confirm_within: None,
     };
     domain.authority.publish(&By::Uid(0), &publication).unwrap();
 
@@ -313,7 +314,8 @@ async fn the_policy_names_the_roots_that_nodes_trust() {
     let node = Arc::new(domain.member("a").await);
     let following = follow(&node, domain.link());
     acknowledged(&domain, 1).await;
-    let publication = Publication { text: "mode = \"observe\"\n".into(), author: "Ada".into(), version: None };
+    let publication =
+        Publication { text: "mode = \"observe\"\n".into(), author: "Ada".into(), version: None, confirm_within: None };
     domain.authority.publish(&By::Uid(0), &publication).unwrap();
     let roots_of = |bundle: &TrustBundle| {
         let signed = domain.authority.policies().now().unwrap().signed.clone();

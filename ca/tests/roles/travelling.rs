@@ -69,7 +69,7 @@ async fn a_ban_lasts_for_years_and_over_restarts_until_it_is_lifted() {
 async fn a_policy_is_believed_years_after_whoever_signed_it_has_expired() {
     let domain = Domain::new();
     let publish = |domain: &Domain, text: &str| {
-        let publication = Publication { text: text.into(), author: String::new(), version: None };
+        let publication = Publication { text: text.into(), author: String::new(), version: None, confirm_within: None };
         domain.authority.publish(&By::Uid(0), &publication).unwrap().version
     };
     assert_eq!(publish(&domain, "mode = \"observe\"\n"), 1);

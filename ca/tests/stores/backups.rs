@@ -102,7 +102,7 @@ pub(crate) fn fill(authority: &Authority) {
     authority.quarantine().revoke_workload(&by, &"shop/web".parse().unwrap(), "tested").unwrap();
     authority.revoke_serial(&by, &Serial::try_from(&[1u8; 16][..]).unwrap(), "tested").unwrap();
     let text = format!("mode = \"observe\"\n{}", "# filling\n".repeat(150_000));
-    authority.publish(&by, &Publication { text, author: "Ada".into(), version: None }).unwrap();
+    authority.publish(&by, &Publication { text, author: "Ada".into(), version: None, confirm_within: None }).unwrap();
     authority.create_token(terms()).unwrap();
 }
 

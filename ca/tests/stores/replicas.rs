@@ -491,7 +491,7 @@ async fn of_two_publications_at_once_one_is_refused_and_no_number_is_used_twice(
     let authorities = Authorities::on(&cluster.configured("published"), 2).await;
     let publish = |at: usize, n: usize| {
         let text = format!("{OBSERVE}# {at} {n}");
-        let request = wire::PublishPolicyRequest { text, author: format!("Ada at {at}"), version: 0 };
+        let request = wire::PublishPolicyRequest { text, author: format!("Ada at {at}"), ..Default::default() };
         let mut admin = authorities.admin(at);
         async move { admin.publish_policy(request).await }
     };

@@ -1,7 +1,7 @@
 //! `bonafide flows`: the flow records of a node, as a table or as JSON.
 
 mod filter;
-mod table;
+pub(crate) mod table;
 mod tail;
 
 use std::collections::VecDeque;

@@ -249,6 +249,8 @@ pub(crate) mod tests {
             reason: None,
             detail: None,
             nearest: None,
+            remedy: None,
+            tried: None,
             transport: Transport::Mtls,
             source: party(Some("shop/web"), Some("/usr/sbin/nginx"), "[fd77::1]:41000"),
             destination: party(Some("shop/db"), None, "[fd77::2]:5432"),

@@ -13,7 +13,7 @@ use crate::exit::Failure;
 use crate::node::{
     Admission, AuthorityAt, DEFAULT_INBOUND_PORT, DEFAULT_OUTBOUND_PORT, EvidenceSources, MachineCertificate, NodeSpec,
 };
-use crate::policy_check;
+use crate::policy::check;
 
 /// The largest file of `--certificate`, `--key` or `--authority-root`, in bytes.
 const PEM_MAX: u64 = 256 * 1024;
@@ -36,7 +36,7 @@ pub(super) fn must_be_root() -> Result<(), Failure> {
 pub(super) fn plan(args: &RunArgs, dir: &Path) -> Result<NodeSpec, Failure> {
     membership_stays(args, dir)?;
     let policy = match &args.policy {
-        Some(file) => Some(policy_check::parse(file).map(|_| file.clone()).map_err(Failure::BadInput)?),
+        Some(file) => Some(check::parse(file).map(|_| file.clone()).map_err(Failure::BadInput)?),
         None if args.policy_from_authority => None,
         None => Some(default_policy_path(dir)),
     };

@@ -33,11 +33,11 @@ pub(super) async fn policy(daemon: Daemon, memory: Arc<Memory>, clock: SharedClo
 /// The clock of the host may be set: so often it is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Puts the policy in force again without its rules that expire, when they do.
+/// Puts the policy in force again when a rule of it expires, or its hours begin or end.
 async fn expire(clock: &SharedClock, into: &Sender<Option<Arc<Policy>>>) {
     let mut policies = into.subscribe();
     loop {
-        let next = policies.borrow_and_update().as_ref().and_then(|policy| policy.next_expiry());
+        let next = policies.borrow_and_update().as_ref().and_then(|policy| policy.next_change());
         let Some(next) = next else {
             if policies.changed().await.is_err() {
                 return;
@@ -46,7 +46,7 @@ async fn expire(clock: &SharedClock, into: &Sender<Option<Arc<Policy>>>) {
         };
         if next <= clock.unix() {
             let digest = into.borrow().as_ref().map(|policy| policy.digest());
-            tracing::info!(?digest, "a rule of the policy expired");
+            tracing::info!(?digest, "a rule of the policy expired, or its hours began or ended");
             into.send_modify(|policy| {
                 let now = policy.take().map(|policy| Arc::new(Policy::clone(&policy).at(clock.unix())));
                 *policy = now;

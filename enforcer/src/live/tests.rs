@@ -135,6 +135,23 @@ fn lives(seat: &mut Seat) -> bool {
 }
 
 #[test]
+fn of_ten_thousand_flows_exactly_those_end_that_are_no_longer_allowed() {
+    let rule = |port: u16| RULE.replace("name = 'r'", &format!("name = '{port}'\nports = [{port}]"));
+    let world = world(&policy(&format!("{OPEN}{}{}", rule(80), rule(81))));
+    let enter = |pid: u32| {
+        let question = Question { port: 80 + u16::try_from(pid % 2).unwrap(), ..question(world.program(pid).judged()) };
+        world.live.enter(Some(question)).unwrap()
+    };
+    let mut seats: Vec<Seat> = (1..=10_000).map(enter).collect();
+    assert_eq!(world.live.judge_again(&policy(&format!("{OPEN}{}", rule(80)))), 5000);
+    for (pid, seat) in (1..).zip(&mut seats) {
+        assert_eq!(lives(seat), pid % 2 == 0, "the flow of process {pid}");
+    }
+    // What was let go on is asked again, and nobody else.
+    assert_eq!(world.live.judge_again(&policy(&format!("{OPEN}{}", rule(81)))), 5000);
+}
+
+#[test]
 fn a_flow_ends_when_its_rule_goes_and_only_then() {
     let world = world(&allowing());
     let mut seat = world.enter(1);

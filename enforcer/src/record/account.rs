@@ -10,7 +10,7 @@ use bonafide_proto::fingerprint::Script;
 use bonafide_proto::name::SpiffeId;
 use bonafide_proto::observed::Protocol;
 use bonafide_proto::record::{
-    End, EndedBy, FlowRecord, NearMiss, Outcome, Party, RECORD_VERSION, Reason, TlsFacts, Transport,
+    End, EndedBy, FlowRecord, NearMiss, Outcome, Party, RECORD_VERSION, Reason, TlsFacts, Transport, Tried,
 };
 use bonafide_proto::svid::PeerSvid;
 
@@ -29,6 +29,10 @@ pub struct Why {
     pub rule: Option<String>,
     /// What came nearest to allowing it.
     pub nearest: Option<NearMiss>,
+    /// What would let it pass, to be copied into the policy.
+    pub remedy: Option<String>,
+    /// What a rule that is only tried would have decided.
+    pub tried: Option<Tried>,
     /// Which kind of evidence changed; the other end learns that, too.
     pub changed: Option<Kind>,
 }
@@ -36,7 +40,7 @@ pub struct Why {
 impl Why {
     /// A reason with its detail.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into(), rule: None, nearest: None, changed: None }
+        Self { reason, detail: detail.into(), rule: None, nearest: None, remedy: None, tried: None, changed: None }
     }
 }
 
@@ -85,6 +89,8 @@ impl Account {
             reason: None,
             detail: None,
             nearest: None,
+            remedy: None,
+            tried: None,
             transport: Transport::None,
             source: Party::default(),
             destination: Party::default(),
@@ -190,6 +196,13 @@ impl Account {
         self.close();
     }
 
+    /// What a rule that is only tried would have decided, if there is one; what was said before stays.
+    pub fn tried(&mut self, tried: Option<&Tried>) {
+        if tried.is_some() {
+            self.draft.tried = tried.cloned();
+        }
+    }
+
     fn reason(&mut self, why: &Why) {
         self.draft.reason = Some(why.reason);
         self.draft.detail = Some(why.detail.clone());
@@ -197,6 +210,8 @@ impl Account {
             self.draft.rule.clone_from(&why.rule);
         }
         self.draft.nearest.clone_from(&why.nearest);
+        self.draft.remedy.clone_from(&why.remedy);
+        self.tried(why.tried.as_ref());
     }
 
     fn close(&mut self) {

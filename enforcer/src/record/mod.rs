@@ -10,13 +10,14 @@ mod lines;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bonafide_proto::clock::SharedClock;
 use bonafide_proto::record::{End, EndedBy, FlowRecord, Outcome, Reason};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::history::History;
 pub use account::{Account, Counters, Why};
 pub(crate) use account::{describe_attested, describe_peer};
 use journal::Journal;
@@ -31,6 +32,7 @@ pub struct Records {
     flows: AtomicU64,
     refused: AtomicU64,
     stopping: AtomicBool,
+    history: OnceLock<Arc<History>>,
 }
 
 #[derive(Debug)]
@@ -59,7 +61,19 @@ impl Records {
             flows: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            history: OnceLock::new(),
         }))
+    }
+
+    /// From now on, flows are counted there, too; once.
+    pub fn count_in(&self, history: Arc<History>) {
+        let _already = self.history.set(history);
+    }
+
+    /// Where flows are counted.
+    #[must_use]
+    pub fn history(&self) -> Option<&Arc<History>> {
+        self.history.get()
     }
 
     /// The record file.
@@ -95,6 +109,7 @@ impl Records {
         if let Err(e) = self.files().records.write(record) {
             tracing::error!(error = %e, path = %self.path.display(), id = record.id, "a flow record cannot be written");
         }
+        self.history().into_iter().for_each(|history| history.count(record));
     }
 
     fn draft(&self, number: u64, draft: &FlowRecord, ends: &[End]) {
@@ -108,15 +123,18 @@ impl Records {
         if record.verdict == Outcome::Refused {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
-        let mut files = self.files();
-        let files = &mut *files;
-        let written = ends
-            .iter()
-            .try_for_each(|end| files.records.write(&FlowRecord { end: *end, ..record.clone() }))
-            .and_then(|()| files.journal.closed(number));
+        let records = || ends.iter().map(|end| FlowRecord { end: *end, ..record.clone() });
+        let written = {
+            let mut files = self.files();
+            let files = &mut *files;
+            records().try_for_each(|record| files.records.write(&record)).and_then(|()| files.journal.closed(number))
+        };
         if let Err(e) = written {
             // The draft stays in the journal: the next start writes it.
             tracing::error!(error = %e, path = %self.path.display(), id = record.id, "a flow record cannot be written");
+        }
+        if let Some(history) = self.history() {
+            records().for_each(|record| history.count(&record));
         }
     }
 }

@@ -40,7 +40,8 @@ impl Publisher {
     }
 
     fn publish(&self, text: &str) -> Vec<u8> {
-        let publication = Publication { text: text.to_owned(), author: "Ada".to_owned(), version: None };
+        let publication =
+            Publication { text: text.to_owned(), author: "Ada".to_owned(), version: None, confirm_within: None };
         self.authority.publish(&By::Uid(0), &publication).unwrap();
         self.authority.policies().now().unwrap().signed.clone()
     }

@@ -48,6 +48,7 @@ mod same_host;
 mod scripts;
 mod served;
 mod shadow;
+mod shop;
 mod stop;
 mod strangers;
 mod streams;

@@ -112,3 +112,60 @@ fn a_policy_is_published_once_and_enforced_on_both_hosts_also_when_the_authority
     in_force(&mut world, &allowing);
     world.finish();
 }
+
+#[test]
+fn what_locks_out_is_taken_back_unless_it_is_confirmed() {
+    let bare = BareWorld::create();
+    let allowing = names(&bare).allow("client to server", "test/client", "test/server");
+    let denying = names(&bare).allow("client to itself", "test/client", "test/client");
+    let mut world = World::start_published(bare, &allowing, Backend::Nft);
+    let _server = echo_server(world.bare(), world.netns(Site::B), 7);
+    let authority = world.authority().dir().to_owned();
+    let records = [world.a(), world.b()].map(|host| format!("{}/state/enforcer/flows.jsonl", host.dir().display()));
+    let file = world.bare().file("denying.toml", denying.text()).display().to_string();
+    let apply = |more: &[&str]| {
+        let seen = ["--seen", &records[0], "--seen", &records[1]];
+        bonafide(&authority, &[&["policy", "apply", &file], &seen[..], more].concat())
+    };
+    hold(world.bare(), world.netns(Site::A), Site::B.at(Family::V4, 7)).kill();
+    world.next_flow().assert_allowed("client to server", "test/client", "test/server");
+
+    // What is seen speaks against it, so it takes a yes.
+    let refused = apply(&[]);
+    assert_eq!(refused.code(), Some(3), "{refused:#?}");
+    assert!(
+        refused.stdout.contains("newly denied: 1 flows of 1 kinds\n  test/client to test/server on 7"),
+        "{refused:#?}"
+    );
+    let mut holder = hold(world.bare(), world.netns(Site::A), Site::B.at(Family::V6, 7));
+    let applied = apply(&["--yes", "--confirm-within", "5s", "--author", "Eve"]).success();
+    assert!(applied.contains("bonafide policy confirm 2"), "{applied}");
+    in_force(&mut world, &denying);
+    wait_until("the connection to be ended", SOON, || !holder.is_running());
+    assert!(world.next_flow().both().map(ended_by_policy).contains(&true), "neither end says why");
+    // Nobody confirms, and this login is older than the version.
+    let confirm = |more: &[&str]| bonafide(&authority, &[&["policy", "confirm"], more].concat());
+    assert_eq!(confirm(&[]).code(), Some(3));
+    in_force(&mut world, &allowing);
+    hold(world.bare(), world.netns(Site::A), Site::B.at(Family::V6, 7)).kill();
+    world.next_flow().assert_allowed("client to server", "test/client", "test/server");
+
+    // Confirmed, it stays until somebody goes back.
+    assert!(apply(&["--yes", "--confirm-within", "1d"]).success().contains("bonafide policy confirm 4"));
+    let confirmed = confirm(&["4", "--from-here"]).success();
+    assert!(confirmed.starts_with("version 4, ") && !confirmed.contains("not confirmed"), "{confirmed}");
+    in_force(&mut world, &denying);
+    let back = bonafide(&authority, &["policy", "rollback"]).success();
+    assert!(back.starts_with("version 5 is published"), "{back}");
+    in_force(&mut world, &allowing);
+    let history = bonafide(&authority, &["policy", "history"]).success();
+    let versions: Vec<_> = history.lines().filter_map(|line| line.split([' ', ',']).nth(1)).collect();
+    assert_eq!(versions, ["5", "4", "3", "2", "1"], "{history}");
+    assert!(history.contains(" by Eve, "), "{history}");
+    let changed = bonafide(&authority, &["policy", "history", "--diff", "2"]).success();
+    assert!(
+        changed.contains("-name = \"client to server\"") && changed.contains("+name = \"client to itself\""),
+        "{changed}"
+    );
+    world.finish();
+}

@@ -52,13 +52,13 @@ async fn a_rule_that_expires_is_gone_from_the_policy_in_force_when_its_time_has_
     let a = "a".parse().unwrap();
     let expected_on = |policy: &bonafide_policy::Policy| [1, 2].map(|port| policy.expects_on(&a, port));
     let first = arrived(&mut policy, |_| true).await;
-    assert_eq!((expected_on(&first), first.next_expiry()), ([true, true], Some(T0 + 60)));
+    assert_eq!((expected_on(&first), first.next_change()), ([true, true], Some(T0 + 60)));
     fake.mesh.hand.advance(60);
-    let second = arrived(&mut policy, |p| p.next_expiry() != Some(T0 + 60)).await;
-    assert_eq!((expected_on(&second), second.next_expiry()), ([false, true], Some(T0 + 120)));
+    let second = arrived(&mut policy, |p| p.next_change() != Some(T0 + 60)).await;
+    assert_eq!((expected_on(&second), second.next_change()), ([false, true], Some(T0 + 120)));
     // As after a long sleep of the machine.
     fake.mesh.hand.advance(6000);
-    let third = arrived(&mut policy, |p| p.next_expiry().is_none()).await;
+    let third = arrived(&mut policy, |p| p.next_change().is_none()).await;
     assert_eq!((expected_on(&third), third.digest()), ([false, false], first.digest()));
 }
 

@@ -13,6 +13,7 @@ mod day;
 mod decide;
 mod ends;
 mod hash;
+mod history;
 mod issuance;
 mod loss;
 mod nodes;
@@ -54,6 +55,8 @@ enum What {
     Hash,
     /// Decisions beside few rules and many.
     Decide,
+    /// The history of flows: counting, and looking back.
+    History,
     /// Attribution of an accepted connection.
     Attribution,
     /// What the kernel programs add to a `connect()`.
@@ -75,6 +78,7 @@ impl What {
         match self {
             Self::Hash => hash::measure(quick, report),
             Self::Decide => decide::measure(quick, report),
+            Self::History => history::measure(quick, report),
             Self::Attribution => attribution::measure(quick, report),
             Self::Connect => connect::measure(quick, report),
             Self::Churn => churn::measure(quick, report),

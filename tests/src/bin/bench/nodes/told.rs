@@ -60,7 +60,8 @@ pub(super) async fn policies(
     let mut all = Rounds::default();
     for round in 1..=rounds {
         let version = u64::try_from(round).unwrap_or(u64::MAX);
-        let request = wire::PublishPolicyRequest { text: policy(round), author: "benchmark".to_owned(), version: 0 };
+        let request =
+            wire::PublishPolicyRequest { text: policy(round), author: "benchmark".to_owned(), ..Default::default() };
         let round = Round::begin(seat)?;
         let mut admin = seat.admin();
         let published = async { admin.publish_policy(request).await.map(|said| (said, Instant::now())) };

@@ -1,69 +1,19 @@
-//! `bonafide policy`, and of it `check`: reads policy files as identityd would, and names every mistake.
+//! `bonafide policy check`: reads policy files as identityd would, and names every mistake.
 
 mod report;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use bonafide_policy::{CaseResult, POLICY_MAX, Policy, PolicyErrors};
+use bonafide_policy::{CaseResult, Lint, POLICY_MAX, Policy, PolicyErrors};
 use bonafide_proto::clock::{Clock as _, SystemClock};
+use bonafide_proto::edge::EdgeCount;
 
 use crate::exit::{Exit, Failure};
-use crate::policy_explain::ExplainArgs;
-use crate::policy_publish::{PublishArgs, PublishedArgs, StatusArgs};
+use crate::node::Layout;
 use crate::printable::printable;
 use crate::screen::{Screen, Tone, tell};
-
-/// Works with policies.
-#[derive(Debug, clap::Subcommand)]
-pub enum PolicyCommand {
-    /// Checks policy files; prints every mistake with file, line and column
-    #[command(
-        after_help = "Runs the [[test]] tables of each file, too. Exits 2 if a file has a mistake or cannot be read, 3 if a test fails.
-Nothing is changed, no daemon is asked.
-
-Examples:
-  bonafide policy check /etc/bonafide/policy.toml
-  bonafide policy check --format junit policy-examples/*.toml > report.xml"
-    )]
-    Check(CheckArgs),
-    /// Says which rule of a policy file decides a connection, and what would allow it
-    #[command(
-        after_help = "Exits 0 if it is allowed, 3 if it is denied, 2 if the file has a mistake. No daemon is asked.
-
-Examples:
-  bonafide policy explain policy.toml --from shop/web --to shop/db --port 5432
-  bonafide policy explain policy.toml --from shop/web --to 192.0.2.1 --port 443"
-    )]
-    Explain(ExplainArgs),
-    /// Publishes a policy to every node of the trust domain (where the authority runs)
-    #[command(
-        after_help = "The file is checked first, as by `policy check`. The authority signs it under the next version number and tells every
-node. It is in force on those that take their policy from the authority (bonafide run --policy-from-authority); the
-answer says on which, within two seconds, and why not on the others. A node that is away is told when it comes back.
-No node takes an older version than it had, nor one that this authority's root did not have signed.
-
-Exits 2 if the file has a mistake, 3 if nodes hold a later version than this authority ever published, as after a
-restore from a backup: then --version names a higher one. Nothing is published in either case.
-
-Examples:
-  bonafide policy publish policy.toml --author 'Ada, ticket 4711'
-  bonafide policy publish policy.toml --version 18 --dir /var/lib/bonafide"
-    )]
-    Publish(PublishArgs),
-    /// Shows which policy was published last (where the authority runs)
-    #[command(after_help = "Exits 3 if none was published.
-
-Example:
-  bonafide policy published --text > policy.toml")]
-    Published(PublishedArgs),
-    /// Shows which version each node has in force, and which were refused and why (where the authority runs)
-    #[command(
-        after_help = "Exits 1 if the last version is not in force on every node, 3 if none was published. Of several authorities that share
-a store, each knows of the nodes that are connected to itself."
-    )]
-    Status(StatusArgs),
-}
+use crate::seen::{self, SeenArgs};
 
 /// What to check.
 #[derive(Debug, clap::Args)]
@@ -71,6 +21,12 @@ pub struct CheckArgs {
     /// Policy files
     #[arg(required = true)]
     pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print them")]
+    pub seen: SeenArgs,
+    /// Warnings are failures, too
+    #[arg(long)]
+    pub deny_warnings: bool,
     /// How to say it; in the last two, all of it goes to standard output
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
@@ -88,18 +44,30 @@ pub enum Format {
 }
 
 /// Checks all files, whatever the first ones were like. Mistakes weigh more than tests that fail.
-pub(crate) fn check(args: &CheckArgs, screen: &mut Screen) -> Result<Exit, Failure> {
-    let checked: Vec<Checked> = args.files.iter().map(|file| Checked::file(file)).collect();
+pub(crate) fn check(args: &CheckArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
+    // Only who asks for it has rules held against what was seen.
+    let asked = !args.seen.files.is_empty() || args.seen.since.is_some();
+    let edges = asked.then(|| seen::edges(&args.seen, layout)).transpose()?;
+    let checked: Vec<Checked> = args.files.iter().map(|file| Checked::file(file, edges.as_deref())).collect();
     match args.format {
         Format::Text => checked.iter().try_for_each(|file| file.tell(screen))?,
         Format::Json => screen.line(&report::json(&checked))?,
         Format::Junit => screen.line(&report::junit(&checked))?,
     }
+    let noticed = args.deny_warnings && checked.iter().any(|file| !file.lints().is_empty());
     Ok(match checked.iter().map(Checked::exit).collect::<Vec<_>>() {
         exits if exits.contains(&Exit::BadInput) => Exit::BadInput,
-        exits if exits.contains(&Exit::Refused) => Exit::Refused,
+        exits if exits.contains(&Exit::Refused) || noticed => Exit::Refused,
         _ => Exit::Done,
     })
+}
+
+/// A policy that was understood, what it was read from, and what was tried and noticed.
+struct Understood {
+    policy: Policy,
+    text: String,
+    cases: Vec<CaseResult>,
+    lints: Vec<Lint>,
 }
 
 /// A policy file, and what there is to say about it.
@@ -111,28 +79,38 @@ pub(crate) struct Checked {
 enum Outcome {
     Unreadable(String),
     Wrong(PolicyErrors),
-    Right(Box<Policy>, Vec<CaseResult>),
+    Right(Box<Understood>),
 }
 
 impl Checked {
-    fn file(path: &Path) -> Self {
+    fn file(path: &Path, seen: Option<&[EdgeCount]>) -> Self {
         let file = path.display().to_string();
-        let outcome = match text(path).map(|text| Policy::parse(&file, &text)) {
+        let outcome = match text(path) {
             Err(why) => Outcome::Unreadable(why),
-            Ok(Err(errors)) => Outcome::Wrong(errors),
-            Ok(Ok(policy)) => {
-                let policy = policy.at(SystemClock.unix());
-                let cases = policy.try_cases();
-                Outcome::Right(Box::new(policy), cases)
-            }
+            Ok(text) => match Policy::parse(&file, &text) {
+                Err(errors) => Outcome::Wrong(errors),
+                Ok(policy) => {
+                    let policy = policy.at(SystemClock.unix());
+                    let (cases, mut lints) = (policy.try_cases(), policy.lint(&text));
+                    lints.extend(seen.into_iter().flat_map(|edges| policy.never_hit(&text, edges)));
+                    Outcome::Right(Box::new(Understood { policy, text, cases, lints }))
+                }
+            },
         };
         Self { file, outcome }
+    }
+
+    fn lints(&self) -> &[Lint] {
+        match &self.outcome {
+            Outcome::Right(understood) => &understood.lints,
+            Outcome::Unreadable(_) | Outcome::Wrong(_) => &[],
+        }
     }
 
     fn exit(&self) -> Exit {
         match &self.outcome {
             Outcome::Unreadable(_) | Outcome::Wrong(_) => Exit::BadInput,
-            Outcome::Right(_, cases) if cases.iter().any(|case| case.failure.is_some()) => Exit::Refused,
+            Outcome::Right(understood) if understood.cases.iter().any(|case| case.failure.is_some()) => Exit::Refused,
             Outcome::Right(..) => Exit::Done,
         }
     }
@@ -141,10 +119,20 @@ impl Checked {
         match &self.outcome {
             Outcome::Unreadable(why) => tell(&printable(why)),
             Outcome::Wrong(errors) => errors.to_string().lines().for_each(|line| tell(&printable(line))),
-            Outcome::Right(policy, cases) => {
+            Outcome::Right(understood) => {
+                let Understood { policy, text, cases, lints } = understood.as_ref();
+                let at = |line| {
+                    let (file, line) = bonafide_policy::line_in(&self.file, text, line);
+                    format!("{file}:{line}")
+                };
                 screen.line(&summary(&self.file, policy, cases, screen))?;
                 for (case, failure) in cases.iter().filter_map(|case| Some((case, case.failure.as_ref()?))) {
-                    tell(&printable(&format!("{}:{}: test \"{}\" fails: {failure}", self.file, case.line, case.name)));
+                    tell(&printable(&format!("{}: test \"{}\" fails: {failure}", at(case.line), case.name)));
+                }
+                for lint in lints {
+                    let at = if lint.line > 0 { at(lint.line) } else { self.file.clone() };
+                    let kind = lint.kind.as_str();
+                    tell(&printable(&format!("{at}: warning: {} ({kind})", lint.message)));
                 }
             }
         }
@@ -157,8 +145,15 @@ pub(crate) fn parse(file: &Path) -> Result<Policy, String> {
     Policy::parse(&file.display().to_string(), &text(file)?).map_err(|e| e.to_string())
 }
 
-/// The text of a policy file.
+/// The text of a policy file, put together with the files that it includes.
 pub(crate) fn text(file: &Path) -> Result<String, String> {
+    let beside = file.parent().map(Path::to_owned).unwrap_or_default();
+    let included = |name: &str| raw(&beside.join(name));
+    bonafide_policy::assemble(&file.display().to_string(), &raw(file)?, included).map_err(|e| e.to_string())
+}
+
+/// The text of a file as it is.
+pub(crate) fn raw(file: &Path) -> Result<String, String> {
     let name = file.display().to_string();
     let mut bytes = Vec::new();
     std::fs::File::open(file)
@@ -190,6 +185,25 @@ mod tests {
     use crate::screen::tests::Kept;
 
     #[test]
+    fn included_files_are_read_beside_the_first_and_their_lines_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("teams")).unwrap();
+        let (main, part) = (dir.path().join("main.toml"), dir.path().join("teams/a.toml"));
+        std::fs::write(&main, "mode = \"enforce\"\ninclude = [\"teams/a.toml\"]\n").unwrap();
+        std::fs::write(&part, "# ours\n[[workload]]\nname = \"a\"\nexe = 3\n").unwrap();
+        let wrong = parse(&main).unwrap_err();
+        assert!(wrong.starts_with("teams/a.toml:4:7: exe must be a string"), "{wrong}");
+        std::fs::write(&part, "[[workload]]\nname = \"a\"\nexe = \"/a\"\n").unwrap();
+        assert_eq!(parse(&main).unwrap().workloads().count(), 1);
+        std::fs::remove_file(&part).unwrap();
+        let gone = parse(&main).unwrap_err();
+        assert!(
+            gone.contains("main.toml:2:1: \"teams/a.toml\" is included, and ") && gone.contains("cannot be read"),
+            "{gone}"
+        );
+    }
+
+    #[test]
     fn good_files_are_summed_up_and_one_bad_file_is_exit_code_2() {
         let dir = tempfile::tempdir().unwrap();
         let (good, bad) = (dir.path().join("good.toml"), dir.path().join("bad.toml"));
@@ -197,7 +211,17 @@ mod tests {
         std::fs::write(&bad, "mode = \"sleep\"\n").unwrap();
         let out = Kept::default();
         let check = |files: &[PathBuf], screen: &mut Screen| {
-            check(&CheckArgs { files: files.to_vec(), format: Format::Text }, screen).unwrap()
+            check(
+                &CheckArgs {
+                    files: files.to_vec(),
+                    seen: SeenArgs::default(),
+                    deny_warnings: false,
+                    format: Format::Text,
+                },
+                &Layout::new("."),
+                screen,
+            )
+            .unwrap()
         };
         assert_eq!(check(std::slice::from_ref(&good), &mut Screen::on(out.clone())), Exit::Done);
         assert!(out.text().contains("good.toml: ok; mode observe, 0 workloads, sha256:"), "{}", out.text());
@@ -222,8 +246,13 @@ mod tests {
         std::fs::write(&bad, "mode = 'sleep'\n").unwrap();
         let run = |files: &[&PathBuf], format| {
             let out = Kept::default();
-            let args = CheckArgs { files: files.iter().map(|file| (*file).clone()).collect(), format };
-            (check(&args, &mut Screen::on(out.clone())).unwrap(), out.text())
+            let args = CheckArgs {
+                files: files.iter().map(|file| (*file).clone()).collect(),
+                seen: SeenArgs::default(),
+                deny_warnings: false,
+                format,
+            };
+            (check(&args, &Layout::new("."), &mut Screen::on(out.clone())).unwrap(), out.text())
         };
         let (exit, said) = run(&[&failing], Format::Text);
         assert_eq!(exit, Exit::Refused);

@@ -1,7 +1,8 @@
 //! `bonafide policy publish`, `published` and `status`: the policy that the authority signs and tells to every node.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use bonafide_policy::Policy;
 use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::signed_policy::{AUTHOR_MAX, TEXT_MAX};
 use bonafide_proto::wire::authority::{
@@ -12,7 +13,7 @@ use comfy_table::{Table, presets};
 use crate::ask::{self, NoAnswer};
 use crate::exit::{Exit, Failure};
 use crate::node::Layout;
-use crate::policy_check;
+use crate::policy::check;
 use crate::printable::printable;
 use crate::screen::Screen;
 use crate::status::when;
@@ -55,7 +56,8 @@ pub struct StatusArgs {
     pub socket: Option<PathBuf>,
 }
 
-fn author(text: &str) -> Result<String, String> {
+/// Checks what is written as an author.
+pub(crate) fn author(text: &str) -> Result<String, String> {
     match text.len() <= AUTHOR_MAX && !text.chars().any(char::is_control) {
         true => Ok(text.to_owned()),
         false => Err(format!("an author is one line of at most {AUTHOR_MAX} bytes, without control characters")),
@@ -64,14 +66,33 @@ fn author(text: &str) -> Result<String, String> {
 
 /// Publishes a policy that has no mistake.
 pub(crate) fn publish(args: &PublishArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
+    let (_, text) = publishable(&args.file)?;
+    let (author, version) = (args.author.clone(), args.version.unwrap_or(0));
+    let request = PublishPolicyRequest { text, author, version, ..Default::default() };
+    order(request, args.socket.as_ref(), layout, screen)?;
+    Ok(Exit::Done)
+}
+
+/// A policy file without a mistake, as it is and as it was understood.
+pub(crate) fn publishable(file: &Path) -> Result<(Policy, String), Failure> {
     let shown = |why: String| Failure::BadInput(why.lines().map(printable).collect::<Vec<_>>().join("\n"));
-    policy_check::parse(&args.file).map_err(shown)?;
-    let text = policy_check::text(&args.file).map_err(shown)?;
+    let text = check::text(file).map_err(shown)?;
+    let name = file.display().to_string();
+    let policy = Policy::parse(&name, &text).map_err(|e| shown(e.to_string()))?;
     if text.len() > TEXT_MAX {
-        return Err(shown(format!("{}: it is longer than {TEXT_MAX} bytes", args.file.display())));
+        return Err(shown(format!("{name}: it is longer than {TEXT_MAX} bytes")));
     }
-    let socket = socket(args.socket.as_ref(), layout);
-    let request = PublishPolicyRequest { text, author: args.author.clone(), version: args.version.unwrap_or(0) };
+    Ok((policy, text))
+}
+
+/// Has a policy published, and says where it is in force; its number.
+pub(crate) fn order(
+    request: PublishPolicyRequest,
+    named: Option<&PathBuf>,
+    layout: &Layout,
+    screen: &mut Screen,
+) -> Result<u64, Failure> {
+    let socket = socket(named, layout);
     let answer = ask::block_on(async { ask::ask(&socket, ask::admission(&socket).publish_policy(request)).await })?;
     let answer = answer.map_err(|e| match e {
         NoAnswer::Said(why) => Failure::Refused(format!("the authority published nothing: {why}")),
@@ -79,7 +100,7 @@ pub(crate) fn publish(args: &PublishArgs, layout: &Layout, screen: &mut Screen) 
     })?;
     let published = answer.published.unwrap_or_default();
     screen.line(&outcome(&published, &answer.nodes))?;
-    Ok(Exit::Done)
+    Ok(published.version)
 }
 
 /// Shows what was published last.
@@ -111,11 +132,13 @@ fn nothing() -> Failure {
     Failure::Refused("the authority has published no policy yet; bonafide policy publish FILE".to_owned())
 }
 
-fn socket(named: Option<&PathBuf>, layout: &Layout) -> PathBuf {
+/// Where the authority is asked.
+pub(crate) fn socket(named: Option<&PathBuf>, layout: &Layout) -> PathBuf {
     named.cloned().unwrap_or_else(|| layout.authority_socket())
 }
 
-fn ask_published(
+/// What was published last.
+pub(crate) fn ask_published(
     named: Option<&PathBuf>,
     layout: &Layout,
     with_text: bool,
@@ -129,17 +152,23 @@ fn ask_published(
     Ok(answer?)
 }
 
-fn facts(published: &PolicyPublished) -> Result<String, Failure> {
+/// One version in a line.
+pub(crate) fn facts(published: &PolicyPublished) -> Result<String, Failure> {
     let digest = Digest::try_from(published.sha256.as_slice());
     let digest = digest.map_err(|e| Failure::Failed(format!("the authority's answer: a digest {e}")))?;
     let by = match published.author.as_str() {
         "" => String::new(),
         author => format!(" by {}", printable(author)),
     };
-    Ok(format!("version {}, published {}{by}, {digest}", published.version, when(published.created)))
+    let waits = match published.unconfirmed_until {
+        0 => String::new(),
+        until => format!("; not confirmed: at {} version {} comes back", when(until), published.back_to),
+    };
+    Ok(format!("version {}, published {}{by}, {digest}{waits}", published.version, when(published.created)))
 }
 
-fn outcome(published: &PolicyPublished, nodes: &[PolicyAt]) -> String {
+/// Where a version is in force, and why not elsewhere.
+pub(crate) fn outcome(published: &PolicyPublished, nodes: &[PolicyAt]) -> String {
     let version = published.version;
     let in_force = nodes.iter().filter(|at| at.in_force >= version).count();
     let mut text = format!("version {version} is published; in force on {in_force} of {} nodes", nodes.len());
@@ -222,7 +251,7 @@ mod tests {
 
     #[test]
     fn facts_name_the_author_if_there_is_one() {
-        let mut published = PolicyPublished { version: 7, created: 86_400, author: String::new(), sha256: vec![7; 32] };
+        let mut published = PolicyPublished { version: 7, created: 86_400, sha256: vec![7; 32], ..Default::default() };
         assert!(facts(&published).unwrap().starts_with("version 7, published 1970-01-02T00:00:00Z, sha256:0707"));
         published.author = "Ada\u{1b}".into();
         assert!(facts(&published).unwrap().contains("Z by Ada\\u{1b}, sha256:"));

@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use bonafide_policy::CaseResult;
 use serde_json::{Value, json};
 
-use super::{Checked, Outcome};
+use super::{Checked, Outcome, Understood};
 use crate::printable::printable;
 
-/// `{"files": [{"file", "errors": [{"line", "column", "message"}], "tests": [{"name", "line", "holds", "why"}], …}]}`
+/// `{"files": [{"file", "errors": [{"line", "column", "message"}], "tests": [{"name", "line", "holds", "why"}], "warnings": [{"kind", "line", "message"}], …}]}`
 pub(super) fn json(checked: &[Checked]) -> String {
     json!({ "files": checked.iter().map(file).collect::<Vec<_>>() }).to_string()
 }
@@ -19,16 +19,23 @@ fn file(checked: &Checked) -> Value {
         Outcome::Unreadable(why) => json!({ "file": name, "errors": [{ "message": why }], "tests": [] }),
         Outcome::Wrong(errors) => {
             let each = errors.errors().iter();
-            let each: Vec<Value> =
-                each.map(|e| json!({ "line": e.line, "column": e.column, "message": e.message })).collect();
+            let each: Vec<Value> = each
+                .map(|e| json!({ "file": e.file, "line": e.line, "column": e.column, "message": e.message }))
+                .collect();
             json!({ "file": name, "errors": each, "errors_left_out": errors.left_out(), "tests": [] })
         }
-        Outcome::Right(policy, cases) => {
+        Outcome::Right(understood) => {
+            let Understood { policy, text, cases, lints } = understood.as_ref();
+            let at = |line| bonafide_policy::line_in(name, text, line);
+            let warnings = lints
+                .iter()
+                .map(|lint| json!({ "kind": lint.kind.as_str(), "file": at(lint.line).0, "line": at(lint.line).1, "message": lint.message }));
             let tests = cases.iter().map(|case| {
-                json!({ "name": case.name, "line": case.line, "holds": case.failure.is_none(), "why": case.failure })
+                json!({ "name": case.name, "file": at(case.line).0, "line": at(case.line).1, "holds": case.failure.is_none(), "why": case.failure })
             });
             json!({
                 "file": name, "errors": [], "tests": tests.collect::<Vec<_>>(),
+                "warnings": warnings.collect::<Vec<_>>(),
                 "mode": policy.mode().as_str(), "digest": policy.digest().to_string(),
             })
         }
@@ -47,7 +54,7 @@ fn suite(xml: &mut String, checked: &Checked) {
     let (mistakes, cases) = match &checked.outcome {
         Outcome::Unreadable(why) => (Some(why.clone()), &[] as &[CaseResult]),
         Outcome::Wrong(errors) => (Some(errors.to_string()), &[] as &[CaseResult]),
-        Outcome::Right(_, cases) => (None, cases.as_slice()),
+        Outcome::Right(understood) => (None, understood.cases.as_slice()),
     };
     let failures = cases.iter().filter(|case| case.failure.is_some()).count();
     let (name, all, errors) = (escaped(&checked.file), cases.len() + 1, usize::from(mistakes.is_some()));
@@ -57,6 +64,11 @@ fn suite(xml: &mut String, checked: &Checked) {
     for result in cases {
         let failure = result.failure.as_ref().map(|why| ("failure", format!("line {}: {why}", result.line)));
         case(xml, &name, &result.name, failure);
+    }
+    let warnings: Vec<String> =
+        checked.lints().iter().map(|lint| format!("line {}: {}", lint.line, lint.message)).collect();
+    if !warnings.is_empty() {
+        let _ = writeln!(xml, "    <system-out>{}</system-out>", escaped(&warnings.join("\n")));
     }
     xml.push_str("  </testsuite>\n");
 }

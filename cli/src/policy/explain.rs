@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use bonafide_policy::{Policy, Remedy, Subject};
 use bonafide_proto::clock::{Clock as _, SystemClock};
 use bonafide_proto::name::WorkloadName;
+use bonafide_proto::record::Outcome;
 
 use crate::exit::{Exit, Failure};
-use crate::policy_check;
+use crate::policy::check;
 use crate::printable::printable;
 use crate::screen::{Screen, Tone};
 
@@ -59,13 +60,19 @@ impl Who {
 
 /// Exit code 0 if it is allowed, 3 if not.
 pub(crate) fn explain(args: &ExplainArgs, screen: &mut Screen) -> Result<Exit, Failure> {
-    let policy = policy_check::parse(&args.file).map_err(|e| Failure::BadInput(printable_lines(&e)))?;
+    let policy = check::parse(&args.file).map_err(|e| Failure::BadInput(printable_lines(&e)))?;
     let policy = policy.at(SystemClock.unix());
     let (from, to) = (args.from.subject(), args.to.subject());
     let verdict = policy.decide(&from, &to, args.port);
     let tone = if verdict.is_allow() { Tone::Good } else { Tone::Bad };
     let said = screen.tint(tone, &verdict.to_string());
     screen.line(&said.to_string())?;
+    if let Some(tried) = verdict.tried() {
+        let would = if tried.verdict == Outcome::Allowed { "allow" } else { "deny" };
+        screen.line(&format!("rule \"{}\", which is only tried, would {would} it", tried.rule))?;
+    }
+    let responsible = verdict.rule().and_then(|rule| policy.responsible(rule));
+    responsible.into_iter().try_for_each(|responsible| screen.line(&responsible.to_string()))?;
     let Some(remedy) = policy.remedy(&from, &to, args.port) else { return Ok(Exit::Done) };
     advice(&policy, remedy).lines().try_for_each(|line| screen.line(line))?;
     Ok(Exit::Refused)
@@ -117,6 +124,20 @@ mod tests {
         assert!(said.contains("but for ports: expected 80, seen 81"), "{said}");
         let rule = said.split_once("\n\n").unwrap().1;
         assert_eq!(explained(&format!("{POLICY}{rule}"), "web", "db", 81).0, Exit::Done);
+    }
+
+    #[test]
+    fn who_answers_for_a_rule_and_what_is_only_tried_is_told() {
+        let owned = format!("{POLICY}owner = 'dba@example.org'\nticket = 'SEC-1'\n");
+        assert_eq!(
+            explained(&owned, "web", "db", 80).1,
+            "allowed by rule \"r\"\nowner dba@example.org, ticket SEC-1\n"
+        );
+        let (exit, said) = explained(&format!("{owned}mode = 'shadow'\n"), "web", "db", 80);
+        assert_eq!(exit, Exit::Refused);
+        let near = "denied: no rule allows it; rule \"r\" would, but for mode: expected enforce, seen shadow\n\
+                    rule \"r\", which is only tried, would allow it\n";
+        assert!(said.starts_with(near), "{said}");
     }
 
     #[test]

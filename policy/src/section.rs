@@ -1,0 +1,219 @@
+//! A policy of several files, as it travels: one text, in which a line of its own begins each file after the first.
+//!
+//! ```text
+//! include = ["teams/payments.toml"]
+//! …
+//! #@ file teams/payments.toml
+//! [[rule]]
+//! …
+//! ```
+//! Such a line is only ever written by [`assemble`]: a file that has one is refused, so no file can pass for another.
+
+use toml::de::DeTable;
+
+use crate::fault::{Faults, PolicyError, PolicyErrors};
+use crate::language::TOP;
+use crate::policy::POLICY_MAX;
+
+/// Begins the line that begins a file.
+pub(crate) const MARK: &str = "#@ file ";
+/// Begins every line that is kept for this.
+const KEPT: &str = "#@";
+/// The most files, and the longest name of one, in bytes.
+const FILES_MAX: usize = 1000;
+const NAME_MAX: usize = 255;
+
+/// Where a file begins in the text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Section {
+    /// The byte after its line.
+    pub(crate) at: usize,
+    /// The number of its line, from 1.
+    pub(crate) line: usize,
+    pub(crate) name: String,
+}
+
+/// The files after the first, in the order of the text.
+pub(crate) fn sections(text: &str) -> Vec<Section> {
+    let mut at = 0;
+    let mut found = Vec::new();
+    for (number, line) in (1..).zip(text.split_inclusive('\n')) {
+        at += line.len();
+        if let Some(name) = line.strip_prefix(MARK) {
+            found.push(Section { at, line: number, name: name.trim_end().to_owned() });
+        }
+    }
+    found
+}
+
+/// The file that holds this byte; none if it is the first.
+pub(crate) fn section(sections: &[Section], at: usize) -> Option<&Section> {
+    let after = sections.partition_point(|section| section.at <= at);
+    sections.get(after.checked_sub(1)?)
+}
+
+/// Puts files together. `read` gives the text of a file that the first one includes, by the name it is included by.
+///
+/// # Errors
+/// Every mistake that keeps the files from being put together, with file, line and column; what is wrong with the policy
+/// itself is told when it is parsed.
+pub fn assemble(
+    file: &str,
+    text: &str,
+    mut read: impl FnMut(&str) -> Result<String, String>,
+) -> Result<String, PolicyErrors> {
+    let names = included(file, text)?;
+    let mut whole = text.to_owned();
+    for (line, name) in names {
+        let wrong = |line: usize, message: String| {
+            PolicyErrors::one(file, PolicyError { file: None, line, column: 1, message })
+        };
+        let part = read(&name).map_err(|why| wrong(line, format!("\"{name}\" is included, and {why}")))?;
+        check_part(&name, &part)?;
+        if whole.len().saturating_add(part.len()) > POLICY_MAX {
+            let message = format!("with \"{name}\" the policy is longer than {POLICY_MAX} bytes");
+            return Err(wrong(line, message));
+        }
+        if !whole.ends_with('\n') {
+            whole.push('\n');
+        }
+        whole.push_str(MARK);
+        whole.push_str(&name);
+        whole.push('\n');
+        whole.push_str(&part);
+    }
+    Ok(whole)
+}
+
+/// The file and the line in it that a line of a text is, which was put together of several files; `file` is the first.
+#[must_use]
+pub fn line_in<'t>(file: &'t str, text: &'t str, line: usize) -> (&'t str, usize) {
+    let marks =
+        (1..).zip(text.lines()).take(line).filter_map(|(number, text)| Some((number, text.strip_prefix(MARK)?)));
+    marks.last().map_or((file, line), |(number, name)| (name.trim_end(), line.saturating_sub(number)))
+}
+
+/// A text with more tables in its first file: behind the last file they would be that one's.
+pub(crate) fn with(text: &str, more: &str) -> String {
+    let at = sections(text).first().map_or(text.len(), |first| {
+        // Back over its line.
+        text.get(..first.at).and_then(|before| before.trim_end_matches('\n').rfind('\n')).map_or(0, |end| end + 1)
+    });
+    let (first, rest) = text.split_at_checked(at).unwrap_or((text, ""));
+    let end = if more.ends_with('\n') || rest.is_empty() { "" } else { "\n" };
+    format!("{first}\n{more}{end}{rest}")
+}
+
+/// The names in `include`, each with its line.
+fn included(file: &str, text: &str) -> Result<Vec<(usize, String)>, PolicyErrors> {
+    let mut faults = Faults::in_text(text);
+    kept(text, &mut faults);
+    // What else is wrong is told when it is parsed.
+    let Ok(document) = DeTable::parse(text) else { return faults.verdict(file, Some(Vec::new())) };
+    let document = document.into_inner();
+    let Some(value) = document.get(INCLUDE) else { return faults.verdict(file, Some(Vec::new())) };
+    let list = value.get_ref().as_array();
+    let mut names: Vec<(usize, String)> = Vec::new();
+    for item in list.into_iter().flatten() {
+        let at = item.span().start;
+        match item.get_ref().as_str() {
+            None => {
+                faults.wrong(at, format!("include is a list of names of files; for example {}", TOP.example(INCLUDE)))
+            }
+            Some(name) => match problem(name) {
+                Some(problem) => faults.wrong(at, format!("the file {} {problem}", crate::fault::quoted(name))),
+                None if names.iter().any(|(_, other)| other == name) => {
+                    faults.wrong(at, format!("\"{name}\" is included twice"));
+                }
+                None => names.push((faults.line(at), name.to_owned())),
+            },
+        }
+    }
+    if list.is_none() || names.len() > FILES_MAX {
+        let right = format!("a list of at most {FILES_MAX} names of files; for example {}", TOP.example(INCLUDE));
+        faults.wrong(value.span().start, format!("include is {right}"));
+    }
+    faults.verdict(file, Some(names))
+}
+
+pub(crate) const INCLUDE: &str = "include";
+
+/// A name below the directory of the first file.
+fn problem(name: &str) -> Option<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '/');
+    let strange = name.chars().find(|c| !plain(*c));
+    match strange {
+        Some(c) => Some(format!("contains '{}'; names are letters, digits, '.', '-', '_' and '/'", c.escape_default())),
+        None if name.is_empty() || name.len() > NAME_MAX => {
+            Some(format!("has {} bytes; 1 to {NAME_MAX} are right", name.len()))
+        }
+        None if name.split('/').any(|part| part.is_empty() || part == "..") => {
+            Some("is not below the directory of the policy; write it from there, without \"..\"".to_owned())
+        }
+        None => None,
+    }
+}
+
+/// An included file holds tables and nothing else: what stood above them would belong to the last table of the file before.
+fn check_part(name: &str, text: &str) -> Result<(), PolicyErrors> {
+    let mut faults = Faults::in_text(text);
+    kept(text, &mut faults);
+    match DeTable::parse(text) {
+        Err(e) => faults.syntax(e.span().map_or(0, |span| span.start), format!("not TOML: {}", e.message())),
+        Ok(document) => {
+            for (key, value) in document.get_ref() {
+                let (at, field): (usize, &str) = (key.span().start, key.get_ref());
+                let tables =
+                    value.get_ref().as_array().is_some_and(|list| list.iter().all(|item| item.get_ref().is_table()));
+                if field == "team" || !tables {
+                    let only =
+                        "an included file has [[workload]], [[group]], [[outside]], [[rule]] and [[test]] tables only";
+                    faults.wrong(at, format!("{field} belongs into the file that includes this one; {only}"));
+                }
+            }
+        }
+    }
+    faults.verdict(name, Some(()))
+}
+
+fn kept(text: &str, faults: &mut Faults<'_>) {
+    let mut at = 0;
+    for line in text.split_inclusive('\n') {
+        if line.starts_with(KEPT) {
+            faults.wrong(at, format!("lines that begin with {KEPT} are kept for putting files together; change it"));
+        }
+        at += line.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = "mode = 'enforce'\ninclude = ['b', 'c']\n#@ file b\n[[rule]]\n#@ file c\n\n[[rule]]\n";
+
+    #[test]
+    fn lines_are_those_of_their_files() {
+        let places = [1, 2, 4, 6, 7].map(|line| line_in("a", WHOLE, line));
+        assert_eq!(places, [("a", 1), ("a", 2), ("b", 1), ("c", 1), ("c", 2)]);
+        let sections = sections(WHOLE);
+        let names = [0, 37, 48, 58, 68].map(|at| section(&sections, at).map(|section| section.name.as_str()));
+        assert_eq!(names, [None, None, Some("b"), Some("b"), Some("c")]);
+    }
+
+    #[test]
+    fn more_tables_come_into_the_first_file() {
+        let more = with(WHOLE, "[[workload]]\n");
+        assert_eq!(more, WHOLE.replacen("#@ file b", "\n[[workload]]\n#@ file b", 1));
+        assert_eq!(with("mode = 'enforce'\n", "[[rule]]\n"), "mode = 'enforce'\n\n[[rule]]\n");
+    }
+
+    #[test]
+    fn files_are_put_together_in_the_order_of_their_names_in_include() {
+        let main = "mode = 'enforce'\ninclude = ['b', 'c']\n";
+        let whole =
+            assemble("a", main, |name| Ok(if name == "b" { "[[rule]]" } else { "\n[[rule]]\n" }.into())).unwrap();
+        assert_eq!(whole, WHOLE);
+        assert_eq!(assemble("a", "mode = 3", |_| Err("never asked".into())).unwrap(), "mode = 3");
+    }
+}
