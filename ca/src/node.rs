@@ -631,15 +631,9 @@ const POLICY_FILE: &str = "policy.signed";
 fn certified(fingerprint: &Fingerprint, machine: &Machine) -> CertifiedProgram {
     let filled = |text: &String| (!text.is_empty()).then(|| text.clone());
     CertifiedProgram {
-        exe: fingerprint.exe.digest,
-        program: fingerprint.exe.path.clone(),
-        uid: fingerprint.uid,
-        taints: fingerprint.taints.clone(),
-        script: fingerprint.script.known().cloned(),
-        libraries: fingerprint.libraries.known().map(|libraries| libraries.digest),
-        image: fingerprint.container.known().map(|container| container.image),
         bios_uuid: filled(&machine.bios_uuid),
         machine_id: filled(&machine.machine_id),
+        ..CertifiedProgram::of(fingerprint)
     }
 }
 

@@ -120,6 +120,7 @@ fn fingerprint(program: &CertifiedProgram) -> Vec<u8> {
     content.extend(digests.iter().flat_map(|(tag, digest)| digest.iter().flat_map(|digest| tlv(*tag, &digest.0))));
     let hosts = [(BIOS_UUID, &program.bios_uuid), (MACHINE_ID, &program.machine_id)];
     content.extend(hosts.iter().flat_map(|(tag, text)| text.iter().flat_map(|text| tlv(*tag, text.as_bytes()))));
+    content.extend(program.release.iter().flat_map(|release| tlv(RELEASE, release.as_str().as_bytes())));
     tlv(SEQUENCE, &content)
 }
 
@@ -157,6 +158,7 @@ const LIBRARIES: u8 = 0x83;
 const IMAGE: u8 = 0x84;
 const BIOS_UUID: u8 = 0x85;
 const MACHINE_ID: u8 = 0x86;
+const RELEASE: u8 = 0x87;
 
 /// One DER element: tag, shortest length, value (X.690 §8.1, §10.1).
 fn tlv(tag: u8, value: &[u8]) -> Vec<u8> {

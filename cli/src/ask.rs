@@ -4,6 +4,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bonafide_policy::POLICY_MAX;
 use bonafide_proto::endpoint;
 use bonafide_proto::wire::authority::admission_client::AdmissionClient;
 use bonafide_proto::wire::node::attestation_client::AttestationClient;
@@ -101,7 +102,8 @@ fn story(status: &Status) -> String {
 }
 
 pub(crate) fn attestation(socket: &Path) -> AttestationClient<Channel> {
-    AttestationClient::new(endpoint::channel(socket))
+    // One answer carries the policy.
+    AttestationClient::new(endpoint::channel(socket)).max_decoding_message_size(POLICY_MAX + (1 << 20))
 }
 
 pub(crate) fn enforcement(socket: &Path) -> EnforcementClient<Channel> {

@@ -13,6 +13,7 @@ use bonafide_proto::wire::node::{HistoryPage, HistoryRequest};
 use crate::ask::{self, NoAnswer};
 use crate::exit::{Exit, Failure};
 use crate::node::Layout;
+use crate::nodes::NodesArgs;
 use crate::printable::{printable, printable_json};
 use crate::screen::{Screen, tell};
 use crate::seen::Since;
@@ -27,12 +28,13 @@ const LISTED: usize = 100;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Flows alike are counted together, by the hour; 90 days are kept unless the enforcer's configuration says otherwise.
-Exported as JSON lines it is what `policy learn`, `diff` and `apply` read by --seen; of several nodes, one file each.
+Exported as JSON lines it is what `policy learn`, `diff` and `apply` read by --seen; of several nodes, one file each, or --node there, too.
 
 Examples:
   bonafide history --since 7d
   bonafide history --since 30d --format jsonl --output host-a.jsonl
-  bonafide history --by-hour --format csv > history.csv"
+  bonafide history --by-hour --format csv > history.csv
+  bonafide history --node host-a --node root@host-b --since 7d"
 )]
 pub struct HistoryArgs {
     /// Only flows since then: an age (90s, 30m, 12h, 7d) or a time (RFC 3339)
@@ -47,6 +49,9 @@ pub struct HistoryArgs {
     /// How it is written
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print them")]
+    pub nodes: NodesArgs,
     /// Into this file, which must not exist yet [default: standard output]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -111,20 +116,36 @@ pub(crate) fn told(
     })?
 }
 
+/// From this node, or from those that are named.
+fn gathered(
+    args: &HistoryArgs,
+    layout: &Layout,
+    mut each: impl FnMut(EdgeCount) -> Result<(), Failure>,
+) -> Result<Missing, Failure> {
+    if args.nodes.nodes.is_empty() {
+        let moment = |since: Option<Since>| since.map_or(0, Since::unix);
+        let request = HistoryRequest { since: moment(args.since), until: moment(args.until), by_hour: args.by_hour };
+        return told(layout, request, each);
+    }
+    let moments = [("since", args.since), ("until", args.until)];
+    let moments = moments.iter().filter_map(|(name, moment)| Some(format!(" --{name} {}", (*moment)?)));
+    let options = moments.chain(args.by_hour.then(|| " --by-hour".to_owned())).collect::<String>();
+    // What they lack they say themselves.
+    args.nodes.told(&options, &mut each).map(|()| Missing::default())
+}
+
 /// Shows or exports it.
 pub(crate) fn history(args: &HistoryArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
-    let moment = |since: Option<Since>| since.map_or(0, Since::unix);
-    let request = HistoryRequest { since: moment(args.since), until: moment(args.until), by_hour: args.by_hour };
     let missing = match (args.format, &args.output) {
-        (Format::Text, None) => listed(layout, request, screen)?,
+        (Format::Text, None) => listed(args, layout, screen)?,
         (Format::Text, Some(_)) => {
             return Err(Failure::BadInput("--output wants --format jsonl or csv".to_owned()));
         }
-        (format, None) => exported(layout, request, format, &mut Lines(screen))?,
-        (format, Some(file)) => {
+        (_, None) => exported(args, layout, &mut Lines(screen))?,
+        (_, Some(file)) => {
             let failed = |e: io::Error| Failure::BadInput(printable(&format!("{}: {e}", file.display())).into_owned());
             let mut out = BufWriter::new(File::create_new(file).map_err(failed)?);
-            let missing = exported(layout, request, format, &mut out)?;
+            let missing = exported(args, layout, &mut out)?;
             out.into_inner()
                 .map_err(io::IntoInnerError::into_error)
                 .and_then(|file| file.sync_all())
@@ -151,17 +172,12 @@ impl Write for Lines<'_> {
     }
 }
 
-fn exported(
-    layout: &Layout,
-    request: HistoryRequest,
-    format: Format,
-    out: &mut impl Write,
-) -> Result<Missing, Failure> {
-    if format == Format::Csv {
+fn exported(args: &HistoryArgs, layout: &Layout, out: &mut impl Write) -> Result<Missing, Failure> {
+    if args.format == Format::Csv {
         out.write_all(format!("{}\n", HEADER.join(",")).as_bytes())?;
     }
-    told(layout, request, |count| {
-        let line = match format {
+    gathered(args, layout, |count| {
+        let line = match args.format {
             Format::Csv => csv(&count),
             Format::Text | Format::Jsonl => {
                 printable_json(&serde_json::to_string(&count).map_err(|e| Failure::Failed(e.to_string()))?).into_owned()
@@ -171,9 +187,9 @@ fn exported(
     })
 }
 
-fn listed(layout: &Layout, request: HistoryRequest, screen: &mut Screen) -> Result<Missing, Failure> {
+fn listed(args: &HistoryArgs, layout: &Layout, screen: &mut Screen) -> Result<Missing, Failure> {
     let mut counts = Vec::new();
-    let missing = told(layout, request, |count| {
+    let missing = gathered(args, layout, |count| {
         counts.push(count);
         Ok(())
     })?;

@@ -6,6 +6,7 @@
 pub mod args;
 pub mod launch;
 pub mod node;
+mod nodes;
 
 mod admission;
 mod ask;
@@ -44,7 +45,7 @@ pub use run::{BackendChoice, RunArgs};
 pub use screen::ColourWhen;
 pub use svid::{BundleArgs, JwtArgs, SvidCommand, SvidEndpoint, ValidateArgs, X509Args};
 pub use whois::{Who, WhoisArgs};
-pub use workload::{AddArgs, Pin, WorkloadCommand};
+pub use workload::{AddArgs, ApproveArgs, Pin, Selector, WorkloadCommand};
 
 use args::{Args, Verb};
 use exit::Failure;
@@ -89,7 +90,7 @@ fn obey(args: Args, screen: &mut Screen) -> Result<Exit, Failure> {
         Verb::Node(NodeCommand::List) => admission::list_nodes(&layout, screen),
         Verb::Quarantine(args) => quarantine::quarantine(&args, &layout, screen),
         Verb::Audit(command) => audit::audit(&command, &layout, screen),
-        Verb::Workload(WorkloadCommand::Add(add)) => workload::add(&add, &layout, screen),
+        Verb::Workload(command) => workload::workload(&command, &layout, screen),
         Verb::Run(run) => run::run(&run, &args.dir, screen),
         Verb::Launch(launch) => match launch::launch(&launch.into()) {
             Ok(never) => match never {},

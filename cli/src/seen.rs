@@ -15,6 +15,7 @@ use crate::exit::Failure;
 use crate::flows::{Line, Tail};
 use crate::history;
 use crate::node::Layout;
+use crate::nodes::NodesArgs;
 use crate::printable::printable;
 use crate::screen::tell;
 
@@ -32,9 +33,19 @@ pub struct SeenArgs {
     /// node's history]
     #[arg(id = "seen", long = "seen", value_name = "FILE")]
     pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would print them")]
+    pub nodes: NodesArgs,
     /// Only flows since then: an age (90s, 30m, 12h, 7d) or a time (RFC 3339)
     #[arg(long, value_name = "AGE|TIME")]
     pub since: Option<Since>,
+}
+
+impl SeenArgs {
+    /// Whether anything is asked for.
+    pub(crate) fn names_any(&self) -> bool {
+        !self.files.is_empty() || !self.nodes.nodes.is_empty() || self.since.is_some()
+    }
 }
 
 /// A moment, unix seconds.
@@ -45,6 +56,13 @@ impl Since {
     /// Unix seconds.
     pub(crate) fn unix(self) -> i64 {
         self.0
+    }
+}
+
+impl std::fmt::Display for Since {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let moment = OffsetDateTime::from_unix_timestamp(self.0).ok().and_then(|moment| moment.format(&Rfc3339).ok());
+        f.write_str(&moment.unwrap_or_else(|| self.0.to_string()))
     }
 }
 
@@ -78,10 +96,12 @@ pub(crate) fn seconds(text: &str) -> Option<i64> {
 /// Everything that was seen, flows alike counted together.
 pub(crate) fn edges(args: &SeenArgs, layout: &Layout) -> Result<Vec<EdgeCount>, Failure> {
     let mut gathered = Gathered { since: args.since.map_or(i64::MIN, |since| since.0), edges: HashMap::new() };
-    match args.files.as_slice() {
-        [] => gathered.own(layout)?,
-        named => named.iter().try_for_each(|file| gathered.read(file))?,
+    if args.files.is_empty() && args.nodes.nodes.is_empty() {
+        gathered.own(layout)?;
     }
+    args.files.iter().try_for_each(|file| gathered.read(file))?;
+    let since = args.since.map(|since| format!(" --since {since}")).unwrap_or_default();
+    args.nodes.told(&since, |count| gathered.count(count))?;
     Ok(gathered.edges.into_iter().map(|(edge, seen)| EdgeCount { edge, seen }).collect())
 }
 
@@ -193,7 +213,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("flows.jsonl");
         std::fs::write(&file, lines.join("\n")).unwrap();
-        let args = SeenArgs { files: vec![file], since: since.map(|since| since.parse().unwrap()) };
+        let args = SeenArgs {
+            files: vec![file],
+            nodes: NodesArgs::default(),
+            since: since.map(|since| since.parse().unwrap()),
+        };
         edges(&args, &Layout::new(dir.path())).unwrap()
     }
 

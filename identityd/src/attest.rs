@@ -17,6 +17,7 @@ use crate::in_force::InForce;
 use crate::lookup;
 use crate::observe::{Asked, Attests};
 use crate::refuse::refuse;
+use crate::releases::Newcomers;
 use crate::source::{Held as _, Known, SocketSource};
 use crate::sys::process::Process;
 use crate::watch::Watch;
@@ -33,6 +34,7 @@ pub(crate) struct Attestor<S> {
     witness: Arc<Witness>,
     policy: InForce,
     watch: Watch,
+    newcomers: Newcomers,
 }
 
 /// Whom an operator asks about.
@@ -54,8 +56,8 @@ struct Earned {
 
 impl<S: SocketSource> Attestor<S> {
     /// Answers by this source, this witness, and whatever policy is in force when asked; what it answers is watched.
-    pub(crate) fn new(source: S, witness: Arc<Witness>, policy: InForce, watch: Watch) -> Self {
-        Self { source, witness, policy, watch }
+    pub(crate) fn new(source: S, witness: Arc<Witness>, policy: InForce, watch: Watch, newcomers: Newcomers) -> Self {
+        Self { source, witness, policy, watch, newcomers }
     }
 
     /// Where the answers come from.
@@ -114,7 +116,7 @@ impl<S: SocketSource> Attestor<S> {
         self.source.still_held(&held).await?;
         one_program(&witnessed, role)?;
         self.watch.attested(&witnessed)?;
-        self.attestation(witnessed)
+        self.attestation(witnessed).await
     }
 
     /// The same question as an operator asks it; what it misses is told of this workload alone, if one is named.
@@ -140,7 +142,7 @@ impl<S: SocketSource> Attestor<S> {
         let witnessed = self.examined(&[execution]).await?;
         // People ask this: nobody remembers the answer, so it is not watched.
         self.watch.unquarantined(&witnessed)?;
-        self.attestation(witnessed)
+        self.attestation(witnessed).await
     }
 
     /// Every socket with this local address must be one program's.
@@ -218,7 +220,7 @@ impl<S: SocketSource> Attestor<S> {
         let witnessed = self.examined(executions).await?;
         one_program(&witnessed, SocketRole::Connector)?;
         self.watch.attested(&witnessed)?;
-        let attestation = self.attestation(witnessed)?;
+        let attestation = self.attestation(witnessed).await?;
         match attestation.workload {
             Some(earned) if earned == *workload => Ok(attestation.fingerprint),
             Some(earned) => refuse(AttestReason::NotEntitled, format!("the program is {earned}, not {workload}")),
@@ -239,7 +241,7 @@ impl<S: SocketSource> Attestor<S> {
         let witnessed = self.examined(&alive).await?;
         one_program(&witnessed, SocketRole::Connector)?;
         self.watch.attested(&witnessed)?;
-        self.attestation(witnessed)
+        self.attestation(witnessed).await
     }
 
     /// Whoever holds these sockets by now, of programs that were attested before.
@@ -280,9 +282,15 @@ impl<S: SocketSource> Attestor<S> {
         }
     }
 
-    fn attestation(&self, witnessed: Vec<Witnessed>) -> Result<Attestation, AttestRefusal> {
+    async fn attestation(&self, mut witnessed: Vec<Witnessed>) -> Result<Attestation, AttestRefusal> {
         let in_force = self.policy.get()?;
-        let earned = earned(&in_force.policy, &witnessed)?;
+        let refused = self.vouched(&in_force.policy, &mut witnessed).await;
+        let mut earned = earned(&in_force.policy, &witnessed)?;
+        for miss in &mut earned.near_misses {
+            if let Some((_, why)) = refused.iter().find(|(workload, _)| workload.as_str() == miss.of) {
+                miss.seen = format!("{}, a new digest: {why}", miss.seen);
+            }
+        }
         let executions = witnessed.iter().map(|w| w.execution).collect();
         let Some(first) = witnessed.into_iter().next() else {
             return refuse(AttestReason::HolderUnseen, "nobody holds the socket");
@@ -295,6 +303,26 @@ impl<S: SocketSource> Attestor<S> {
             near_misses: earned.near_misses,
             source: self.source.name().to_owned(),
         })
+    }
+}
+
+impl<S: SocketSource> Attestor<S> {
+    /// Notes what speaks for digests that the policy does not list; and says for which workloads nothing does, and why.
+    async fn vouched(&self, policy: &Policy, witnessed: &mut [Witnessed]) -> Vec<(WorkloadName, String)> {
+        let mut refused = Vec::new();
+        for one in witnessed {
+            let Some(pending) = policy.pending(&one.fingerprint) else { continue };
+            match self.newcomers.vouch(&pending, &one.fingerprint, one.execution).await {
+                Ok(release) => one.fingerprint.release = Some(release),
+                Err(why) => refused.push((pending.workload, why)),
+            }
+        }
+        refused
+    }
+
+    /// Who knows the digests that nobody approved yet.
+    pub(crate) fn newcomers(&self) -> &Newcomers {
+        &self.newcomers
     }
 }
 

@@ -30,6 +30,7 @@ use crate::observe::{Attests, Means, Observatory};
 use crate::policy_file::PolicyFile;
 use crate::proc_source::ProcSource;
 use crate::published_policy::PublishedPolicy;
+use crate::releases::Newcomers;
 use crate::serve::Service;
 use crate::source::SocketSource;
 use crate::sys::namespace::{INITIAL_USER_NAMESPACE, Namespace};
@@ -187,7 +188,9 @@ async fn serve<S: SocketSource>(
     let asked = Arc::clone(&execs);
     let parts = Parts { witness: Arc::clone(&witness), sentry, events, execs, lapses: lapses.clone(), quarantined };
     let (watch, _watching) = Watch::start(parts)?;
-    let attestor = Arc::new(Attestor::new(source, witness, policy.clone(), watch));
+    let (policy, timely) = policy.timely(&clock);
+    let newcomers = Newcomers::open(state, PathBuf::from("/"), Arc::clone(&clock), lapses.clone());
+    let attestor = Arc::new(Attestor::new(source, witness, policy.clone(), watch, newcomers.clone()));
     let attests: Arc<dyn Attests> = Arc::<Attestor<S>>::clone(&attestor);
     let node = attestor.witness().host().node.clone();
     let programs = workload_api::Parts {
@@ -200,11 +203,15 @@ async fn serve<S: SocketSource>(
     };
     let observe = |ground| Observatory::open(Means { ground, attests, authority: authority.clone(), clock }, node);
     let flows = ground.map(observe);
+    let in_force = policy.clone();
     let service = Service::new(attestor, policy, authority, lapses, flows);
 
     let (listener, _socket_file) = bind(&config.socket)?;
     let workload_endpoint = config.workload_socket.as_deref().map(bind).transpose()?;
-    let looking = tokio::spawn(keeping);
+    let mut looking = tokio::task::JoinSet::new();
+    looking.spawn(keeping);
+    looking.spawn(timely);
+    looking.spawn(newcomers.run(in_force));
     tracing::info!(socket = %config.socket.display(), "ready");
     let callers = endpoint::admit(listener, config.callers);
     let serving = tonic::transport::Server::builder()
@@ -223,7 +230,7 @@ async fn serve<S: SocketSource>(
         served = to_programs => served.map_err(RunError::from),
         () = stop => Ok(()),
     };
-    looking.abort();
+    looking.abort_all();
     ended
 }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::execs::{Arguments, AtExec, Counted, Execs};
-use crate::store::{Kind, Store};
+use crate::store::{Kind, Lasts, Store};
 use crate::sys::executable::FileId;
 use crate::sys::process::Process;
 
@@ -29,6 +29,7 @@ const EXECUTIONS: Kind = Kind {
     format: "1",
     most: EXECUTIONS_MAX,
     without: "programs without privileges are unwitnessed until they are restarted",
+    lasts: Lasts::ThisBoot,
 };
 /// How often those that have ended are sought where there is no room.
 const SWEEP: Duration = Duration::from_secs(60);

@@ -55,6 +55,7 @@ mod policy_file;
 mod proc_source;
 mod published_policy;
 mod refuse;
+mod releases;
 mod script;
 mod seen;
 mod serve;

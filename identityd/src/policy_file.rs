@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bonafide_policy::Policy;
+use bonafide_policy::{POLICY_MAX, Policy};
 use bonafide_proto::clock::SharedClock;
-use bonafide_proto::signed_policy;
 use tokio::sync::watch;
 
 use crate::in_force::{InForce, Loaded, State};
@@ -19,7 +18,7 @@ use crate::in_force::{InForce, Loaded, State};
 const POLL: Duration = Duration::from_millis(200);
 
 /// The longest policy, in bytes.
-const TEXT_MAX: u64 = signed_policy::TEXT_MAX as u64;
+const TEXT_MAX: u64 = POLICY_MAX as u64;
 
 /// A file changed less than this ago may change again without its times changing; it is read once more.
 const SETTLED: Duration = Duration::from_millis(100);

@@ -226,6 +226,15 @@ impl<S: SocketSource> Attestation for Service<S> {
         Ok(Response::new(Box::pin(ReceiverStream::new(told).map(Ok))))
     }
 
+    async fn list_pending(
+        &self,
+        _: Request<wire::ListPendingRequest>,
+    ) -> Result<Response<wire::PendingDigests>, Status> {
+        let loaded = self.policy.state().loaded;
+        let pending = loaded.map(|loaded| self.attestor.newcomers().told(&loaded.policy)).unwrap_or_default();
+        Ok(Response::new(wire::PendingDigests { pending }))
+    }
+
     async fn status(&self, _: Request<wire::StatusRequest>) -> Result<Response<wire::AttestationStatus>, Status> {
         let state = self.policy.state();
         Ok(Response::new(wire::AttestationStatus {

@@ -1,4 +1,4 @@
-//! What lasts on disk while the machine runs, and no longer, so that another daemon on this boot knows it.
+//! What lasts on disk so that the next daemon knows it; most of it while the machine runs, and no longer.
 //!
 //! Nothing here is needed: whatever is damaged is moved aside or left out. What is believed must have been written whole
 //! by this daemon: its directory is its own, and each record has a checksum over key and content.
@@ -35,6 +35,17 @@ pub(crate) struct Kind {
     pub(crate) most: usize,
     /// What happens without them.
     pub(crate) without: &'static str,
+    /// How long they hold.
+    pub(crate) lasts: Lasts,
+}
+
+/// How long records hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lasts {
+    /// While the machine runs.
+    ThisBoot,
+    /// Whatever happens to it.
+    ForEver,
 }
 
 /// The store. Clones are of one.
@@ -118,10 +129,10 @@ impl Store {
 
     fn open_at(path: &Path, kind: &Kind) -> Result<Self, StoreError> {
         let db = sled::Config::new().path(path).cache_capacity(CACHE).open()?;
-        let name = tree_name(kind.format)?;
+        let name = tree_name(kind)?;
         for other in db.tree_names() {
             // sled has one of its own, which it does not drop.
-            if other != name.as_bytes() && other.starts_with(b"boot") {
+            if other != name.as_bytes() && (other.starts_with(b"boot") || other.starts_with(b"format")) {
                 db.drop_tree(other)?;
             }
         }
@@ -205,8 +216,11 @@ fn move_aside(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Of this boot alone.
-fn tree_name(format: &str) -> io::Result<String> {
+/// Of this boot alone, where they hold no longer.
+fn tree_name(Kind { format, lasts, .. }: &Kind) -> io::Result<String> {
+    if *lasts == Lasts::ForEver {
+        return Ok(format!("format {format}"));
+    }
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     Ok(format!("boot {} format {format}", boot.trim()))
 }
@@ -240,7 +254,8 @@ mod tests {
 
     use super::*;
 
-    const NUMBERS: Kind = Kind { name: "numbers", format: "1", most: 500, without: "they are counted again" };
+    const NUMBERS: Kind =
+        Kind { name: "numbers", format: "1", most: 500, without: "they are counted again", lasts: Lasts::ThisBoot };
 
     fn open(directory: &Path) -> (Option<Store>, Vec<(u64, Vec<u8>)>) {
         let number = |key: &[u8]| key.try_into().map(u64::from_be_bytes).ok();
@@ -340,7 +355,7 @@ mod tests {
                 failing: Arc::default(),
             };
             put(&of("boot 00000000-0000-0000-0000-000000000000 format 1".to_owned()), 1);
-            put(&of(tree_name("0").unwrap()), 2);
+            put(&of(tree_name(&Kind { format: "0", ..NUMBERS }).unwrap()), 2);
             db.flush().unwrap();
         }
         filled(dir.path(), 1);

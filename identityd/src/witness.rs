@@ -325,6 +325,7 @@ impl Witness {
             libraries: learned.libraries,
             container: learned.container,
             taints,
+            release: None,
             host: self.host.clone(),
         };
         let execution = Execution { image: seen.beginning.image(), ..seen.process.execution() };

@@ -97,8 +97,9 @@ impl<'t> Known<'_, 't> {
         earlier: &mut std::collections::HashMap<&'t str, usize>,
         faults: &mut Faults<'_>,
     ) -> Option<Case> {
-        let name =
-            table.required_text("name", faults).and_then(|text| rule::checked_name("test", text, earlier, faults));
+        let name = table
+            .required_text("name", faults)
+            .and_then(|text| rule::checked_name("test", text, Some(earlier), faults));
         let from = table.required_text("from", faults).and_then(|text| self.who(text, faults));
         let to = table.required_text("to", faults).and_then(|text| self.who(text, faults));
         let port = port(table, faults);

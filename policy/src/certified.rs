@@ -1,8 +1,9 @@
 //! What a peer's certificate says about its program, held against this policy: the node that issued it judged by its
 //! own policy, which may be older or wider.
 
-use bonafide_proto::fingerprint::{Digest, Evidence};
+use bonafide_proto::fingerprint::{Digest, Evidence, Script};
 use bonafide_proto::name::{NodeName, WorkloadName};
+use bonafide_proto::program::CertifiedProgram;
 use bonafide_proto::record::NearMiss;
 
 use crate::evidence::Value;
@@ -13,14 +14,8 @@ use crate::workload::Workload;
 /// A program as a verified certificate describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Certified<'a> {
-    /// Digest of its executable.
-    pub exe: &'a Digest,
-    /// Digest of the script it interprets.
-    pub script: Option<&'a Digest>,
-    /// Composite digest of its libraries.
-    pub libraries: Option<&'a Digest>,
-    /// Digest of its container image's config.
-    pub image: Option<&'a Digest>,
+    /// What its certificate says of it.
+    pub program: &'a CertifiedProgram,
     /// The node that issued the certificate.
     pub node: Option<&'a NodeName>,
 }
@@ -28,11 +23,21 @@ pub struct Certified<'a> {
 impl Certified<'_> {
     /// What it says about a selector; `None` for those about which a certificate says nothing.
     fn seen(&self, field: Field) -> Option<Evidence<Value>> {
+        let program = self.program;
+        let script = program.script.as_ref();
+        let inline = script.and_then(|script| match script {
+            Script::Inline(code) => Some(code),
+            Script::File(_) | Script::Stdin => None,
+        });
         match field {
-            Field::Sha256 => Some(digest(Some(self.exe))),
-            Field::ScriptSha256 => Some(digest(self.script)),
-            Field::Libraries => Some(digest(self.libraries)),
-            Field::Image => Some(digest(self.image)),
+            Field::Exe => Some(Evidence::Known(Value::Text(program.program.clone()))),
+            Field::Sha256 => Some(digest(Some(&program.exe))),
+            Field::Script => Some(told(program.script_file().map(|file| Value::Text(file.path.clone())))),
+            Field::ScriptSha256 => Some(digest(program.script_file().map(|file| &file.digest))),
+            Field::InlineSha256 => Some(digest(inline)),
+            Field::Libraries => Some(digest(program.libraries.as_ref())),
+            Field::Image => Some(digest(program.image.as_ref())),
+            Field::Uid => Some(Evidence::Known(Value::Number(program.uid))),
             Field::Nodes => Some(told(self.node.cloned().map(Value::Node))),
             _ => None,
         }
@@ -52,13 +57,17 @@ pub(crate) fn accept(
     name: &WorkloadName,
     workload: Option<&Workload>,
     certified: &Certified<'_>,
+    now: i64,
 ) -> Result<(), NearMiss> {
     let Some(workload) = workload else {
         let expected = "a workload of this policy".to_owned();
         return Err(NearMiss { of: name.to_string(), field: "name".to_owned(), expected, seen: name.to_string() });
     };
-    let demands = workload.selectors.demands.iter();
-    let compared: Vec<Compared> =
-        demands.filter_map(|(field, demand)| Some(Compared::with(*field, demand, &certified.seen(*field)?))).collect();
+    let demands = workload.selectors.demands.iter().filter_map(|(field, demand)| {
+        let compared = Compared::with(*field, &workload.demand(demand, now), &certified.seen(*field)?);
+        Some(compared.vouched(workload.trusts(certified.program.release, *field)))
+    });
+    let taints = Compared::with_taints(&workload.selectors.allow_taints, &certified.program.taints);
+    let compared: Vec<Compared> = demands.chain([taints]).collect();
     first_miss(&compared, name).map_or(Ok(()), Err)
 }

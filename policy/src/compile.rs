@@ -11,7 +11,7 @@ use crate::ports::Ports;
 use crate::rule::{Action, Placed, Rule};
 
 /// The most (from, to, port range) triples that the rules together may stand for.
-const TRIPLES_MAX: usize = 1_000_000;
+const TRIPLES_MAX: usize = 4_000_000;
 
 /// An end as the tables know it: a workload, a class of workloads that are in the same groups and share what rules say
 /// about these, or an outside. Its kind is in the two highest bits: a policy's text is too short for positions to reach

@@ -37,7 +37,7 @@ pub(crate) fn read(table: &Table<'_>, action: Option<Action>, faults: &mut Fault
 }
 
 /// A moment, which is the same everywhere: local times are none.
-fn moment(written: &Datetime) -> Option<Expiry> {
+pub(crate) fn moment(written: &Datetime) -> Option<Expiry> {
     let (date, clock, offset) = (written.date?, written.time?, written.offset?);
     let month = Month::try_from(date.month).ok()?;
     let date = Date::from_calendar_date(i32::from(date.year), month, date.day).ok()?;

@@ -50,8 +50,8 @@ impl Explained {
 }
 
 /// All workloads, the nearest first; equally near ones as in the file.
-pub(crate) fn explain(workloads: &[Workload], of: &Fingerprint) -> Vec<Explained> {
-    let mut all: Vec<_> = workloads.iter().map(|workload| (workload, compare(&workload.selectors, of))).collect();
+pub(crate) fn explain(workloads: &[Workload], of: &Fingerprint, now: i64) -> Vec<Explained> {
+    let mut all: Vec<_> = workloads.iter().map(|workload| (workload, compare(workload, of, now))).collect();
     all.sort_by_cached_key(|(_, compared)| {
         (Reverse(compared.iter().all(Compared::holds)), Reverse(nearness(compared, of)))
     });

@@ -1,5 +1,6 @@
 //! Mistakes in a policy text, collected while it is read, each with its place and a remedy.
 
+use std::cell::OnceCell;
 use std::fmt;
 
 use crate::section::{Section, section, sections};
@@ -85,7 +86,10 @@ struct Fault {
 #[derive(Debug)]
 pub(crate) struct Faults<'t> {
     text: &'t str,
-    line_starts: Vec<usize>,
+    /// Found when the first is asked for: a text without mistakes needs none.
+    line_starts: OnceCell<Vec<usize>>,
+    /// Where the piece begins that is being read.
+    begins: usize,
     syntax: Vec<Fault>,
     meaning: Vec<Fault>,
     left_out: usize,
@@ -94,8 +98,25 @@ pub(crate) struct Faults<'t> {
 
 impl<'t> Faults<'t> {
     pub(crate) fn in_text(text: &'t str) -> Self {
-        let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Self { text, line_starts, syntax: Vec::new(), meaning: Vec::new(), left_out: 0, sections: sections(text) }
+        let (line_starts, syntax, meaning, sections) = (OnceCell::new(), Vec::new(), Vec::new(), sections(text));
+        Self { text, line_starts, begins: 0, syntax, meaning, left_out: 0, sections }
+    }
+
+    /// From now on places are those in a piece of the text that begins there.
+    pub(crate) fn in_piece(&mut self, begins: usize) {
+        self.begins = begins;
+    }
+
+    /// Takes over what was found in pieces of the text.
+    pub(crate) fn absorb(&mut self, found: Faults<'_>) {
+        self.left_out = self.left_out.saturating_add(found.left_out);
+        found.syntax.into_iter().for_each(|fault| push(&mut self.syntax, &mut self.left_out, fault));
+        found.meaning.into_iter().for_each(|fault| push(&mut self.meaning, &mut self.left_out, fault));
+    }
+
+    fn line_starts(&self) -> &[usize] {
+        self.line_starts
+            .get_or_init(|| std::iter::once(0).chain(self.text.match_indices('\n').map(|(at, _)| at + 1)).collect())
     }
 
     /// The files after the first.
@@ -113,25 +134,25 @@ impl<'t> Faults<'t> {
 
     /// The text is no TOML here.
     pub(crate) fn syntax(&mut self, at: usize, message: String) {
-        let fault = Fault { at, message, if_whole: false };
+        let fault = Fault { at: self.begins + at, message, if_whole: false };
         push(&mut self.syntax, &mut self.left_out, fault);
     }
 
     /// What is written at this byte is wrong.
     pub(crate) fn wrong(&mut self, at: usize, message: impl Into<String>) {
-        let fault = Fault { at, message: message.into(), if_whole: false };
+        let fault = Fault { at: self.begins + at, message: message.into(), if_whole: false };
         push(&mut self.meaning, &mut self.left_out, fault);
     }
 
     /// What is written at this byte is wrong, provided that the rest of the text was understood.
     pub(crate) fn wrong_if_whole(&mut self, at: usize, message: impl Into<String>) {
-        let fault = Fault { at, message: message.into(), if_whole: true };
+        let fault = Fault { at: self.begins + at, message: message.into(), if_whole: true };
         push(&mut self.meaning, &mut self.left_out, fault);
     }
 
     /// The line that holds this byte, from 1.
     pub(crate) fn line(&self, at: usize) -> usize {
-        self.line_starts.partition_point(|start| *start <= at)
+        self.line_starts().partition_point(|start| *start <= at)
     }
 
     /// `; did you mean "…"?`, or the given remedy where no known name is similar.
@@ -191,7 +212,7 @@ impl<'t> Faults<'t> {
     }
 
     fn column(&self, at: usize) -> usize {
-        let start = self.line_starts.get(self.line(at).saturating_sub(1)).copied().unwrap_or(0);
+        let start = self.line_starts().get(self.line(at).saturating_sub(1)).copied().unwrap_or(0);
         self.text.get(start..at).map_or(1, |before| before.chars().count() + 1)
     }
 }

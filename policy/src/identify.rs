@@ -7,8 +7,10 @@ use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 use bonafide_proto::taint::Taints;
 
+use crate::candidates::Candidates;
 use crate::evidence::{Value, seen};
 use crate::explain::{Compare, Fit};
+use crate::releases::changes_with_releases;
 use crate::selector::{ALLOW_TAINTS, Demand, Field, Selectors};
 use crate::workload::Workload;
 
@@ -40,29 +42,38 @@ pub enum Identified {
     },
 }
 
-/// Compares the evidence with every workload.
-pub(crate) fn identify(workloads: &[Workload], fingerprint: &Fingerprint) -> Identified {
-    let mut fitting = Vec::new();
-    let mut open = None;
-    let mut missing: Vec<(Nearness, NearMiss)> = Vec::new();
-    for workload in workloads {
-        let compared = compare(&workload.selectors, fingerprint);
-        match first_miss(&compared, &workload.name) {
-            None => fitting.push(workload.name.clone()),
-            Some(miss) => missing.push((nearness(&compared, fingerprint), miss)),
-        }
-        open = open.or_else(|| unavailable(&compared, &workload.name));
-    }
-    match <[WorkloadName; 1]>::try_from(fitting) {
+/// Compares the evidence with every workload that it might earn; and, if it earns none, with others, to tell what is near.
+pub(crate) fn identify(
+    workloads: &[Workload],
+    candidates: &Candidates,
+    fingerprint: &Fingerprint,
+    now: i64,
+) -> Identified {
+    let fits = |workload: &&Workload| compare(workload, fingerprint, now).iter().all(Compared::holds);
+    let might = candidates.among(workloads, fingerprint).unwrap_or_else(|| workloads.iter().collect());
+    let fitting = might.into_iter().filter(fits).map(|workload| workload.name.clone());
+    match <[WorkloadName; 1]>::try_from(fitting.collect::<Vec<_>>()) {
         Ok([one]) => Identified::Workload(one),
-        Err(none) if none.is_empty() => open.unwrap_or_else(|| Identified::Nothing { near: nearest(missing) }),
+        Err(none) if none.is_empty() => nothing(&candidates.near(workloads, fingerprint), fingerprint, now),
         Err(several) => Identified::Ambiguous(several),
     }
 }
 
+/// The evidence earns none of these.
+fn nothing(workloads: &[&Workload], fingerprint: &Fingerprint, now: i64) -> Identified {
+    let mut open = None;
+    let mut missing: Vec<(Nearness, NearMiss)> = Vec::new();
+    for workload in workloads {
+        let compared = compare(workload, fingerprint, now);
+        open = open.or_else(|| unavailable(&compared, &workload.name));
+        missing.extend(first_miss(&compared, &workload.name).map(|miss| (nearness(&compared, fingerprint), miss)));
+    }
+    open.unwrap_or_else(|| Identified::Nothing { near: nearest(missing) })
+}
+
 /// The first selector of this workload that the evidence fails.
-pub(crate) fn miss(workload: &Workload, fingerprint: &Fingerprint) -> Option<NearMiss> {
-    first_miss(&compare(&workload.selectors, fingerprint), &workload.name)
+pub(crate) fn miss(workload: &Workload, fingerprint: &Fingerprint, now: i64) -> Option<NearMiss> {
+    first_miss(&compare(workload, fingerprint, now), &workload.name)
 }
 
 /// A selector beside its evidence.
@@ -73,6 +84,8 @@ pub(crate) struct Compared {
     expected: String,
     /// What is demanded was seen, whether or not it is believed.
     alike: bool,
+    /// Anything of the kind was seen.
+    seen: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -95,7 +108,7 @@ impl Compared {
             Evidence::Unavailable(why) => Outcome::Unavailable(why.clone()),
         };
         let alike = outcome == Outcome::Holds;
-        Self { field: field.name(), outcome, expected: demand.shown(), alike }
+        Self { field: field.name(), outcome, expected: demand.shown(), alike, seen: matches!(seen, Evidence::Known(_)) }
     }
 
     /// The same, if what was seen proves nothing to this workload.
@@ -106,10 +119,22 @@ impl Compared {
         }
     }
 
+    /// The same, if something else is trusted to speak for what was seen; for what nobody sees nothing speaks.
+    pub(crate) fn vouched(self, trusted: bool) -> Self {
+        match self.outcome {
+            Outcome::Fails(_) if trusted && self.seen => Self { outcome: Outcome::Holds, ..self },
+            _ => self,
+        }
+    }
+
+    pub(crate) fn field(&self) -> &'static str {
+        self.field
+    }
+
     /// The taints that are allowed beside those that were seen.
-    fn with_taints(allowed: &Taints, seen: &Taints) -> Self {
+    pub(crate) fn with_taints(allowed: &Taints, seen: &Taints) -> Self {
         let outcome = if seen.is_subset(allowed) { Outcome::Holds } else { Outcome::Fails(explained(seen)) };
-        Self { field: ALLOW_TAINTS, alike: outcome == Outcome::Holds, outcome, expected: listed(allowed) }
+        Self { field: ALLOW_TAINTS, alike: outcome == Outcome::Holds, outcome, expected: listed(allowed), seen: false }
     }
 
     pub(crate) fn holds(&self) -> bool {
@@ -191,11 +216,23 @@ fn nearest(mut missing: Vec<(Nearness, NearMiss)>) -> Vec<NearMiss> {
     missing.into_iter().map(|(_, miss)| miss).collect()
 }
 
-/// Every selector that is given, in the order in which a person would look; then the taints.
-pub(crate) fn compare(selectors: &Selectors, of: &Fingerprint) -> Vec<Compared> {
+/// Every selector that is given, in the order in which a person would look; then the taints. `now` in unix seconds.
+pub(crate) fn compare(workload: &Workload, of: &Fingerprint, now: i64) -> Vec<Compared> {
+    compared(workload, of, now, |field| workload.trusts(of.release, field))
+}
+
+/// The same, as if everything were vouched for that changes from release to release.
+pub(crate) fn compare_vouched(workload: &Workload, of: &Fingerprint, now: i64) -> Vec<Compared> {
+    compared(workload, of, now, changes_with_releases)
+}
+
+fn compared(workload: &Workload, of: &Fingerprint, now: i64, vouched: impl Fn(Field) -> bool) -> Vec<Compared> {
+    let selectors = &workload.selectors;
     let believed = |field: Field| disowned(selectors, field, of).unwrap_or_else(|| seen(field, of));
     let demands = selectors.demands.iter().map(|(field, demand)| {
-        Compared::with(*field, demand, &believed(*field)).unless(elsewhere(selectors, *field, of))
+        Compared::with(*field, &workload.demand(demand, now), &believed(*field))
+            .vouched(vouched(*field))
+            .unless(elsewhere(selectors, *field, of))
     });
     demands.chain([Compared::with_taints(&selectors.allow_taints, &of.taints)]).collect()
 }

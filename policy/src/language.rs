@@ -69,6 +69,8 @@ pub(crate) const WORKLOAD: &TableKind = &TableKind {
         ("allow_taints", "[\"no-script\"]"),
         ("owner", OWNER),
         ("workload_api", "true"),
+        ("releases", "{ new = \"24h\", approve = \"dpkg\", live = 4, retire = \"7d\" }"),
+        ("retires", "{ \"sha256:<64 hex digits>\" = 2027-01-31T18:00:00Z }"),
     ],
 };
 

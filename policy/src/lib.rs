@@ -3,6 +3,7 @@
 //! Pure: no file is opened here and no clock is read. A text either becomes a [`Policy`] that cannot be wrong,
 //! or [`PolicyErrors`] that name every mistake with its place and what would be right.
 
+mod candidates;
 mod case;
 mod certified;
 mod compile;
@@ -18,6 +19,7 @@ mod group;
 mod identify;
 mod labels;
 mod language;
+mod large;
 mod learn;
 mod lint;
 mod names;
@@ -27,6 +29,7 @@ mod policy;
 mod ports;
 mod prefix;
 mod readiness;
+mod releases;
 mod remedy;
 mod replay;
 mod responsible;
@@ -54,6 +57,7 @@ pub use lint::{Lint, LintKind};
 pub use party::{Party, Ruling};
 pub use policy::{Mode, POLICY_MAX, Place, Policy, SameHost};
 pub use readiness::{HeldBack, Readiness};
+pub use releases::{Pending, Releases};
 pub use remedy::Remedy;
 pub use replay::Who;
 pub use responsible::Responsible;

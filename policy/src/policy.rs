@@ -10,6 +10,7 @@ use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
 use toml::de::DeTable;
 
+use crate::candidates::Candidates;
 use crate::case::{self, Case, CaseResult};
 use crate::certified::{self, Certified};
 use crate::compile::{Key, Pair, Tables, Which, compile};
@@ -20,6 +21,7 @@ use crate::fault::{Faults, PolicyError, PolicyErrors, quoted};
 use crate::group::{self, Groups};
 use crate::identify::{Identified, identify, miss};
 use crate::language::{GROUP, GUARD, OUTSIDE, RULE, TEAM, TEST, TOP, WORKLOAD};
+use crate::large::{LARGE, Pieces};
 use crate::learn::{self, Learned, Lessons};
 use crate::lint::{self, Lint};
 use crate::names::Names;
@@ -27,6 +29,7 @@ use crate::outside::{self, Outsides};
 use crate::party::Party;
 use crate::prefix::PrefixMap;
 use crate::readiness::{self, Readiness};
+use crate::releases::{self, Pending, Releases};
 use crate::remedy::{self, Remedy};
 use crate::responsible::Responsible;
 use crate::review::{self, Review};
@@ -37,7 +40,7 @@ use crate::team::{self, Limits};
 use crate::workload::{self, Workload};
 
 /// The longest policy text, in bytes.
-pub const POLICY_MAX: usize = 4 << 20;
+pub const POLICY_MAX: usize = 256 << 20;
 /// In longer texts the search for syntax errors stops at the first: each one found takes memory.
 const ALL_SYNTAX_ERRORS_MAX: usize = 256 << 10;
 
@@ -93,6 +96,7 @@ pub struct Policy {
     pub(crate) digest: Digest,
     pub(crate) mesh: PrefixMap,
     pub(crate) workloads: Vec<Workload>,
+    pub(crate) candidates: Candidates,
     pub(crate) by_name: HashMap<WorkloadName, u32, foldhash::quality::RandomState>,
     pub(crate) groups: Groups,
     pub(crate) outsides: Outsides,
@@ -120,8 +124,15 @@ impl Policy {
             return Err(PolicyErrors::one(file, PolicyError { file: None, line: 1, column: 1, message }));
         }
         let mut faults = Faults::in_text(text);
-        let document = document(text, &mut faults);
-        let policy = document.and_then(|document| read(&document, Digest::of(text.as_bytes()), &mut faults));
+        let digest = || Digest::of(text.as_bytes());
+        let policy = if text.len() <= LARGE {
+            document(text, &mut faults).and_then(|document| read(&document, None, digest(), &mut faults))
+        } else {
+            Pieces::of(text, &mut faults).and_then(|pieces| {
+                let document = document(&pieces.rest, &mut faults)?;
+                read(&document, Some(&pieces), digest(), &mut faults)
+            })
+        };
         faults.verdict(file, policy)
     }
 
@@ -139,10 +150,11 @@ impl Policy {
         self
     }
 
-    /// When the next rule expires, or its hours begin or end, unix seconds; `None` if none does any more.
+    /// When the next rule expires, or its hours begin or end, or a digest retires, unix seconds; `None` if none does any more.
     #[must_use]
     pub fn next_change(&self) -> Option<i64> {
-        self.rules.iter().filter_map(|(_, rule)| rule.next_change(self.now)).min()
+        let rules = self.rules.iter().filter_map(|(_, rule)| rule.next_change(self.now));
+        rules.chain(self.workloads.iter().filter_map(|workload| workload.next_retirement(self.now))).min()
     }
 
     /// What happens to a flow that no rule allows.
@@ -165,29 +177,59 @@ impl Policy {
 
     /// Which workload this evidence earns.
     pub fn identify(&self, fingerprint: &Fingerprint) -> Identified {
-        identify(&self.workloads, fingerprint)
+        identify(&self.workloads, &self.candidates, fingerprint, self.now)
     }
 
     /// The first selector of one workload that this evidence fails; `None` if all hold, or the policy does not know the
     /// workload ([`Policy::knows`]).
     #[must_use]
     pub fn miss_of(&self, name: &WorkloadName, fingerprint: &Fingerprint) -> Option<NearMiss> {
-        self.workload_named(name).and_then(|workload| miss(workload, fingerprint))
+        self.workload_named(name).and_then(|workload| miss(workload, fingerprint, self.now))
     }
 
     /// Every workload beside this evidence, nearest first: which selectors hold, and what was seen where one does not.
     #[must_use]
     pub fn explain(&self, fingerprint: &Fingerprint) -> Vec<Explained> {
-        explain(&self.workloads, fingerprint)
+        explain(&self.workloads, fingerprint, self.now)
     }
 
-    /// Whether what a peer's certificate says about its program is what this policy demands of the workload: its
-    /// `sha256`, `script_sha256`, `libraries`, `image` and `nodes`. A node's own policy may demand less than this one.
+    /// What a workload says of digests that it does not list, and how many it lists, of the selector that lists most; none if
+    /// it says nothing.
+    #[must_use]
+    pub fn releases(&self, name: &WorkloadName) -> Option<(&Releases, u32)> {
+        let workload = self.workload_named(name)?;
+        Some((workload.releases.as_ref()?, workload.listed(self.now)))
+    }
+
+    /// Whether a workload lists this digest; one that retired is still listed.
+    #[must_use]
+    pub fn lists(&self, name: &WorkloadName, digest: Digest) -> bool {
+        self.workload_named(name).is_some_and(|workload| workload.lists(digest))
+    }
+
+    /// Whether some workload lists digests that will be accepted no longer.
+    #[must_use]
+    pub fn has_retirements(&self) -> bool {
+        self.workloads.iter().any(|workload| !workload.retires.is_empty())
+    }
+
+    /// The workload that a program would have earned, had the policy listed its digests; none if it earns one, if nothing says
+    /// what becomes of new digests, or if it is not clear which.
+    #[must_use]
+    pub fn pending(&self, fingerprint: &Fingerprint) -> Option<Pending> {
+        let might = self.candidates.among(&self.workloads, fingerprint);
+        let might = might.unwrap_or_else(|| self.workloads.iter().collect());
+        releases::pending(&might, fingerprint, self.now)
+    }
+
+    /// Whether what a peer's certificate says about its program is what this policy demands of the workload: its `exe`,
+    /// `script`, their digests, `inline_sha256`, `libraries`, `image`, `uid` and `nodes`, and that its taints are allowed. A
+    /// node's own policy may demand less than this one.
     ///
     /// # Errors
     /// The first of these selectors that fails, or that the policy does not know the workload.
     pub fn accepts_certified(&self, name: &WorkloadName, certified: &Certified<'_>) -> Result<(), NearMiss> {
-        certified::accept(name, self.workload_named(name), certified)
+        certified::accept(name, self.workload_named(name), certified, self.now)
     }
 
     /// Whether the policy has a workload of this name.
@@ -408,8 +450,13 @@ fn document<'t>(text: &'t str, faults: &mut Faults<'_>) -> Option<DeTable<'t>> {
     document.map(toml::Spanned::into_inner)
 }
 
-/// None if a part is missing without which there is no policy; whatever is wrong was reported.
-fn read(document: &DeTable<'_>, digest: Digest, faults: &mut Faults<'_>) -> Option<Policy> {
+/// None if a part is missing without which there is no policy; whatever is wrong was reported. More rules are in the pieces.
+fn read(
+    document: &DeTable<'_>,
+    pieces: Option<&Pieces<'_>>,
+    digest: Digest,
+    faults: &mut Faults<'_>,
+) -> Option<Policy> {
     let top = Table::open(TOP, 0, document, faults);
     let mode = read_mode(&top, faults);
     let same_host = read_same_host(&top, faults);
@@ -435,7 +482,7 @@ fn read(document: &DeTable<'_>, digest: Digest, faults: &mut Faults<'_>) -> Opti
     let groups = group::read(&groups, declared, &workloads, &names, faults);
     let (guards, rules) = (top.tables(GUARD, "guard", faults), top.tables(RULE, "rule", faults));
     limits.no_guards(&guards, faults);
-    let rules = rule::read(&guards, &rules, &names, &outsides, faults);
+    let rules = rule::read(&guards, &rules, pieces, &names, &outsides, faults);
     limits.rules(&rules, &workloads, &groups, &outsides, faults);
     let cases = case::read(&top.tables(TEST, "test", faults), &names, &workloads, &rules, faults);
     let tables = compile(Which::InForce, &rules, NO_TIME, &groups, &outsides, faults);
@@ -447,6 +494,7 @@ fn read(document: &DeTable<'_>, digest: Digest, faults: &mut Faults<'_>) -> Opti
         digest,
         mesh: mesh_map,
         by_name: (0..).zip(&workloads).map(|(position, w)| (w.name.clone(), position)).collect(),
+        candidates: Candidates::of(&workloads),
         workloads,
         trials: trials(&rules, NO_TIME, &groups, &outsides),
         groups,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::expiry::{self, Expiry};
 use crate::fault::{Faults, quoted};
+use crate::large::Pieces;
 use crate::names::{End, Names};
 use crate::outside::Outsides;
 use crate::policy::NO_TIME;
@@ -82,6 +83,7 @@ pub(crate) type Placed = (usize, Rule);
 pub(crate) fn read<'t>(
     guards: &[Table<'t>],
     rules: &[Table<'t>],
+    pieces: Option<&Pieces<'_>>,
     names: &Names<'t>,
     outsides: &Outsides,
     faults: &mut Faults<'_>,
@@ -89,8 +91,48 @@ pub(crate) fn read<'t>(
     let mut earlier = HashMap::new();
     let guards = guards.iter().map(|table| (table, Some(Action::Deny)));
     let all = guards.chain(rules.iter().map(|table| (table, None)));
-    all.filter_map(|(table, action)| Some((table.at, read_one(table, action, names, outsides, &mut earlier, faults)?)))
+    let mut read: Vec<Placed> = all
+        .filter_map(|(table, action)| {
+            Some((table.at, read_one(table, action, names, outsides, Some(&mut earlier), faults)?))
+        })
+        .collect();
+    if let Some(pieces) = pieces {
+        read.extend(pieces.rules(names, outsides, faults));
+        // Some may stand outside of pieces.
+        read.sort_by_key(|(at, rule)| (!rule.guard, *at));
+        all_named_differently(&read, faults);
+    }
+    read
+}
+
+/// Reads rules of a piece of the text that begins there; whether others have their names is not looked at.
+pub(crate) fn read_alone<'t>(
+    rules: &[Table<'t>],
+    begins: usize,
+    names: &Names<'t>,
+    outsides: &Outsides,
+    faults: &mut Faults<'_>,
+) -> Vec<Placed> {
+    let place = |table: &Table<'_>| begins.saturating_add(table.at);
+    rules
+        .iter()
+        .filter_map(|table| Some((place(table), read_one(table, None, names, outsides, None, faults)?)))
         .collect()
+}
+
+fn all_named_differently(rules: &[Placed], faults: &mut Faults<'_>) {
+    let mut earlier = HashMap::with_capacity_and_hasher(rules.len(), foldhash::quality::RandomState::default());
+    for (at, rule) in rules {
+        if let Some(before) = earlier.insert(rule.name.as_str(), *at) {
+            let problem = taken("rule", before, faults);
+            faults.wrong(*at, format!("the rule name {} {problem}", quoted(&rule.name)));
+        }
+    }
+}
+
+fn taken(of: &str, before: usize, faults: &Faults<'_>) -> String {
+    let other = if of == "rule" { "guard or rule" } else { of };
+    format!("is already the name of the {other} on {}; choose another name", faults.place(before))
 }
 
 /// Guards have a fixed action, rules say theirs.
@@ -99,7 +141,7 @@ fn read_one<'t>(
     fixed: Option<Action>,
     names: &Names<'t>,
     outsides: &Outsides,
-    earlier: &mut HashMap<&'t str, usize>,
+    earlier: Option<&mut HashMap<&'t str, usize>>,
     faults: &mut Faults<'_>,
 ) -> Option<Rule> {
     let name = table.required_text("name", faults).and_then(|text| checked_name("rule", text, earlier, faults));
@@ -133,7 +175,7 @@ fn read_one<'t>(
 pub(crate) fn checked_name<'t>(
     of: &str,
     text: Text<'t>,
-    earlier: &mut HashMap<&'t str, usize>,
+    earlier: Option<&mut HashMap<&'t str, usize>>,
     faults: &mut Faults<'_>,
 ) -> Option<String> {
     let name = text.value;
@@ -145,9 +187,8 @@ pub(crate) fn checked_name<'t>(
         format!("contains '{}'; a {of}'s name is printable ASCII", c.escape_default())
     } else if name.trim() != name {
         "begins or ends with a space; remove it".to_owned()
-    } else if let Some(before) = earlier.insert(name, text.at) {
-        let other = if of == "rule" { "guard or rule" } else { of };
-        format!("is already the name of the {other} on {}; choose another name", faults.place(before))
+    } else if let Some(before) = earlier.and_then(|earlier| earlier.insert(name, text.at)) {
+        taken(of, before, faults)
     } else {
         return Some(name.to_owned());
     };

@@ -83,6 +83,17 @@ fn value(field: &str, example: &str) -> String {
         (_, Some(b'"')) if field.ends_with("sha256") || ["image", "libraries"].contains(&field) => TEXTS.to_owned(),
         (_, Some(b'"')) => TEXT.to_owned(),
         (_, Some(b'[')) => TEXTS.to_owned(),
+        ("releases", _) => {
+            let texts = ["new", "approve", "retire"].map(|name| format!("{}: {TEXT}", quoted(name))).join(", ");
+            let live = "{ \"type\": \"integer\", \"minimum\": 1, \"maximum\": 64 }";
+            format!(
+                "{{ \"type\": \"object\", \"additionalProperties\": false, \"properties\": {{ {texts}, \"live\": {live} }} }}"
+            )
+        }
+        ("retires", _) => {
+            "{ \"type\": \"object\", \"additionalProperties\": { \"type\": \"string\", \"format\": \"date-time\" } }"
+                .to_owned()
+        }
         (_, Some(b'{')) => LABELS.to_owned(),
         (_, Some(b't' | b'f')) => "{ \"type\": \"boolean\" }".to_owned(),
         // Dates reach the checker as texts.

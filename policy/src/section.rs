@@ -13,6 +13,7 @@ use toml::de::DeTable;
 
 use crate::fault::{Faults, PolicyError, PolicyErrors};
 use crate::language::TOP;
+use crate::large::LARGE;
 use crate::policy::POLICY_MAX;
 
 /// Begins the line that begins a file.
@@ -109,7 +110,7 @@ fn included(file: &str, text: &str) -> Result<Vec<(usize, String)>, PolicyErrors
     let mut faults = Faults::in_text(text);
     kept(text, &mut faults);
     // What else is wrong is told when it is parsed.
-    let Ok(document) = DeTable::parse(text) else { return faults.verdict(file, Some(Vec::new())) };
+    let Ok(document) = DeTable::parse(head(text)) else { return faults.verdict(file, Some(Vec::new())) };
     let document = document.into_inner();
     let Some(value) = document.get(INCLUDE) else { return faults.verdict(file, Some(Vec::new())) };
     let list = value.get_ref().as_array();
@@ -136,6 +137,12 @@ fn included(file: &str, text: &str) -> Result<Vec<(usize, String)>, PolicyErrors
     faults.verdict(file, Some(names))
 }
 
+/// Where `include` can stand: above the first table. Short texts are small enough to be read as a whole.
+fn head(text: &str) -> &str {
+    let end = if text.len() > LARGE { text.find("\n[").map(|at| at + 1) } else { None };
+    end.and_then(|end| text.get(..end)).unwrap_or(text)
+}
+
 pub(crate) const INCLUDE: &str = "include";
 
 /// A name below the directory of the first file.
@@ -158,6 +165,10 @@ fn problem(name: &str) -> Option<String> {
 fn check_part(name: &str, text: &str) -> Result<(), PolicyErrors> {
     let mut faults = Faults::in_text(text);
     kept(text, &mut faults);
+    if text.len() > LARGE {
+        faults.wrong(0, format!("an included file has at most {LARGE} bytes; split it"));
+        return faults.verdict(name, Some(()));
+    }
     match DeTable::parse(text) {
         Err(e) => faults.syntax(e.span().map_or(0, |span| span.start), format!("not TOML: {}", e.message())),
         Ok(document) => {

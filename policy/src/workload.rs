@@ -10,6 +10,7 @@ use crate::fault::{Faults, quoted};
 use crate::labels::{self, Labels};
 use crate::language::WORKLOAD;
 use crate::names::{self, End, Names};
+use crate::releases::{self, Releases, Retires};
 use crate::responsible;
 use crate::selector::{ALLOW_TAINTS, Field, Selectors};
 use crate::shadow;
@@ -28,6 +29,10 @@ pub(crate) struct Workload {
     pub(crate) owner: Option<String>,
     /// Whether its programs are given its identity itself, and not only the connections made in its name.
     pub(crate) workload_api: bool,
+    /// What becomes of digests that it does not list.
+    pub(crate) releases: Option<Releases>,
+    /// When digests that it lists are accepted no longer.
+    pub(crate) retires: Retires,
 }
 
 const WORKLOAD_API: &str = "workload_api";
@@ -49,7 +54,11 @@ pub(crate) fn read<'t>(tables: &[Table<'t>], names: &mut Names<'t>, faults: &mut
             faults
                 .wrong_if_whole(table.at, format!("{same}, so neither could be earned; tell them apart or remove one"));
         }
-        workloads.extend(name.map(|name| Workload { name, labels, selectors, owner, workload_api }));
+        let (releases, retires) =
+            (releases::read(table, &selectors, faults), releases::retires(table, &selectors, faults));
+        let read = name.map(|name| Workload { name, labels, selectors, owner, workload_api, releases, retires });
+        read.iter().for_each(|workload| releases::check_live(table.at, workload, faults));
+        workloads.extend(read);
     }
     shadow::report(&earlier, faults);
     workloads

@@ -75,7 +75,7 @@ fn the_base_is_right() {
 #[test]
 fn too_long() {
     let text = "#".repeat(POLICY_MAX + 1);
-    let expected = "p:1:1: the policy is 4194305 bytes long; the limit is 4194304";
+    let expected = "p:1:1: the policy is 268435457 bytes long; the limit is 268435456";
     assert_eq!(Policy::parse("p", &text).unwrap_err().to_string(), expected);
 }
 
@@ -714,12 +714,12 @@ fn rules_that_cannot_be_meant() {
 #[test]
 fn rules_that_stand_for_too_much() {
     let workloads: String =
-        (0..1001).map(|i| format!("[[workload]]\nname = \"w{i}\"\nexe = \"/bin/w{i}\"\n")).collect();
-    let names: Vec<String> = (0..1001).map(|i| format!("\"w{i}\"")).collect();
+        (0..2001).map(|i| format!("[[workload]]\nname = \"w{i}\"\nexe = \"/bin/w{i}\"\n")).collect();
+    let names: Vec<String> = (0..2001).map(|i| format!("\"w{i}\"")).collect();
     let all = names.join(",");
     refused_after_base(
         &format!("{workloads}¶[[rule]]\nname = \"all\"\nfrom = [{all}]\nto = [{all}]\naction = \"allow\"\n"),
-        &["the rules up to here stand for more than 1000000 (from, to, ports) triples; shorten the lists"],
+        &["the rules up to here stand for more than 4000000 (from, to, ports) triples; shorten the lists"],
     );
 }
 

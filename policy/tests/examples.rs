@@ -26,6 +26,7 @@ use bonafide_policy::{Certified, Denied, Identified, LANGUAGE, LintKind, Policy,
 use bonafide_proto::container::{Container, Pod};
 use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host, Libraries, Script, Unit};
 use bonafide_proto::name::WorkloadName;
+use bonafide_proto::program::CertifiedProgram;
 use bonafide_proto::record::{NearMiss, Tried};
 
 /// When the examples are tried, unix seconds.
@@ -192,12 +193,10 @@ fn short(miss: &NearMiss) -> String {
 }
 
 fn check_certified(policy: &Policy, line: &mut Expectation) -> Option<String> {
-    let exe = line.must("sha256").parse().unwrap();
-    let [script, libraries, image] =
-        ["script_sha256", "libraries", "image"].map(|key| line.take(key).map(|text| text.parse::<Digest>().unwrap()));
+    let image = digest(line, "image");
     let node = line.take("node").map(|text| text.parse().unwrap());
-    let (script, libraries, image) = (script.as_ref(), libraries.as_ref(), image.as_ref());
-    let certified = Certified { exe: &exe, script, libraries, image, node: node.as_ref() };
+    let program = CertifiedProgram { image, ..CertifiedProgram::of(&fingerprint(line)) };
+    let certified = Certified { program: &program, node: node.as_ref() };
     let accepted = policy.accepts_certified(&line.subject.parse().unwrap(), &certified);
     assert_eq!(accepted.err().map(|miss| miss.field), line.take("near"));
     None

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use bonafide_policy::{Certified, Identified, Policy};
 use bonafide_proto::container::{Container, Pod};
 use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host, Libraries, Root, Script, Unit};
+use bonafide_proto::program::CertifiedProgram;
 use bonafide_proto::taint::{Taint, Taints};
 use proptest::prelude::*;
 
@@ -325,26 +326,30 @@ proptest! {
         }
     }
 
-    /// A peer is held to the five selectors about which its certificate speaks, and to no others.
+    /// A peer is held to the selectors and taints about which its certificate speaks, and to no others.
     #[test]
     fn certificates_are_held_to_what_they_say(workload in some_workload(), seen in some_seen()) {
         let mut text = "mode = \"enforce\"\n".to_owned();
         workload.write("w", &mut text);
         let policy = Policy::parse("p", &text).map_err(|e| TestCaseError::fail(e.to_string()))?;
-        let [exe, script, libraries, image] =
-            ["sha256", "script_sha256", "libraries", "image"].map(|field| seen.first(field).map(digest));
+        // A certificate names the config of an image, which is the last one, and no manifest; it says nothing of root directories.
+        let mut seen = Seen { root: 0, ..seen };
+        seen.fields.entry("image").and_modify(|images| images.retain({
+            let config = images.last().copied();
+            move |image| Some(*image) == config
+        }));
+        let program = CertifiedProgram::of(&seen.fingerprint());
         let node = seen.first("nodes").map(|v| format!("v{v}").parse().unwrap());
-        let exe = exe.unwrap();
-        let certified = Certified {
-            exe: &exe, script: script.as_ref(), libraries: libraries.as_ref(), image: image.as_ref(), node: node.as_ref(),
+        let certified = Certified { program: &program, node: node.as_ref() };
+        let (failing, _) = workload.failing(&seen);
+        let told = |field: &&&str| {
+            let told = ["exe", "sha256", "script", "script_sha256", "inline_sha256", "libraries", "image", "uid", "nodes"];
+            told.contains(*field) || **field == "allow_taints"
         };
-        let expected = workload.fields.iter().find(|(field, wanted)| {
-            let told = matches!(**field, "sha256" | "script_sha256" | "libraries" | "image" | "nodes");
-            told && seen.first(field).is_none_or(|value| !wanted.contains(&value))
-        });
+        let expected = failing.iter().find(told);
         let missed = policy.accepts_certified(&"w".parse().unwrap(), &certified).err();
         prop_assert_eq!(missed.is_some(), expected.is_some());
-        prop_assert!(missed.is_none_or(|miss| workload.fields.contains_key(miss.field.as_str())));
+        prop_assert!(missed.is_none_or(|miss| failing.contains(&miss.field.as_str())));
         prop_assert!(policy.accepts_certified(&"stranger".parse().unwrap(), &certified).is_err());
     }
 }

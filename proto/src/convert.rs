@@ -181,6 +181,7 @@ impl From<&Fingerprint> for wire::Fingerprint {
             libraries: Some((&f.libraries).into()),
             container: Some((&f.container).into()),
             taints: f.taints.iter().map(ToString::to_string).collect(),
+            release: f.release.map(|release| release.as_str().to_owned()).unwrap_or_default(),
         }
     }
 }
@@ -202,6 +203,7 @@ impl TryFrom<Option<wire::Fingerprint>> for Fingerprint {
             libraries: w.libraries.try_into()?,
             container: w.container.try_into()?,
             taints: evidence::taints(&w.taints)?,
+            release: evidence::release(&w.release)?,
         })
     }
 }

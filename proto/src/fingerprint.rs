@@ -184,6 +184,38 @@ pub enum Root {
     Other(String),
 }
 
+/// What speaks for a program with a digest that policy does not list: a release that nobody approved yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Release {
+    /// Each of its files is the one that dpkg recorded for a package of the host.
+    Packaged,
+    /// The grace that policy gives to new digests has not passed since the node saw it first.
+    InGrace,
+}
+
+/// A text that names no release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is neither packaged nor in-grace")]
+pub struct ReleaseError;
+
+impl Release {
+    /// As it is written in certificates and records.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Packaged => "packaged",
+            Self::InGrace => "in-grace",
+        }
+    }
+}
+
+impl FromStr for Release {
+    type Err = ReleaseError;
+    fn from_str(text: &str) -> Result<Self, ReleaseError> {
+        [Self::Packaged, Self::InGrace].into_iter().find(|release| release.as_str() == text).ok_or(ReleaseError)
+    }
+}
+
 /// The evidence about one execution.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fingerprint {
@@ -207,6 +239,8 @@ pub struct Fingerprint {
     pub container: Evidence<Container>,
     /// Evidence against it.
     pub taints: Taints,
+    /// What speaks for digests that policy does not list; nothing where it lists them.
+    pub release: Option<Release>,
     /// The host.
     pub host: Host,
 }
@@ -227,6 +261,7 @@ impl Fingerprint {
             unit: Evidence::Absent(unseen()),
             container: Evidence::Absent(unseen()),
             taints: Taints::default(),
+            release: None,
             host,
         }
     }

@@ -15,10 +15,11 @@
 //!     libraries  [3] IMPLICIT OCTET STRING (SIZE (32)) OPTIONAL,
 //!     image      [4] IMPLICIT OCTET STRING (SIZE (32)) OPTIONAL,
 //!     biosUuid   [5] IMPLICIT IA5String (SIZE (1..128)) OPTIONAL,   -- graphic characters only
-//!     machineId  [6] IMPLICIT IA5String (SIZE (1..128)) OPTIONAL }  -- graphic characters only
+//!     machineId  [6] IMPLICIT IA5String (SIZE (1..128)) OPTIONAL,   -- graphic characters only
+//!     release    [7] IMPLICIT UTF8String OPTIONAL }  -- "packaged" or "in-grace"
 //! ```
 
-use crate::fingerprint::{Digest, HashedFile, Script};
+use crate::fingerprint::{Digest, Fingerprint, HashedFile, Release, Script};
 use crate::taint::{Taint, Taints};
 
 /// OID of the extension, a private arc under 2.25 (ITU-T X.667).
@@ -51,6 +52,8 @@ pub struct CertifiedProgram {
     pub bios_uuid: Option<String>,
     /// `machine-id(5)` of its host, as the node's CA read it itself.
     pub machine_id: Option<String>,
+    /// What speaks for digests that the node's policy does not list.
+    pub release: Option<Release>,
 }
 
 /// The extension is not exactly as documented.
@@ -59,6 +62,23 @@ pub struct CertifiedProgram {
 pub struct ProgramError(pub &'static str);
 
 impl CertifiedProgram {
+    /// What a certificate says of this evidence; nothing of its host.
+    #[must_use]
+    pub fn of(fingerprint: &Fingerprint) -> Self {
+        Self {
+            exe: fingerprint.exe.digest,
+            program: fingerprint.exe.path.clone(),
+            uid: fingerprint.uid,
+            taints: fingerprint.taints.clone(),
+            script: fingerprint.script.known().cloned(),
+            libraries: fingerprint.libraries.known().map(|libraries| libraries.digest),
+            image: fingerprint.container.known().map(|container| container.image),
+            bios_uuid: None,
+            machine_id: None,
+            release: fingerprint.release,
+        }
+    }
+
     /// Reads the extension's content.
     ///
     /// # Errors
@@ -77,6 +97,7 @@ impl CertifiedProgram {
             image: items.optional(4)?.map(|bytes| digest(bytes, "image")).transpose()?,
             bios_uuid: items.optional(5)?.map(|bytes| host(bytes, "biosUuid")).transpose()?,
             machine_id: items.optional(6)?.map(|bytes| host(bytes, "machineId")).transpose()?,
+            release: items.optional(7)?.map(release).transpose()?,
         };
         items.end().map(|()| program)
     }
@@ -148,6 +169,10 @@ fn path(bytes: &[u8], what: &'static str) -> Result<String, ProgramError> {
     // No node issues for a path that is not printable; a stolen one could, to forge lines in somebody's terminal.
     let text = std::str::from_utf8(bytes).ok().filter(|text| fits && !text.chars().any(char::is_control));
     text.map(str::to_owned).ok_or(ProgramError(what))
+}
+
+fn release(bytes: &[u8]) -> Result<Release, ProgramError> {
+    std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()).ok_or(ProgramError("release"))
 }
 
 fn host(bytes: &[u8], what: &'static str) -> Result<String, ProgramError> {
@@ -233,6 +258,7 @@ mod tests {
             element(0x84, &[4; 32]),
             element(0x85, b"4c4c4544-0042"),
             element(0x86, b"0123abcd"),
+            element(0x87, b"in-grace"),
         ]
     }
 
@@ -250,6 +276,7 @@ mod tests {
         assert_eq!(read.digests().map(|d| d.0[0]).collect::<Vec<_>>(), [1, 2, 3, 4]);
         assert_eq!(read.bios_uuid.as_deref(), Some("4c4c4544-0042"));
         assert_eq!(read.machine_id.as_deref(), Some("0123abcd"));
+        assert_eq!(read.release, Some(Release::InGrace));
     }
 
     #[test]
@@ -314,6 +341,8 @@ mod tests {
             (and(&[element(0x85, b"a b")]), "biosUuid"),
             (and(&[element(0x86, &[b'x'; 129])]), "machineId"),
             (and(&[element(0x86, "ä".as_bytes())]), "machineId"),
+            (and(&[element(0x87, b"new")]), "release"),
+            (and(&[element(0x87, b"")]), "release"),
         ] {
             assert_eq!(CertifiedProgram::from_der(&der), Err(ProgramError(item)));
         }
@@ -336,7 +365,7 @@ mod tests {
             swapped.swap(first, (first + 1) % whole().len());
             assert!(CertifiedProgram::from_der(&and(&swapped)).is_err(), "{first} moved");
         }
-        assert!(CertifiedProgram::from_der(&and(&[element(0x87, b"new")])).is_err());
+        assert!(CertifiedProgram::from_der(&and(&[element(0x88, b"new")])).is_err());
         assert!(CertifiedProgram::from_der(&[sequence(&least()), vec![5, 0]].concat()).is_err());
         assert!(CertifiedProgram::from_der(&[]).is_err());
     }

@@ -15,7 +15,7 @@ use bonafide_fuzz::{element, fuzz};
 use bonafide_proto::container::{Container, Pod};
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::fingerprint::{
-    Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Libraries, Root, Script, Unit,
+    Digest, Evidence, Execution, Fingerprint, HashedFile, Host, Libraries, Release, Root, Script, Unit,
 };
 use bonafide_proto::flow::{FlowKey, NetNs, SocketRole};
 use bonafide_proto::grant::{Grant, MANDATE_OID, Mandate};
@@ -82,6 +82,7 @@ fn known() -> Fingerprint {
             }),
         }),
         taints: [Taint::Deleted].into(),
+        release: Some(Release::Packaged),
         ..Fingerprint::of(file("/usr/sbin/nginx", 1), (33, 33), host())
     }
 }

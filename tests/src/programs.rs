@@ -326,12 +326,26 @@ pub fn redis_cli(netns: &Netns, to: SocketAddr, words: &[&str]) -> Command {
 /// If it does not start.
 #[must_use]
 pub fn sshd(world: &BareWorld, netns: &Netns, port: u16) -> Program {
+    sshd_with(world, netns, port, &[])
+}
+
+/// The same, which lets root in by the keys in this file.
+#[must_use]
+pub fn sshd_for(world: &BareWorld, netns: &Netns, port: u16, keys: &Path) -> Program {
+    let keys = format!("AuthorizedKeysFile={}", keys.display());
+    sshd_with(world, netns, port, &["-o", &keys, "-o", "StrictModes=no"])
+}
+
+fn sshd_with(world: &BareWorld, netns: &Netns, port: u16, more: &[&str]) -> Program {
     // Where Debian's sshd confines its unprivileged half; its service makes it.
     std::fs::create_dir_all("/run/sshd").expect("root may");
     let key = world.dir().join("ssh_host_key");
     must_run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
     let mut command = netns.command("/usr/sbin/sshd");
-    command.args(["-D", "-e", "-f", "/dev/null", "-p", &port.to_string(), "-o", "PidFile=none", "-h"]).arg(&key);
+    command
+        .args(["-D", "-e", "-f", "/dev/null", "-p", &port.to_string(), "-o", "PidFile=none", "-h"])
+        .arg(&key)
+        .args(more);
     serving(Program::start("sshd", &mut command, &log(world, "sshd")), port)
 }
 

@@ -65,6 +65,12 @@ impl Host {
         self.node.layout().dir()
     }
 
+    /// Its policy file.
+    #[must_use]
+    pub fn policy(&self) -> &Path {
+        &self.policy
+    }
+
     /// Its daemons.
     pub fn node(&mut self) -> &mut Node {
         &mut self.node

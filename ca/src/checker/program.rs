@@ -31,6 +31,9 @@ pub(super) fn same(der: &[u8], ordered: &CertifiedProgram) -> Result<(), &'stati
             inner.expect(tag, host.as_bytes(), "another host")?;
         }
     }
+    if let Some(release) = ordered.release {
+        inner.expect(0x87, release.as_str().as_bytes(), "another release")?;
+    }
     inner.nothing("it says more than was ordered")
 }
 

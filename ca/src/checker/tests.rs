@@ -1,6 +1,6 @@
 //! For every rule: the honest template passes, and each way to break the rule is refused under the rule's name.
 
-use bonafide_proto::fingerprint::{Digest, HashedFile, Script};
+use bonafide_proto::fingerprint::{Digest, HashedFile, Release, Script};
 use bonafide_proto::svid::{CertifiedProgram, FINGERPRINT_OID};
 use bonafide_proto::taint::Taint;
 use rcgen::{
@@ -41,6 +41,7 @@ fn program() -> CertifiedProgram {
         image: Some(Digest([4; 32])),
         bios_uuid: Some("4c4c4544-0042-3510-8052-b4c04f4d3132".into()),
         machine_id: Some("0123456789abcdef0123456789abcdef".into()),
+        release: Some(Release::InGrace),
     }
 }
 
@@ -455,6 +456,8 @@ fn programs() -> Vec<CertifiedProgram> {
         CertifiedProgram { machine_id: None, ..program() },
         CertifiedProgram { machine_id: Some("x".repeat(128)), ..program() },
         CertifiedProgram { bios_uuid: None, machine_id: program().bios_uuid, ..program() },
+        CertifiedProgram { release: None, ..program() },
+        CertifiedProgram { release: Some(Release::Packaged), ..program() },
     ]
 }
 

@@ -22,7 +22,8 @@ pub struct Line {
 /// A reader that remembers where it was.
 #[derive(Debug)]
 pub struct Tail {
-    path: PathBuf,
+    /// None: what is open is all there is.
+    path: Option<PathBuf>,
     open: Option<Open>,
 }
 
@@ -38,7 +39,12 @@ struct Open {
 impl Tail {
     /// Reads this file from its beginning; it need not exist yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), open: None }
+        Self { path: Some(path.into()), open: None }
+    }
+
+    /// Reads what comes from there, to its end.
+    pub fn of(file: File) -> Self {
+        Self { path: None, open: Some(Open::of(file)) }
     }
 
     /// Opens the file now.
@@ -46,7 +52,9 @@ impl Tail {
     /// # Errors
     /// The file system's, `NotFound` among them.
     pub fn must_exist(&mut self) -> io::Result<()> {
-        self.open = Some(Open::new(&self.path)?);
+        if let Some(path) = &self.path {
+            self.open = Some(Open::of(File::open(path)?));
+        }
         Ok(())
     }
 
@@ -57,8 +65,9 @@ impl Tail {
     pub fn read(&mut self) -> io::Result<Vec<Line>> {
         loop {
             let Some(open) = &mut self.open else {
-                match Open::new(&self.path) {
-                    Ok(open) => self.open = Some(open),
+                let Some(path) = &self.path else { return Ok(Vec::new()) };
+                match File::open(path) {
+                    Ok(file) => self.open = Some(Open::of(file)),
                     Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
                     Err(e) => return Err(e),
                 }
@@ -72,7 +81,8 @@ impl Tail {
                 continue;
             }
             // Only a file that was read to its end may be left for its successor.
-            if !replaced(&self.path, &open.file)? {
+            let Some(path) = &self.path else { return Ok(lines) };
+            if !replaced(path, &open.file)? {
                 return Ok(lines);
             }
             self.open = None;
@@ -99,8 +109,8 @@ fn replaced(path: &Path, file: &File) -> io::Result<bool> {
 }
 
 impl Open {
-    fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: File::open(path)?, read: 0, lines: 0, partial: Vec::new(), too_long: false })
+    fn of(file: File) -> Self {
+        Self { file, read: 0, lines: 0, partial: Vec::new(), too_long: false }
     }
 
     /// The lines of the next chunk, and whether the end was reached.

@@ -46,7 +46,7 @@ pub enum Format {
 /// Checks all files, whatever the first ones were like. Mistakes weigh more than tests that fail.
 pub(crate) fn check(args: &CheckArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
     // Only who asks for it has rules held against what was seen.
-    let asked = !args.seen.files.is_empty() || args.seen.since.is_some();
+    let asked = args.seen.names_any();
     let edges = asked.then(|| seen::edges(&args.seen, layout)).transpose()?;
     let checked: Vec<Checked> = args.files.iter().map(|file| Checked::file(file, edges.as_deref())).collect();
     match args.format {
@@ -147,9 +147,18 @@ pub(crate) fn parse(file: &Path) -> Result<Policy, String> {
 
 /// The text of a policy file, put together with the files that it includes.
 pub(crate) fn text(file: &Path) -> Result<String, String> {
+    text_with(file, None)
+}
+
+/// The same, if one of the files had another text.
+pub(crate) fn text_with(file: &Path, other: Option<(&Path, &str)>) -> Result<String, String> {
     let beside = file.parent().map(Path::to_owned).unwrap_or_default();
-    let included = |name: &str| raw(&beside.join(name));
-    bonafide_policy::assemble(&file.display().to_string(), &raw(file)?, included).map_err(|e| e.to_string())
+    let read = |file: &Path| match other {
+        Some((changed, text)) if changed == file => Ok(text.to_owned()),
+        _ => raw(file),
+    };
+    let included = |name: &str| read(&beside.join(name));
+    bonafide_policy::assemble(&file.display().to_string(), &read(file)?, included).map_err(|e| e.to_string())
 }
 
 /// The text of a file as it is.

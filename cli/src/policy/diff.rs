@@ -139,7 +139,7 @@ mod tests {
         (record.source.program, record.destination.program) = (None, None);
         let records = at("flows.jsonl", &serde_json::to_string(&record).unwrap());
         let (new, old) = (at("new.toml", new), Some(at("old.toml", POLICY)));
-        let args = DiffArgs { new, old, seen: SeenArgs { files: vec![records], since: None }, json };
+        let args = DiffArgs { new, old, seen: SeenArgs { files: vec![records], ..SeenArgs::default() }, json };
         let out = Kept::default();
         (diff(&args, &Layout::new(dir.path()), &mut Screen::on(out.clone())).unwrap(), out.text())
     }

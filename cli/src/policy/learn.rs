@@ -78,7 +78,8 @@ mod tests {
         std::fs::write(&file, policy).unwrap();
         let lines = [allowed(), refused()].map(|record| serde_json::to_string(&record).unwrap());
         std::fs::write(&records, lines.join("\n")).unwrap();
-        let args = LearnArgs { file, seen: SeenArgs { files: vec![records], since: None }, refused: refused_too };
+        let args =
+            LearnArgs { file, seen: SeenArgs { files: vec![records], ..SeenArgs::default() }, refused: refused_too };
         let out = Kept::default();
         assert_eq!(learn(&args, &Layout::new(dir.path()), &mut Screen::on(out.clone())).unwrap(), Exit::Done);
         out.text()
@@ -99,7 +100,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("p.toml");
         std::fs::write(&file, "mode = 'sleep'").unwrap();
-        let args = LearnArgs { seen: SeenArgs { files: vec![file.clone()], since: None }, file, refused: false };
+        let args =
+            LearnArgs { seen: SeenArgs { files: vec![file.clone()], ..SeenArgs::default() }, file, refused: false };
         let failure = learn(&args, &Layout::new(dir.path()), &mut Screen::on(Kept::default())).unwrap_err();
         assert_eq!(failure.exit(), Exit::BadInput);
     }

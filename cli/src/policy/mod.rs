@@ -4,7 +4,7 @@ mod apply;
 pub(crate) mod check;
 mod diff;
 mod explain;
-mod fmt;
+pub(crate) mod fmt;
 mod learn;
 pub(crate) mod publish;
 mod readiness;

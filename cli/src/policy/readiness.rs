@@ -97,7 +97,7 @@ mod tests {
         let mut record = allowed();
         (record.source.program, record.destination.program) = (None, None);
         std::fs::write(&records, serde_json::to_string(&record).unwrap()).unwrap();
-        let seen = SeenArgs { files: vec![records], since: None };
+        let seen = SeenArgs { files: vec![records], ..SeenArgs::default() };
         let applications = apps.iter().map(|app| (*app).to_owned()).collect();
         let out = Kept::default();
         let args = ReadinessArgs { file, applications, seen, json };

@@ -11,6 +11,7 @@ pub(super) fn rows(attestation: &Attestation) -> Vec<(&'static str, String)> {
     all.extend(root(&f.root));
     all.push(("libraries", shown(&f.libraries.map(|l| format!("{} ({} files)", l.digest, l.count)))));
     all.extend(container(f));
+    all.extend(f.release.map(|release| ("release", release.as_str().to_owned())));
     let executions: Vec<String> = attestation.executions.iter().map(execution).collect();
     all.extend([
         ("unit", shown(&f.unit.map(unit))),

@@ -3,7 +3,7 @@
 use bonafide_policy::{Explained, Fit};
 use bonafide_proto::container::{Container, Pod};
 use bonafide_proto::convert::Attestation;
-use bonafide_proto::fingerprint::{Evidence, Fingerprint, HashedFile, Root, Script, Unit};
+use bonafide_proto::fingerprint::{Evidence, Fingerprint, HashedFile, Release, Root, Script, Unit};
 use bonafide_proto::record::NearMiss;
 use bonafide_proto::refusal::AttestRefusal;
 use serde_json::{Value, json};
@@ -42,6 +42,7 @@ fn fingerprint(f: &Fingerprint) -> Value {
         "unit": evidence(&f.unit, |Unit { name, invocation }| json!({ "name": name, "invocation": invocation })),
         "container": evidence(&f.container, container),
         "taints": f.taints,
+        "release": f.release.map(Release::as_str),
         "host": {
             "node": f.host.node,
             "machine_id": evidence(&f.host.machine_id, |id| json!(id)),

@@ -5,6 +5,7 @@ mod json;
 mod who;
 
 use bonafide_policy::{Explained, Fit, Policy};
+use bonafide_proto::clock::{Clock as _, SystemClock};
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::name::WorkloadName;
 use bonafide_proto::record::NearMiss;
@@ -90,7 +91,7 @@ pub(crate) fn policy_in_force(layout: &Layout) -> Result<(PolicyUpdate, Policy),
     let update = ask::block_on(async { ask::ask(&socket, first).await })??;
     let policy = Policy::parse(&update.file, &update.text);
     let policy = policy.map_err(|e| Failure::Failed(format!("identityd's policy: {}", printable(&e.to_string()))))?;
-    Ok((update, policy))
+    Ok((update, policy.at(SystemClock.unix())))
 }
 
 /// Of one workload, if one is named, else of all.

@@ -1,6 +1,9 @@
-//! `bonafide workload add`: the `[[workload]]` for a process that runs, ready to be pasted or added.
+//! `bonafide workload`: the `[[workload]]` for a process that runs, ready to be pasted or added; and new releases of programs
+//! that have one, which wait for an approval.
 
+mod approve;
 mod draft;
+mod pending;
 mod pin;
 
 use std::path::PathBuf;
@@ -22,6 +25,7 @@ use crate::screen::{Screen, tell};
 use crate::status::when;
 use crate::whois::{attest, policy_in_force};
 
+pub use approve::{ApproveArgs, Selector};
 use draft::Draft;
 pub use pin::Pin;
 
@@ -42,6 +46,22 @@ Examples:
   bonafide workload add --from-pid 4711 --name shop/web --pin path,unit --policy /etc/bonafide/policy.toml"
     )]
     Add(AddArgs),
+    /// Lists the digests that this node saw and the policy does not list yet
+    #[command(
+        after_help = "Of workloads whose `releases` says what becomes of new digests. A digest is pending (refused), in-grace (accepted until
+the time shown), or packaged (accepted: dpkg recorded it for the file's package)."
+    )]
+    Pending,
+    /// Writes a new digest into the policy, and lets those before it retire
+    #[command(
+        after_help = "The file is replaced in one step, and only if the whole policy parses then. A node that reads this file has it in force at
+once; for a published policy, go on with `bonafide policy apply`.
+
+Examples:
+  bonafide workload approve shop/api --policy /etc/bonafide/policy.toml
+  bonafide workload approve shop/api sha256:0f343b0931126a20f133d67c2b018a3b... --of sha256 --policy policy.toml"
+    )]
+    Approve(ApproveArgs),
 }
 
 /// What to add.
@@ -64,8 +84,17 @@ pub struct AddArgs {
     pub policy: Option<PathBuf>,
 }
 
+/// Obeys.
+pub(crate) fn workload(command: &WorkloadCommand, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
+    match command {
+        WorkloadCommand::Add(args) => add(args, layout, screen),
+        WorkloadCommand::Pending => pending::pending(layout, screen),
+        WorkloadCommand::Approve(args) => approve::approve(args, layout, screen),
+    }
+}
+
 /// Asks who the process is, and writes the workload for it.
-pub(crate) fn add(args: &AddArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
+fn add(args: &AddArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
     let request = AttestProcessRequest { pid: args.from_pid, ..Default::default() };
     let attestation = attest(layout, request)?.map_err(|e| refused(args, &e.to_string()))?;
     match &args.policy {

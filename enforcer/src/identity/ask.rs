@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bonafide_policy::POLICY_MAX;
 use bonafide_proto::convert::{Attestation, Malformed};
 use bonafide_proto::fingerprint::Execution;
 use bonafide_proto::name::WorkloadName;
@@ -19,6 +20,9 @@ use super::About;
 pub(super) const ATTEST_PATIENCE: Duration = Duration::from_secs(5);
 /// The longest a certificate may take: attestation again, and the CA.
 pub(super) const ORDER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest answer that is read, in bytes: one carries the policy.
+const ANSWER_MAX: usize = POLICY_MAX + (1 << 20);
 
 type Client = AttestationClient<Channel>;
 
@@ -51,7 +55,7 @@ pub(super) fn unavailable(detail: impl Into<String>) -> AttestRefusal {
 
 impl Daemon {
     pub(super) fn new(channel: Channel) -> Self {
-        Self { client: AttestationClient::new(channel) }
+        Self { client: AttestationClient::new(channel).max_decoding_message_size(ANSWER_MAX) }
     }
 
     /// Whose socket is it? With what the kernel wrote down when it connected, if it did.

@@ -170,13 +170,8 @@ impl Peer {
 
     /// What this policy demands of the workload and the certificate does not say.
     pub(crate) fn misfit(&self, policy: &Policy) -> Option<Why> {
-        let certified = Certified {
-            exe: &self.program.exe,
-            script: self.program.script_file().map(|file| &file.digest),
-            libraries: self.program.libraries.as_ref(),
-            image: self.program.image.as_ref(),
-            node: self.issuer.as_ref().map(|issuer| &issuer.node),
-        };
+        let node = self.issuer.as_ref().map(|issuer| &issuer.node);
+        let certified = Certified { program: &self.program, node };
         let miss = policy.accepts_certified(&self.workload, &certified).err()?;
         let detail = format!(
             "{} is certified as {}, but its {} is not what the policy here wants: {}",

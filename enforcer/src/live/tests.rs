@@ -116,6 +116,7 @@ fn peer() -> Peer {
         image: None,
         bios_uuid: None,
         machine_id: None,
+        release: None,
     };
     let issuer = Some(Issuer { node: "there".parse().unwrap(), number: 4 });
     Peer { workload: name("b"), program, issuer, serial: "4b01".into(), not_after: T0 + 3600 }

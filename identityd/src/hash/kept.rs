@@ -8,11 +8,17 @@ use std::path::Path;
 use bonafide_proto::fingerprint::Digest;
 
 use super::ENTRIES_MAX;
-use crate::store::{Kind, Store};
+use crate::store::{Kind, Lasts, Store};
 use crate::version::FileVersion;
 
 /// Whoever changes [`FileVersion`] or when it lasts counts the format up.
-const DIGESTS: Kind = Kind { name: "digests", format: "1", most: ENTRIES_MAX, without: "every file is hashed again" };
+const DIGESTS: Kind = Kind {
+    name: "digests",
+    format: "1",
+    most: ENTRIES_MAX,
+    without: "every file is hashed again",
+    lasts: Lasts::ThisBoot,
+};
 
 /// The store.
 #[derive(Debug, Clone)]

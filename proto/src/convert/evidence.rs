@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{Malformed, bad, text};
 use crate::container::{Container, Pod};
-use crate::fingerprint::{Digest, Evidence, Libraries, Root, Script, Unit};
+use crate::fingerprint::{Digest, Evidence, Libraries, Release, Root, Script, Unit};
 use crate::taint::{Taint, Taints};
 use crate::wire::node as wire;
 
@@ -26,6 +26,14 @@ pub(super) fn taints(names: &[String]) -> Result<Taints, Malformed> {
     let read =
         |name: &String| name.parse::<Taint>().or_else(|e| bad(format!("{:?} {e}", name.get(..64).unwrap_or(name))));
     names.iter().take(Taint::ALL.len() + 1).map(read).collect()
+}
+
+/// Empty: nothing speaks for them.
+pub(super) fn release(name: &str) -> Result<Option<Release>, Malformed> {
+    match name {
+        "" => Ok(None),
+        _ => name.parse().map(Some).or_else(|e| bad(format!("{:?} {e}", name.get(..64).unwrap_or(name)))),
+    }
 }
 
 impl From<&Root> for wire::RootEvidence {

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use bonafide_proto::record::{End, Reason};
 use bonafide_proto::taint::Taint;
-use bonafide_tests::ends::{assert_refused, digest_of};
+use bonafide_tests::ends::{Ends, assert_refused, digest_of};
 use bonafide_tests::node::Backend;
 use bonafide_tests::policy::Policy;
 use bonafide_tests::process::run;
@@ -64,7 +64,13 @@ fn a_tainted_program_is_refused_unless_its_workload_may_be_tainted_so() {
         assert_eq!(record.source.digest, Some(digest_of(&curl_exe())), "{record:#?}");
     }
 
-    world.a().set_policy(&policy("allow_taints = [\"deleted\", \"memfd\", \"preload\", \"audit\"]"));
+    let allowing = policy("allow_taints = [\"deleted\", \"memfd\", \"preload\", \"audit\"]");
+    world.a().set_policy(&allowing);
+    // The certificate says how the program is tainted, and the other node allows none of it.
+    run(&mut tainted(&world, Taint::Deleted, Family::V4)).failed_at_once();
+    let Ends { source, destination } = world.next_flow();
+    assert_eq!((source.reason, destination.reason), (Some(Reason::RefusedByPeer), Some(Reason::PeerCertificate)));
+    world.b().set_policy(&allowing);
     for (taint, family) in turns {
         assert_eq!(run(&mut tainted(&world, taint, family)).success(), PAGE);
         let ends = world.next_flow();

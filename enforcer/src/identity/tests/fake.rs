@@ -285,6 +285,13 @@ impl attestation_server::Attestation for Service {
         }
     }
 
+    async fn list_pending(
+        &self,
+        _: Request<wire::ListPendingRequest>,
+    ) -> Result<Response<wire::PendingDigests>, Status> {
+        Ok(Response::new(wire::PendingDigests::default()))
+    }
+
     async fn fetch_svid(
         &self,
         request: Request<wire::FetchSvidRequest>,

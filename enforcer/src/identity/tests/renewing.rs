@@ -42,8 +42,8 @@ impl Enforcer {
     /// Its program is `workload`, and the other end's `other`.
     async fn new(fake: &Fake, workload: &str, other: &str) -> Self {
         let text = format!(
-            "mode = 'enforce'\nmesh = ['10.0.0.0/8']\n[[workload]]\nname = '{workload}'\nexe = '/usr/bin/x'\n\
-             [[workload]]\nname = '{other}'\nexe = '/usr/bin/y'\n\
+            "mode = 'enforce'\nmesh = ['10.0.0.0/8']\n[[workload]]\nname = '{workload}'\nexe = '/usr/bin/x'\ngid = 33\n\
+             [[workload]]\nname = '{other}'\nexe = '/usr/bin/x'\ngid = 77\n\
              [[rule]]\nname = 'r'\nfrom = 'shop/web'\nto = 'shop/db'\naction = 'allow'\n"
         );
         let (policy, policies) = watch::channel(Some(Arc::new(Policy::parse("p.toml", &text).unwrap())));

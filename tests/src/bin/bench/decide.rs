@@ -1,11 +1,11 @@
-//! A decision beside a policy of ten rules and beside one of a million pairs, in turns; and how long that one takes to
-//! be understood.
+//! A decision beside a policy of ten rules and beside one of a million, in turns; and what it takes to understand that one.
 
 use std::fmt::Write as _;
 use std::hint::black_box;
 use std::time::Instant;
 
-use bonafide_policy::{Party, Policy, Ruling, Subject};
+use bonafide_policy::{Identified, Party, Policy, Ruling, Subject};
+use bonafide_proto::fingerprint::{Digest, Evidence, Fingerprint, HashedFile, Host};
 use bonafide_proto::name::WorkloadName;
 
 use crate::report::{Claim, Report, median};
@@ -13,7 +13,7 @@ use crate::report::{Claim, Report, median};
 /// Nanoseconds for one decision.
 const DECISION: f64 = 150.0;
 /// Workloads of the large policy, how many rules it has, and how many of them each names at each end.
-const LARGE: (usize, usize, usize) = (20_000, 2_000, 22);
+const LARGE: (usize, usize, usize) = (100_000, 1_000_000, 1);
 const SMALL: (usize, usize, usize) = (10, 10, 1);
 const PORT: u16 = 5432;
 
@@ -33,20 +33,41 @@ pub(crate) fn measure(quick: bool, report: &mut Report) -> Result<(), String> {
     let (few, many) = (median(few), median(many));
     report.add("between two known parties, 10 rules", few, "ns", Claim::AtMost(DECISION));
     report.add(
-        format!("the same, {} pairs of {} workloads", large.pairs, LARGE.0),
+        format!("the same, {} rules between {} workloads", LARGE.1, LARGE.0),
         many,
         "ns",
         Claim::AtMost(DECISION),
     );
     report.add("the same by name, with both look-ups and the rule's name", median(named), "ns", Claim::Nothing);
-    let mut compiled = Vec::new();
+    let identified = large.identify(decisions / 10)?;
+    report.add(format!("which of {} workloads a program earns", LARGE.0), identified, "ns", Claim::Nothing);
+    let (mut compiled, mut memory) = (Vec::new(), Vec::new());
+    let World { text, .. } = large;
     for _ in 0..if quick { 1 } else { 5 } {
+        let before = forget_peak()?;
         let began = Instant::now();
-        black_box(Policy::parse("large", &large.text).map_err(|e| e.to_string())?);
+        black_box(Policy::parse("large", &text).map_err(|e| e.to_string())?);
         compiled.push(began.elapsed().as_secs_f64());
+        memory.push((status("VmHWM")? - before) / 1024.0);
     }
-    report.add(format!("a policy of {} pairs is understood", large.pairs), median(compiled), "s", Claim::AtMost(3.0));
+    let what = format!("{} rules between {} workloads, {} MiB of text,", LARGE.1, LARGE.0, text.len() >> 20);
+    report.add(format!("{what} are understood"), median(compiled), "s", Claim::AtMost(3.0));
+    report.add("memory at the most meanwhile, beside the text", median(memory), "MiB", Claim::AtMost(1024.0));
     Ok(())
+}
+
+/// Forgets the most memory that this process ever had (proc(5), `clear_refs`), and says how much it has, in KiB.
+fn forget_peak() -> Result<f64, String> {
+    std::fs::write("/proc/self/clear_refs", "5").map_err(|e| format!("/proc/self/clear_refs: {e}"))?;
+    status("VmRSS")
+}
+
+/// A number of `/proc/self/status`, in KiB.
+fn status(field: &str) -> Result<f64, String> {
+    let text = std::fs::read_to_string("/proc/self/status").map_err(|e| e.to_string())?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let number = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+    number.ok_or_else(|| format!("/proc/self/status has no {field}"))
 }
 
 /// A policy, and pairs of workloads of which half are named by a rule.
@@ -55,7 +76,6 @@ struct World {
     policy: Policy,
     names: Vec<WorkloadName>,
     asked: Vec<(usize, usize, bool)>,
-    pairs: usize,
 }
 
 impl World {
@@ -82,7 +102,7 @@ impl World {
         chance.shuffle(&mut asked);
         let policy = Policy::parse("bench", &text).map_err(|e| e.to_string())?;
         let names = policy.workloads().cloned().collect();
-        Ok(Self { text, policy, names, asked, pairs })
+        Ok(Self { text, policy, names, asked })
     }
 
     fn parties(&self) -> Vec<Party<'_>> {
@@ -103,6 +123,23 @@ impl World {
             let party = |name| self.policy.party(&Subject::Workload(name));
             Some(matches!(party(from).may_reach(&party(to), PORT), Ruling::Allow(_)))
         })
+    }
+
+    /// Nanoseconds until it is known what a program earns.
+    fn identify(&self, programs: usize) -> Result<f64, String> {
+        let absent = || Evidence::Absent("none".to_owned());
+        let of = |i: usize| {
+            let exe = HashedFile { path: format!("/w{i}"), digest: Digest([1; 32]) };
+            Fingerprint::of(exe, (1, 1), Host { bios_uuid: absent(), machine_id: absent(), node: None })
+        };
+        let seen: Vec<Fingerprint> = (0..self.names.len()).step_by(97).map(of).collect();
+        let began = Instant::now();
+        for of in seen.iter().cycle().take(programs) {
+            if !matches!(self.policy.identify(of), Identified::Workload(_)) {
+                return Err(format!("{} earned nothing", of.exe.path));
+            }
+        }
+        Ok(began.elapsed().as_secs_f64() * 1e9 / programs as f64)
     }
 
     fn timed(&self, decisions: usize, decide: impl Fn(usize, usize) -> Option<bool>) -> Result<f64, String> {
