@@ -4,8 +4,8 @@
 //! descriptor explains are a copy in flight in a unix socket, or in the hands of io_uring, where no walk comes; or a
 //! thread that sits in a call on it, of which there is at most one for each thread of the holders.
 //!
-//! A thread that waits for a socket in poll(2) keeps a reference, too (`__pollwait`, fs/select.c), even if it is its
-//! process's only one. For listeners that is the rule, and for connections that were attested before; where somebody
+//! A thread that waits for a socket in poll(2) keeps a reference for each entry (`__pollwait`, fs/select.c), even if it is its
+//! process's only one; some, sshd(8) among them, have two entries, to read from it and to write to it. For listeners that is the rule, and for connections that were attested before; where somebody
 //! else may have had a new one from the beginning it is a doubt.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -77,7 +77,7 @@ pub(super) enum Calls {
     NotBelieved,
     /// One of each thread, of processes that have several.
     OfThreads,
-    /// One of each thread.
+    /// Two of each thread: it may wait to read and to write.
     OfPollers,
 }
 
@@ -91,13 +91,18 @@ fn in_calls(rows: &[&Holder], believed: Calls) -> u32 {
 
 /// A process with one thread takes no reference of its own for a call (`fdget`, fs/file.c), except by io_uring and to poll.
 fn calls(row: &Holder, believed: Calls) -> u32 {
-    match (row.threads, row.uses_io_uring) {
-        (0 | 1, false) if believed == Calls::OfPollers => 1,
-        (0 | 1, false) => 0,
-        (threads, false) => threads,
-        (threads, true) => threads.saturating_add(IN_RING),
-    }
+    let threads = row.threads.max(1);
+    let in_calls = match (threads, believed) {
+        (threads, Calls::OfPollers) => threads.saturating_mul(POLLED),
+        (1, Calls::OfThreads) if !row.uses_io_uring => 0,
+        (threads, Calls::OfThreads) => threads,
+        (_, Calls::NotBelieved) => 0,
+    };
+    if row.uses_io_uring { in_calls.saturating_add(IN_RING) } else { in_calls }
 }
+
+/// Entries for one socket in one poll(2).
+const POLLED: u32 = 2;
 
 /// Requests on one socket that may be under way in a ring.
 const IN_RING: u32 = 64;
@@ -169,7 +174,8 @@ mod tests {
     #[test]
     fn who_polls_a_listener_keeps_a_reference_to_it() {
         let polled = |references| Seen(vec![row(1, 1, 3, references)]).holders(&[7], Calls::OfPollers);
-        assert!(polled(2).is_ok() && polled(3).is_ok());
-        assert!(polled(4).is_err());
+        assert!(polled(2).is_ok() && polled(3).is_ok(), "one to read");
+        assert!(polled(4).is_ok(), "and one to write");
+        assert!(polled(5).is_err());
     }
 }
