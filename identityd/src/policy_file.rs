@@ -1,7 +1,8 @@
 //! The policy file, whose only reader is this daemon. A file that does not parse never replaces one that did; it is
 //! looked at five times a second.
 
-use std::fs::File;
+use std::cell::RefCell;
+use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -109,20 +110,27 @@ impl PolicyFile {
 
     /// The file, put together with those it includes; and what was read for that.
     fn whole(&self) -> (Vec<(PathBuf, Version)>, Result<String, String>) {
-        let mut versions = Vec::new();
+        let versions = RefCell::new(Vec::new());
         let name = self.path.display().to_string();
         let text = read(&self.path).map_err(|e| format!("{name}: {e}")).and_then(|(version, text)| {
-            versions.push((self.path.clone(), version));
+            versions.borrow_mut().push((self.path.clone(), version));
             let beside = self.path.parent().map(Path::to_owned).unwrap_or_default();
             let included = |name: &str| {
                 let path = beside.join(name);
                 let (version, text) = read(&path).map_err(|e| e.to_string())?;
-                versions.push((path, version));
+                versions.borrow_mut().push((path, version));
                 Ok(text)
             };
-            bonafide_policy::assemble(&name, &text, included).map_err(|e| e.to_string())
+            let listed = |name: &str| {
+                let path = beside.join(name);
+                // What comes and goes there changes its times.
+                let (version, names) = list(&path).map_err(|e| e.to_string())?;
+                versions.borrow_mut().push((path, version));
+                Ok(names)
+            };
+            bonafide_policy::assemble(&name, &text, included, listed).map_err(|e| e.to_string())
         });
-        (versions, text)
+        (versions.into_inner(), text)
     }
 
     fn settled(&self, version: Version) -> bool {
@@ -165,6 +173,8 @@ enum ReadError {
     Io(#[from] io::Error),
     #[error("it is no regular file")]
     NotRegular,
+    #[error("it is no directory")]
+    NotDirectory,
     #[error("it belongs to uid {0}; it must belong to root or to uid {1}")]
     Owner(u32, u32),
     #[error("its mode {0:04o} lets others write it; take that away (chmod go-w)")]
@@ -193,20 +203,44 @@ fn read(path: &Path) -> Result<(Version, String), ReadError> {
     Ok((version, String::from_utf8(text).map_err(|_| ReadError::NotText)?))
 }
 
-/// Nobody but root and this daemon's own user may have written it.
+/// The most entries of a directory that are looked at.
+const ENTRIES_MAX: usize = 10_000;
+
+/// The names in a directory; those that are no UTF-8 are no policies' either.
+fn list(directory: &Path) -> Result<(Version, Vec<String>), ReadError> {
+    let opened = File::open(directory)?;
+    let metadata = opened.metadata()?;
+    if !metadata.is_dir() {
+        return Err(ReadError::NotDirectory);
+    }
+    owned(&metadata)?;
+    let entries = std::fs::read_dir(directory)?.take(ENTRIES_MAX);
+    let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok())).collect::<io::Result<Vec<_>>>()?;
+    if Version::from(&std::fs::metadata(directory)?) != Version::from(&metadata) {
+        return Err(ReadError::Changed);
+    }
+    Ok((Version::from(&metadata), names.into_iter().flatten().collect()))
+}
+
 fn trusted(file: &File) -> Result<Version, ReadError> {
     let metadata = file.metadata()?;
-    let own = rustix::process::geteuid().as_raw();
     if !metadata.is_file() {
         return Err(ReadError::NotRegular);
     }
+    owned(&metadata)?;
+    Ok(Version::from(&metadata))
+}
+
+/// Nobody but root and this daemon's own user may have written it.
+fn owned(metadata: &Metadata) -> Result<(), ReadError> {
+    let own = rustix::process::geteuid().as_raw();
     if metadata.uid() != 0 && metadata.uid() != own {
         return Err(ReadError::Owner(metadata.uid(), own));
     }
     if metadata.mode() & 0o022 != 0 {
         return Err(ReadError::Mode(metadata.mode() & 0o7777));
     }
-    Ok(Version::from(&metadata))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -281,6 +315,18 @@ mod tests {
         assert!(state.error.as_ref().unwrap().contains("part.toml:1:") && has(&state, "\"/b\""), "{:?}", state.error);
         std::fs::write(&part, with("/c")).unwrap();
         fixture.seen.wait_for(|state| state.error.is_none() && has(state, "\"/c\"")).await.unwrap();
+        // A directory's policies are looked for anew when one comes or goes.
+        std::fs::create_dir(fixture.dir.path().join("d")).unwrap();
+        std::fs::write(fixture.dir.path().join("d/one.toml"), with("/one")).unwrap();
+        fixture.write(&format!("{ENFORCE}include = [\"d/\"]\n"));
+        fixture.seen.wait_for(|state| has(state, "\"/one\"") && !has(state, "\"/c\"")).await.unwrap();
+        let two = with("/two").replace("\"a\"", "\"b\"");
+        std::fs::write(fixture.dir.path().join("d/two.toml"), two).unwrap();
+        fixture.seen.wait_for(|state| has(state, "\"/one\"") && has(state, "\"/two\"")).await.unwrap();
+        std::fs::remove_file(fixture.dir.path().join("d/one.toml")).unwrap();
+        fixture.seen.wait_for(|state| !has(state, "\"/one\"") && has(state, "\"/two\"")).await.unwrap();
+        fixture.write(&format!("{ENFORCE}include = [\"part.toml\"]\n"));
+        fixture.seen.wait_for(|state| has(state, "\"/c\"")).await.unwrap();
         std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o666)).unwrap();
         let writable =
             |state: &State| state.error.as_ref().is_some_and(|why| why.contains("its mode 0666 lets others write it"));

@@ -34,7 +34,7 @@ use crate::remedy::{self, Remedy};
 use crate::responsible::Responsible;
 use crate::review::{self, Review};
 use crate::rule::{self, Placed, Rule};
-use crate::section::INCLUDE;
+use crate::section::{INCLUDE, includes};
 use crate::table::Table;
 use crate::team::{self, Limits};
 use crate::workload::{self, Workload};
@@ -512,12 +512,14 @@ fn check_included(top: &Table<'_>, faults: &mut Faults<'_>) {
     let there: Vec<String> = faults.sections().iter().map(|section| section.name.clone()).collect();
     let named = if top.get(INCLUDE).is_some() { top.texts(INCLUDE, faults).unwrap_or_default() } else { Vec::new() };
     for text in &named {
-        if !there.iter().any(|name| name == text.value) {
+        if !there.iter().any(|name| includes(text.value, name)) {
             let how = "policies of several files are put together by `bonafide policy assemble`";
             faults.wrong(text.at, format!("{} is included and not here; {how}", quoted(text.value)));
         }
     }
-    if let Some(stray) = faults.sections().iter().find(|section| !named.iter().any(|text| text.value == section.name)) {
+    if let Some(stray) =
+        faults.sections().iter().find(|section| !named.iter().any(|text| includes(text.value, &section.name)))
+    {
         let (at, name) = (stray.at, stray.name.clone());
         faults.wrong(at, format!("{} is here and not included", quoted(&name)));
     }

@@ -47,13 +47,20 @@ pub(crate) fn sections(text: &str) -> Vec<Section> {
     found
 }
 
+/// The names of the files that a text was put together of, after the first.
+#[must_use]
+pub fn files(text: &str) -> Vec<String> {
+    sections(text).into_iter().map(|section| section.name).collect()
+}
+
 /// The file that holds this byte; none if it is the first.
 pub(crate) fn section(sections: &[Section], at: usize) -> Option<&Section> {
     let after = sections.partition_point(|section| section.at <= at);
     sections.get(after.checked_sub(1)?)
 }
 
-/// Puts files together. `read` gives the text of a file that the first one includes, by the name it is included by.
+/// Puts files together. `read` gives the text of a file that the first one includes, by the name it is included by; `list` the
+/// names of what is in a directory, which are included in their order if they end with `.toml` and do not begin with a dot.
 ///
 /// # Errors
 /// Every mistake that keeps the files from being put together, with file, line and column; what is wrong with the policy
@@ -62,13 +69,24 @@ pub fn assemble(
     file: &str,
     text: &str,
     mut read: impl FnMut(&str) -> Result<String, String>,
+    mut list: impl FnMut(&str) -> Result<Vec<String>, String>,
 ) -> Result<String, PolicyErrors> {
-    let names = included(file, text)?;
+    let wrong =
+        |line: usize, message: String| PolicyErrors::one(file, PolicyError { file: None, line, column: 1, message });
+    let mut names: Vec<(usize, String)> = Vec::new();
+    for (line, name) in included(file, text)? {
+        let files =
+            if name.ends_with('/') { below(&name, &mut list).map_err(|why| wrong(line, why))? } else { vec![name] };
+        names.extend(files.into_iter().map(|name| (line, name)));
+    }
+    if let Some((line, name)) = twice(&names) {
+        return Err(wrong(*line, format!("\"{name}\" is included twice")));
+    }
+    if names.len() > FILES_MAX {
+        return Err(wrong(1, format!("{} files are included; the limit is {FILES_MAX}", names.len())));
+    }
     let mut whole = text.to_owned();
     for (line, name) in names {
-        let wrong = |line: usize, message: String| {
-            PolicyErrors::one(file, PolicyError { file: None, line, column: 1, message })
-        };
         let part = read(&name).map_err(|why| wrong(line, format!("\"{name}\" is included, and {why}")))?;
         check_part(&name, &part)?;
         if whole.len().saturating_add(part.len()) > POLICY_MAX {
@@ -105,6 +123,33 @@ pub(crate) fn with(text: &str, more: &str) -> String {
     format!("{first}\n{more}{end}{rest}")
 }
 
+/// The policies in a directory. That there are none is no policy, but a mistake.
+fn below(directory: &str, list: &mut impl FnMut(&str) -> Result<Vec<String>, String>) -> Result<Vec<String>, String> {
+    let there = list(directory).map_err(|why| format!("\"{directory}\" is included, and {why}"))?;
+    let mut names: Vec<String> =
+        there.into_iter().filter(|name| is_policy(name)).map(|name| format!("{directory}{name}")).collect();
+    names.sort_unstable();
+    match names.iter().find_map(|name| Some((name, problem(name)?))) {
+        Some((name, problem)) => Err(format!("the file {} {problem}", crate::fault::quoted(name))),
+        None if names.is_empty() => Err(format!("\"{directory}\" is included, and no file in it ends with .toml")),
+        None => Ok(names),
+    }
+}
+
+fn is_policy(name: &str) -> bool {
+    name.ends_with(".toml") && !name.starts_with('.') && !name.contains('/')
+}
+
+/// Whether this file is included by this name, which may be a directory's.
+pub(crate) fn includes(name: &str, file: &str) -> bool {
+    name == file || name.ends_with('/') && file.strip_prefix(name).is_some_and(is_policy)
+}
+
+fn twice(names: &[(usize, String)]) -> Option<&(usize, String)> {
+    let mut seen = std::collections::HashSet::new();
+    names.iter().find(|(_, name)| !seen.insert(name))
+}
+
 /// The names in `include`, each with its line.
 fn included(file: &str, text: &str) -> Result<Vec<(usize, String)>, PolicyErrors> {
     let mut faults = Faults::in_text(text);
@@ -121,7 +166,7 @@ fn included(file: &str, text: &str) -> Result<Vec<(usize, String)>, PolicyErrors
             None => {
                 faults.wrong(at, format!("include is a list of names of files; for example {}", TOP.example(INCLUDE)))
             }
-            Some(name) => match problem(name) {
+            Some(name) => match problem(name.strip_suffix('/').unwrap_or(name)) {
                 Some(problem) => faults.wrong(at, format!("the file {} {problem}", crate::fault::quoted(name))),
                 None if names.iter().any(|(_, other)| other == name) => {
                     faults.wrong(at, format!("\"{name}\" is included twice"));
@@ -223,8 +268,39 @@ mod tests {
     fn files_are_put_together_in_the_order_of_their_names_in_include() {
         let main = "mode = 'enforce'\ninclude = ['b', 'c']\n";
         let whole =
-            assemble("a", main, |name| Ok(if name == "b" { "[[rule]]" } else { "\n[[rule]]\n" }.into())).unwrap();
+            assemble("a", main, |name| Ok(if name == "b" { "[[rule]]" } else { "\n[[rule]]\n" }.into()), nothing)
+                .unwrap();
         assert_eq!(whole, WHOLE);
-        assert_eq!(assemble("a", "mode = 3", |_| Err("never asked".into())).unwrap(), "mode = 3");
+        assert_eq!(assemble("a", "mode = 3", |_| Err("never asked".into()), nothing).unwrap(), "mode = 3");
+    }
+
+    fn nothing(_: &str) -> Result<Vec<String>, String> {
+        Err("nothing is here".to_owned())
+    }
+
+    #[test]
+    fn a_directory_is_its_policies_in_the_order_of_their_names() {
+        let main = "mode = 'enforce'\ninclude = ['x.toml', 'd/']\n";
+        let list = |names: &'static [&str]| move |_: &str| Ok(names.iter().map(|name| (*name).to_owned()).collect());
+        let read = |name: &str| Ok(format!("# {name}\n"));
+        let whole = assemble("a", main, read, list(&["b.toml", ".c.toml", "a.toml", "a.toml~", "README"])).unwrap();
+        let names: Vec<&str> = whole.lines().filter_map(|line| line.strip_prefix(MARK)).collect();
+        assert_eq!(names, ["x.toml", "d/a.toml", "d/b.toml"]);
+        crate::Policy::parse("a", &whole).unwrap_or_else(|e| panic!("{e}"));
+        for (include, names, said) in [
+            ("['d/']", &["x"][..], "a:2:1: \"d/\" is included, and no file in it ends with .toml"),
+            ("['d/']", &["\u{e4}.toml"], "a:2:1: the file \"d/\\u{e4}.toml\" contains"),
+            ("['d/a.toml', 'd/']", &["a.toml"], "\"d/a.toml\" is included twice"),
+            ("['/']", &[], "has 0 bytes"),
+            ("['../']", &[], "is not below the directory"),
+        ] {
+            let errors = assemble("a", &main.replace("['x.toml', 'd/']", include), read, list(names)).unwrap_err();
+            assert!(errors.to_string().contains(said), "{errors}");
+        }
+        // Whoever puts them together otherwise leaves none out.
+        let lost = crate::Policy::parse("a", "mode = 'enforce'\ninclude = ['d/']\n").unwrap_err().to_string();
+        assert!(lost.contains("\"d/\" is included and not here"), "{lost}");
+        let stray = crate::Policy::parse("a", "mode = 'enforce'\ninclude = ['d/']\n#@ file d/e/a.toml\n").unwrap_err();
+        assert!(stray.to_string().contains("\"d/e/a.toml\" is here and not included"), "{stray}");
     }
 }

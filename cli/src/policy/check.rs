@@ -158,7 +158,21 @@ pub(crate) fn text_with(file: &Path, other: Option<(&Path, &str)>) -> Result<Str
         _ => raw(file),
     };
     let included = |name: &str| read(&beside.join(name));
-    bonafide_policy::assemble(&file.display().to_string(), &read(file)?, included).map_err(|e| e.to_string())
+    bonafide_policy::assemble(&file.display().to_string(), &read(file)?, included, |name: &str| {
+        names(&beside.join(name))
+    })
+    .map_err(|e| e.to_string())
+}
+
+/// The most entries of a directory that are looked at.
+const ENTRIES_MAX: usize = 10_000;
+
+/// The names in a directory; those that are no UTF-8 are no policies' either.
+fn names(directory: &Path) -> Result<Vec<String>, String> {
+    let failed = |e: std::io::Error| format!("{}: cannot be read: {e}", directory.display());
+    let entries = std::fs::read_dir(directory).map_err(failed)?.take(ENTRIES_MAX);
+    let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok())).collect::<Result<Vec<_>, _>>();
+    Ok(names.map_err(failed)?.into_iter().flatten().collect())
 }
 
 /// The text of a file as it is.

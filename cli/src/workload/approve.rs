@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bonafide_policy::Policy;
+use bonafide_policy::{Policy, files};
 use bonafide_proto::clock::{Clock as _, SystemClock};
 use bonafide_proto::fingerprint::Digest;
 use bonafide_proto::name::WorkloadName;
@@ -119,13 +119,9 @@ fn choose(known: &[Approved], named: &[Digest]) -> Result<Vec<Approved>, String>
 
 /// The file that declares the workload, of the policy's, and its text.
 fn file_of(policy: &Path, name: &WorkloadName) -> Result<(PathBuf, String), String> {
-    let main = check::raw(policy)?;
     let beside = policy.parent().map(Path::to_owned).unwrap_or_default();
-    let document: DocumentMut = main.parse().map_err(|e| format!("{}: not TOML: {e}", policy.display()))?;
-    let included = document.get("include").and_then(Item::as_value).into_iter().flat_map(|value| match value {
-        Value::Array(list) => list.iter().filter_map(Value::as_str).map(|part| beside.join(part)).collect(),
-        _ => Vec::new(),
-    });
+    let whole = check::text(policy)?;
+    let included = files(&whole).into_iter().map(|part| beside.join(part));
     for file in std::iter::once(policy.to_owned()).chain(included) {
         let text = check::raw(&file)?;
         let document: DocumentMut = text.parse().map_err(|e| format!("{}: not TOML: {e}", file.display()))?;
@@ -318,8 +314,9 @@ mod tests {
     #[test]
     fn the_file_that_declares_it_is_found_among_those_included() {
         let dir = tempfile::tempdir().unwrap();
-        let (main, part) = (dir.path().join("p.toml"), dir.path().join("part.toml"));
-        std::fs::write(&main, "mode = \"enforce\"\ninclude = [\"part.toml\"]\n").unwrap();
+        let (main, part) = (dir.path().join("p.toml"), dir.path().join("d/part.toml"));
+        std::fs::write(&main, "mode = \"enforce\"\ninclude = [\"d/\"]\n").unwrap();
+        std::fs::create_dir(dir.path().join("d")).unwrap();
         std::fs::write(&part, "[[workload]]\nname = \"w\"\nexe = \"/w\"\n").unwrap();
         assert_eq!(file_of(&main, &"w".parse().unwrap()).unwrap().0, part);
         assert!(file_of(&main, &"v".parse().unwrap()).unwrap_err().contains("no [[workload]] is named v"));
