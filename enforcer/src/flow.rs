@@ -11,7 +11,7 @@ use std::time::Duration;
 use bonafide_policy::{Denied, Mode, Policy, Verdict};
 use bonafide_proto::convert::Attestation;
 use bonafide_proto::flow::{FlowKey, NetNs};
-use bonafide_proto::name::{SpiffeId, WorkloadName};
+use bonafide_proto::name::{SpiffeId, TrustDomain, WorkloadName};
 use bonafide_proto::record::{Outcome, Party, Reason, Tried};
 use bonafide_proto::refusal::{AttestReason, AttestRefusal};
 use tokio::io::DuplexStream;
@@ -73,6 +73,12 @@ impl Node {
     pub fn spiffe_id(&self, workload: Option<&WorkloadName>) -> Option<SpiffeId> {
         let trust = self.trust.borrow();
         Some(SpiffeId::workload(trust.as_ref()?.trust.bundle.trust_domain(), workload?))
+    }
+
+    /// Whose roots are in force; none before the first trust bundle.
+    #[must_use]
+    pub fn trust_domain(&self) -> Option<TrustDomain> {
+        self.trust.borrow().as_ref().map(|trust| trust.trust.bundle.trust_domain().clone())
     }
 
     /// Writes what attestation found into a party.

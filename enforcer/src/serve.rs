@@ -78,6 +78,7 @@ impl Enforcement for Operator {
             refused,
             records: self.node.records.path().display().to_string(),
             observing,
+            trust_domain: self.node.trust_domain().map(|domain| domain.to_string()).unwrap_or_default(),
         }))
     }
 }

@@ -219,6 +219,10 @@ impl Node {
             if !knows.ca_connected {
                 return Err("identityd has no connection to the CA".to_owned());
             }
+            let status = rpc::enforcement_status(&layout.enforcer_socket()).map_err(|e| format!("enforcer: {e}"))?;
+            if status.trust_domain.is_empty() {
+                return Err("the enforcer has no trust bundle yet".to_owned());
+            }
             self.enforces(policy)
         });
     }
