@@ -140,6 +140,7 @@ mod tests {
             remote: "/opt/bonafide --dir /x".to_owned(),
         };
         let args = SeenArgs { nodes, since: since.map(|since| since.parse().unwrap()), ..SeenArgs::default() };
+        assert!(!args.is_own() && SeenArgs::default().is_own());
         let edges = edges(&args, &Layout::new(dir.path())).map_err(|e| e.to_string())?;
         let said = std::fs::read_to_string(dir.path().join("said")).unwrap();
         let since = since.map(|since| format!(" --since {since}")).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What was seen: edges, from files of flow records or of exported edges.
+//! What was seen: edges, from this node's history or others', or from files of flow records or of exported edges.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,12 @@ pub struct SeenArgs {
 impl SeenArgs {
     /// Whether anything is asked for.
     pub(crate) fn names_any(&self) -> bool {
-        !self.files.is_empty() || !self.nodes.nodes.is_empty() || self.since.is_some()
+        !self.is_own() || self.since.is_some()
+    }
+
+    /// Whether this node's own history is meant.
+    pub(crate) fn is_own(&self) -> bool {
+        self.files.is_empty() && self.nodes.nodes.is_empty()
     }
 }
 
@@ -96,7 +101,7 @@ pub(crate) fn seconds(text: &str) -> Option<i64> {
 /// Everything that was seen, flows alike counted together.
 pub(crate) fn edges(args: &SeenArgs, layout: &Layout) -> Result<Vec<EdgeCount>, Failure> {
     let mut gathered = Gathered { since: args.since.map_or(i64::MIN, |since| since.0), edges: HashMap::new() };
-    if args.files.is_empty() && args.nodes.nodes.is_empty() {
+    if args.is_own() {
         gathered.own(layout)?;
     }
     args.files.iter().try_for_each(|file| gathered.read(file))?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bonafide_policy::{POLICY_MAX, Policy};
+use bonafide_policy::{ENTRIES_MAX, POLICY_MAX, Policy};
 use bonafide_proto::clock::SharedClock;
 use tokio::sync::watch;
 
@@ -203,10 +203,7 @@ fn read(path: &Path) -> Result<(Version, String), ReadError> {
     Ok((version, String::from_utf8(text).map_err(|_| ReadError::NotText)?))
 }
 
-/// The most entries of a directory that are looked at.
-const ENTRIES_MAX: usize = 10_000;
-
-/// The names in a directory; those that are no UTF-8 are no policies' either.
+/// The names in a directory. What is not UTF-8 in one is replaced, so that it is refused by name and not passed over.
 fn list(directory: &Path) -> Result<(Version, Vec<String>), ReadError> {
     let opened = File::open(directory)?;
     let metadata = opened.metadata()?;
@@ -214,12 +211,13 @@ fn list(directory: &Path) -> Result<(Version, Vec<String>), ReadError> {
         return Err(ReadError::NotDirectory);
     }
     owned(&metadata)?;
-    let entries = std::fs::read_dir(directory)?.take(ENTRIES_MAX);
-    let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok())).collect::<io::Result<Vec<_>>>()?;
+    let entries = std::fs::read_dir(directory)?.take(ENTRIES_MAX + 1);
+    let names =
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<io::Result<_>>()?;
     if Version::from(&std::fs::metadata(directory)?) != Version::from(&metadata) {
         return Err(ReadError::Changed);
     }
-    Ok((Version::from(&metadata), names.into_iter().flatten().collect()))
+    Ok((Version::from(&metadata), names))
 }
 
 fn trusted(file: &File) -> Result<Version, ReadError> {

@@ -63,4 +63,4 @@ pub use replay::Who;
 pub use responsible::Responsible;
 pub use review::Review;
 pub use schema::schema;
-pub use section::{assemble, files, line_in};
+pub use section::{ENTRIES_MAX, assemble, files, line_in};

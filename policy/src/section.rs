@@ -23,6 +23,8 @@ const KEPT: &str = "#@";
 /// The most files, and the longest name of one, in bytes.
 const FILES_MAX: usize = 1000;
 const NAME_MAX: usize = 255;
+/// The most entries of a directory that is included. Whoever lists one reads one more, so that it is known if there are.
+pub const ENTRIES_MAX: usize = 10_000;
 
 /// Where a file begins in the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +128,9 @@ pub(crate) fn with(text: &str, more: &str) -> String {
 /// The policies in a directory. That there are none is no policy, but a mistake.
 fn below(directory: &str, list: &mut impl FnMut(&str) -> Result<Vec<String>, String>) -> Result<Vec<String>, String> {
     let there = list(directory).map_err(|why| format!("\"{directory}\" is included, and {why}"))?;
+    if there.len() > ENTRIES_MAX {
+        return Err(format!("\"{directory}\" is included, and has more than {ENTRIES_MAX} entries"));
+    }
     let mut names: Vec<String> =
         there.into_iter().filter(|name| is_policy(name)).map(|name| format!("{directory}{name}")).collect();
     names.sort_unstable();
@@ -297,6 +302,9 @@ mod tests {
             let errors = assemble("a", &main.replace("['x.toml', 'd/']", include), read, list(names)).unwrap_err();
             assert!(errors.to_string().contains(said), "{errors}");
         }
+        let many = |_: &str| Ok(vec!["x".to_owned(); ENTRIES_MAX + 1]);
+        let errors = assemble("a", &main.replace("'x.toml', ", ""), read, many).unwrap_err().to_string();
+        assert!(errors.contains("has more than 10000 entries"), "{errors}");
         // Whoever puts them together otherwise leaves none out.
         let lost = crate::Policy::parse("a", "mode = 'enforce'\ninclude = ['d/']\n").unwrap_err().to_string();
         assert!(lost.contains("\"d/\" is included and not here"), "{lost}");

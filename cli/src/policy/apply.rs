@@ -68,8 +68,8 @@ fn compare(args: &ApplyArgs, new: Policy, layout: &Layout, screen: &mut Screen) 
         screen.line("nothing was published before, so there is nothing to compare with")?;
         return Ok(Exit::Done);
     }
-    if args.seen.files.is_empty() && !layout.enforcer_socket().exists() && !layout.records().exists() {
-        let named = "name files by --seen";
+    if args.seen.is_own() && !layout.enforcer_socket().exists() && !layout.records().exists() {
+        let named = "name files by --seen, or nodes by --node";
         let why = format!("what would change is not known: no node in {}; {named}", layout.dir().display());
         screen.line(&printable(&why))?;
         return Ok(Exit::Done);

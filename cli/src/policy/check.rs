@@ -5,7 +5,7 @@ mod report;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use bonafide_policy::{CaseResult, Lint, POLICY_MAX, Policy, PolicyErrors};
+use bonafide_policy::{CaseResult, ENTRIES_MAX, Lint, POLICY_MAX, Policy, PolicyErrors};
 use bonafide_proto::clock::{Clock as _, SystemClock};
 use bonafide_proto::edge::EdgeCount;
 
@@ -164,15 +164,11 @@ pub(crate) fn text_with(file: &Path, other: Option<(&Path, &str)>) -> Result<Str
     .map_err(|e| e.to_string())
 }
 
-/// The most entries of a directory that are looked at.
-const ENTRIES_MAX: usize = 10_000;
-
-/// The names in a directory; those that are no UTF-8 are no policies' either.
+/// The names in a directory. What is not UTF-8 in one is replaced, so that it is refused by name and not passed over.
 fn names(directory: &Path) -> Result<Vec<String>, String> {
     let failed = |e: std::io::Error| format!("{}: cannot be read: {e}", directory.display());
-    let entries = std::fs::read_dir(directory).map_err(failed)?.take(ENTRIES_MAX);
-    let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok())).collect::<Result<Vec<_>, _>>();
-    Ok(names.map_err(failed)?.into_iter().flatten().collect())
+    let entries = std::fs::read_dir(directory).map_err(failed)?.take(ENTRIES_MAX + 1);
+    entries.map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
 }
 
 /// The text of a file as it is.
