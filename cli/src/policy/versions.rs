@@ -1,5 +1,6 @@
 //! `bonafide policy confirm`, `rollback` and `history`: the versions of the published policy.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use bonafide_proto::signed_policy::TEXT_MAX;
@@ -62,9 +63,8 @@ pub struct HistoryArgs {
 pub(crate) fn confirm(args: &ConfirmArgs, layout: &Layout, screen: &mut Screen) -> Result<Exit, Failure> {
     let published = ask_published(args.socket.as_ref(), layout, false)?.published.unwrap_or_default();
     let version = args.version.unwrap_or(published.version);
-    if version == published.version && !args.from_here && login_began().is_none_or(|began| began <= published.created) {
-        let why = "this login is older than the version, so it proves nothing about new connections";
-        return Err(Failure::Refused(format!("{why}; log in anew, or say --from-here")));
+    if version == published.version && !args.from_here {
+        newer(login_began(), published.created)?;
     }
     let socket = socket(args.socket.as_ref(), layout);
     let request = ConfirmPolicyRequest { version };
@@ -73,12 +73,29 @@ pub(crate) fn confirm(args: &ConfirmArgs, layout: &Layout, screen: &mut Screen) 
     Ok(Exit::Done)
 }
 
-/// When the leader of this session started, unix seconds; none if that cannot be told.
+/// Both times in unix seconds.
+fn newer(login: Option<i64>, version: i64) -> Result<(), Failure> {
+    let why = match login {
+        Some(began) if began > version => return Ok(()),
+        Some(_) => "this login is older than the version, so it proves nothing about new connections",
+        None => "when this login began cannot be told from here, so it proves nothing about new connections",
+    };
+    Err(Failure::Refused(format!("{why}; log in anew, or say --from-here")))
+}
+
+/// When the leader of this session started, unix seconds; none if that cannot be told, which it cannot of a leader
+/// that is dead, or outside of this PID namespace.
 fn login_began() -> Option<i64> {
-    let leader = rustix::process::getsid(None).ok()?;
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", leader.as_raw_nonzero())).ok()?;
+    let leader = leader(&std::fs::read_to_string("/proc/self/stat").ok()?)?;
+    let stat = std::fs::read_to_string(format!("/proc/{leader}/stat")).ok()?;
     let boot = std::fs::read_to_string("/proc/stat").ok()?;
     began(&stat, &boot)
+}
+
+/// From `/proc/self/stat` (field 6, session), where 0 is a process that has no number here: `pid_namespaces(7)`.
+fn leader(stat: &str) -> Option<NonZero<u32>> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(3)?.parse().ok()
 }
 
 /// From `/proc/PID/stat` (field 22, starttime) and `/proc/stat` (`btime`). See proc(5).
@@ -159,7 +176,19 @@ mod tests {
         for (stat, boot) in [("7 (a) S 1", "btime 1"), (stat, "cpu 1"), ("", "")] {
             assert_eq!(began(stat, boot), None);
         }
-        assert!(login_began().is_some_and(|began| began > 0));
+        assert!(login_began().is_none_or(|began| began > 0));
+    }
+
+    #[test]
+    fn a_leader_of_another_pid_namespace_proves_nothing() {
+        assert_eq!(leader("9 (a ) b) S 1 7 6 0 -1").map(NonZero::get), Some(6));
+        for stat in ["9 (a) S 1 7 0 0 -1", "9 (a) S 1 7", "9 (a) S 1 7 -6 0", ""] {
+            assert_eq!(leader(stat), None);
+        }
+        assert!(newer(Some(8), 7).is_ok());
+        for login in [None, Some(6), Some(7)] {
+            assert!(newer(login, 7).is_err());
+        }
     }
 
     #[test]
